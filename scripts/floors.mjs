@@ -1,0 +1,61 @@
+/**
+ * The floors of `src`, bottom-up: the one list that ARCHITECTURE.md describes and `npm run floors` enforces.
+ *
+ * A file imports values only from lower floors or from earlier rows of its own floor. Types may point up.
+ * A row is a file, or a folder written `folder/*`, whose files may import one another.
+ *
+ * @type {ReadonlyArray<ReadonlyArray<string>>}
+ */
+export const floors = [
+  // 0: words
+  [
+    "src/internal/reasonText.ts",
+    "src/internal/sqlState.ts",
+    "src/internal/reasons.ts",
+    "src/DbError.ts",
+    "src/internal/input.ts",
+    "src/internal/transactionSql.ts",
+    "src/internal/combinator.ts",
+    "src/DbOptions.ts"
+  ],
+  // 1: secrets
+  ["src/internal/ambient.ts", "src/internal/bracket.ts", "src/internal/telemetry.ts"],
+  // 2: wire
+  [
+    "src/internal/protocol.ts",
+    "src/internal/rows.ts",
+    "src/internal/pipeline.ts",
+    "src/internal/cancel.ts",
+    "src/internal/recycler.ts",
+    "src/internal/wire.ts",
+    "src/internal/pool.ts",
+    "src/internal/statement.ts"
+  ],
+  // 3: engine and unit of work
+  [
+    "src/internal/lease.ts",
+    "src/internal/engine.ts",
+    "src/internal/frame.ts",
+    "src/internal/unit.ts",
+    "src/internal/slot.ts",
+    "src/internal/session.ts",
+    "src/internal/execute.ts",
+    "src/internal/sqlClient.ts",
+    "src/internal/listen.ts",
+    "src/internal/stream.ts",
+    "src/internal/outcome.ts",
+    "src/internal/block.ts",
+    "src/DbEngine.ts"
+  ],
+  // 4: nouns
+  ["src/DbConnection.ts", "src/DbSession.ts", "src/DbTransaction.ts", "src/DbQuery.ts"],
+  // 5: one database
+  ["src/Database.ts", "src/DbLayer.ts", "src/Default.ts"],
+  // 6: edges
+  ["src/DbHttp.ts", "src/DbRegistry.ts", "src/DbSchema.ts", "src/DbRuntime.ts", "src/testing/*", "src/embedded/*"],
+  // 7: the barrel
+  ["src/index.ts"]
+]
+
+/** Floors whose rows never import each other, not even earlier ones. */
+export const strangers = new Set([6])

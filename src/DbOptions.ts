@@ -1,0 +1,336 @@
+/**
+ * What an engine is told when it is made. A superset of `PgClientConfig` of `@effect/sql-pg`: the same names
+ * mean the same.
+ *
+ * @since 0.1.0
+ */
+import type { PgClientConfig } from "@effect/sql-pg/PgClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import type * as Schedule from "effect/Schedule"
+import type { ConnectionOptions } from "node:tls"
+import * as ConnectionString from "pg-connection-string"
+import { DbError } from "./DbError.js"
+import { checkStartupValue } from "./internal/input.js"
+import type { IsolationLevel } from "./internal/transactionSql.js"
+
+/**
+ * A server to connect to.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DbHost {
+  readonly host: string
+  /** Default: 5432. */
+  readonly port?: number | undefined
+}
+
+/**
+ * Which kind of server a connection may go to, with the names and meaning of libpq's `target_session_attrs`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" | "standby" | "prefer-standby"
+
+/**
+ * The options of an engine. Everything is optional: without `url` or `host`, libpq's environment variables
+ * (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGDATABASE`) and its defaults apply.
+ *
+ * Durations are `Duration.DurationInput`: a number is milliseconds.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
+  /** `postgres://user:password@host:port/database?sslmode=...`; the single options below win over its parts. */
+  readonly url?: Redacted.Redacted | string | undefined
+  /** A secret, or an effect that is run for each new connection: credentials may rotate. */
+  readonly password?: Redacted.Redacted | Effect.Effect<Redacted.Redacted, unknown> | undefined
+  /** Several servers, tried in order, instead of `host` and `port`. */
+  readonly hosts?: ReadonlyArray<DbHost> | undefined
+  /** Shuffle `hosts` for each new connection. Default: false. */
+  readonly loadBalanceHosts?: boolean | undefined
+  /** Default: `"any"`. */
+  readonly targetSessionAttrs?: TargetSessionAttrs | undefined
+  /** `"lazy"` opens no socket before the first use; `"eager"` checks while the layer is built. Default: `"lazy"`. */
+  readonly connect?: "lazy" | "eager" | undefined
+  /** How often `connect: "eager"` tries again before the layer fails. Default: not at all. */
+  readonly startupRetry?: Schedule.Schedule<unknown, SqlError> | undefined
+  /** The longest wait for a connection of the pool. Default: 5 s. */
+  readonly acquireTimeout?: Duration.DurationInput | undefined
+  /** TCP, TLS, authentication and `afterConnect`, for each host. Default: 5 s. */
+  readonly connectTimeout?: Duration.DurationInput | undefined
+  /** The most connections on the server, those being opened and closed included. Default: 10. */
+  readonly maxConnections?: number | undefined
+  /** Kept open even when idle. Default: 0. */
+  readonly minConnections?: number | undefined
+  /** An idle connection above the minimum is closed after this. Default: 10 min. */
+  readonly idleTimeout?: Duration.DurationInput | undefined
+  /** The lifetime of a connection, varied by 10 % so that they don't all end at once. Default: 30 min. */
+  readonly connectionTTL?: Duration.DurationInput | undefined
+  /** A connection that idled for longer is pinged before it is handed out. Default: 1 s. */
+  readonly validateAfter?: Duration.DurationInput | undefined
+  /** Whether session state that a borrower left behind is reset. Default: `"auto"`, by command tags and text. */
+  readonly resetOnRelease?: "auto" | "always" | "never" | undefined
+  /** Named statements, kept per connection (the number is how many; `true`: 256). Off for poolers that can't. Default: on. */
+  readonly preparedStatements?: boolean | number | undefined
+  /** Send without waiting for the answer before. Off for poolers that can't. Default: on. */
+  readonly pipelining?: boolean | undefined
+  /** `statement_timeout` of each connection. Default: the server's. */
+  readonly statementTimeout?: Duration.DurationInput | undefined
+  /** `lock_timeout` of each connection. Default: the server's. */
+  readonly lockTimeout?: Duration.DurationInput | undefined
+  /** `idle_in_transaction_session_timeout` of each connection. Default: the server's. */
+  readonly idleInTransactionTimeout?: Duration.DurationInput | undefined
+  /** `transaction_timeout` of each connection, PostgreSQL 17 and later. Default: the server's. */
+  readonly transactionTimeout?: Duration.DurationInput | undefined
+  /** The longest wait for another fiber's nested block. Default: 30 s. */
+  readonly blockTimeout?: Duration.DurationInput | undefined
+  /** How long a COMMIT, a ROLLBACK or a cancellation may take. Default: 10 s. */
+  readonly settleTimeout?: Duration.DurationInput | undefined
+  /** How long closing the engine waits for work in hand. Default: 10 s. */
+  readonly drainTimeout?: Duration.DurationInput | undefined
+  /** Several statements in one text without parameters. Default: `"allow"`. */
+  readonly multipleStatements?: "allow" | "forbid" | undefined
+  /** Isolation level of sessions and transactions that don't name one. Default: the server's. */
+  readonly isolation?: IsolationLevel | undefined
+  /** Whether transactions that don't say are read-only. Default: the server's. */
+  readonly readOnly?: boolean | undefined
+  /** Whether transactions that don't say are deferrable. Default: the server's. */
+  readonly deferrable?: boolean | undefined
+  /** A statement with neither session nor connection: runs on a connection of its own, or is a typed error. Default: `"allow"`. */
+  readonly implicitExecution?: "allow" | "forbid" | undefined
+  /** Run before every creation of a session, once for it; it may call `DbEngine.changeHost`. */
+  readonly beforeSession?: Effect.Effect<void, SqlError> | undefined
+  /** Run on each new raw connection, which is the ambient one for it; counts towards `connectTimeout`. */
+  readonly afterConnect?: Effect.Effect<void, unknown> | undefined
+  /** Log a borrower that keeps a connection for longer than this. Default: never. */
+  readonly leakTimeout?: Duration.DurationInput | undefined
+}
+
+/** @internal */
+export interface Target {
+  readonly hosts: ReadonlyArray<{ readonly host: string; readonly port: number }>
+  readonly database: string | undefined
+  readonly username: string | undefined
+  readonly password: Effect.Effect<Redacted.Redacted | undefined, unknown>
+  readonly ssl: boolean | ConnectionOptions | undefined
+}
+
+/** Options with every default filled in, durations in milliseconds. @internal */
+export interface Resolved {
+  readonly options: DbOptions
+  readonly target: Target
+  readonly attrs: TargetSessionAttrs
+  readonly loadBalance: boolean
+  readonly applicationName: string
+  readonly acquireMillis: number
+  readonly connectMillis: number
+  readonly max: number
+  readonly min: number
+  readonly idleMillis: number
+  readonly ttlMillis: number
+  readonly validateMillis: number
+  readonly blockMillis: number
+  readonly settleMillis: number
+  readonly drainMillis: number
+  readonly leakMillis: number
+  readonly reset: "auto" | "always" | "never"
+  readonly prepared: number
+  readonly pipelining: boolean
+  readonly multiple: boolean
+  readonly implicit: boolean
+  readonly startup: ReadonlyArray<readonly [name: string, value: string]>
+}
+
+const bad = (message: string, hint: string): DbError => DbError.make("InvalidInput", { message, hint })
+
+const longest = 2 ** 31 - 1
+
+const millis = (
+  name: string,
+  input: Duration.DurationInput | undefined,
+  fallback: number
+): Effect.Effect<number, DbError> =>
+  Effect.suspend(() => {
+    if (input === undefined) return Effect.succeed(fallback)
+    const decoded = Duration.decodeUnknown(input)
+    if (decoded._tag === "None") return Effect.fail(bad(`The option ${name} is not a duration.`, `Write "5 seconds".`))
+    // setTimeout can't count further: infinity is "never".
+    return Effect.succeed(Math.min(Duration.toMillis(decoded.value), longest))
+  })
+
+const count = (
+  name: string,
+  value: number | undefined,
+  fallback: number,
+  least: number
+): Effect.Effect<number, DbError> =>
+  value === undefined
+    ? Effect.succeed(fallback)
+    : Number.isInteger(value) && value >= least
+      ? Effect.succeed(value)
+      : Effect.fail(bad(`The option ${name} is ${value}.`, `It is a whole number, ${least} or more.`))
+
+const oneOf = <A extends string>(
+  name: string,
+  value: A | undefined,
+  fallback: A,
+  allowed: ReadonlyArray<A>
+): Effect.Effect<A, DbError> =>
+  value === undefined
+    ? Effect.succeed(fallback)
+    : allowed.includes(value)
+      ? Effect.succeed(value)
+      : Effect.fail(bad(`The option ${name} is not one of ${allowed.join(", ")}.`, "Choose one of them."))
+
+const parseUrl = (url: string): Effect.Effect<ConnectionString.ConnectionOptions, DbError> =>
+  Effect.try({
+    try: () => {
+      if (!/^postgres(ql)?:\/\//.test(url)) throw new Error("scheme")
+      return ConnectionString.parse(url)
+    },
+    // The cause quotes the url, and with it the password.
+    catch: () => bad("The url is not a PostgreSQL URL.", "Write postgres://user:password@host:5432/database.")
+  })
+
+const port = (value: unknown): Effect.Effect<number, DbError> => {
+  const number = Number(value)
+  return Number.isInteger(number) && number > 0 && number < 65536
+    ? Effect.succeed(number)
+    : Effect.fail(bad("The port is not between 1 and 65535.", "PostgreSQL listens on 5432 unless told otherwise."))
+}
+
+/** Several hosts in one url, as libpq writes them: pg-connection-string knows one only. */
+const splitHosts = (url: string): readonly [url: string, hosts: ReadonlyArray<DbHost>] => {
+  const match = /^(postgres(?:ql)?:\/\/(?:[^@/?]*@)?)([^/?]*,[^/?]*)(.*)$/.exec(url)
+  if (match === null) return [url, []]
+  const hosts = match[2]!.split(",").map((part): DbHost => {
+    const at = part.lastIndexOf(":")
+    return at > part.lastIndexOf("]")
+      ? { host: part.slice(0, at).replace(/^\[|\]$/g, ""), port: Number(part.slice(at + 1)) }
+      : { host: part.replace(/^\[|\]$/g, "") }
+  })
+  return [`${match[1]!}${hosts[0]!.host}${match[3]!}`, hosts]
+}
+
+/** @internal */
+export const resolveTarget = Effect.fnUntraced(function* (
+  options: DbOptions
+): Effect.fn.Return<Target & { readonly attrs: string | undefined }, DbError> {
+  const text =
+    options.url === undefined ? undefined : Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
+  const [url, urlHosts] = text === undefined ? [undefined, []] : splitHosts(text)
+  const parsed = url === undefined ? undefined : yield* parseUrl(url)
+  const env = process.env
+  const given = options.hosts ?? (options.host !== undefined ? [{ host: options.host, port: options.port }] : urlHosts)
+  if (options.hosts !== undefined && options.hosts.length === 0) {
+    return yield* Effect.fail(bad("The option hosts is empty.", "Name at least one host, or leave it out."))
+  }
+  const defaultPort = yield* port(options.port ?? (parsed?.port || undefined) ?? env.PGPORT ?? 5432)
+  const raw: ReadonlyArray<DbHost> =
+    given.length > 0 ? given : [{ host: options.path ?? (parsed?.host || undefined) ?? env.PGHOST ?? "localhost" }]
+  const hosts: Array<{ readonly host: string; readonly port: number }> = []
+  for (const one of raw)
+    hosts.push({ host: one.host, port: one.port === undefined ? defaultPort : yield* port(one.port) })
+  const secret = options.password
+  const urlPassword = parsed?.password
+  const password: Target["password"] =
+    secret === undefined
+      ? Effect.succeed(
+          urlPassword
+            ? Redacted.make(urlPassword)
+            : env.PGPASSWORD !== undefined
+              ? Redacted.make(env.PGPASSWORD)
+              : undefined
+        )
+      : Redacted.isRedacted(secret)
+        ? Effect.succeed(secret)
+        : secret
+  return {
+    hosts,
+    database: options.database ?? parsed?.database ?? env.PGDATABASE,
+    username: options.username ?? parsed?.user ?? env.PGUSER,
+    password,
+    ssl: options.ssl ?? (parsed?.ssl as boolean | ConnectionOptions | undefined),
+    attrs: parsed?.["target_session_attrs"] as string | undefined
+  }
+})
+
+const attrsAllowed: ReadonlyArray<TargetSessionAttrs> = [
+  "any",
+  "read-write",
+  "read-only",
+  "primary",
+  "standby",
+  "prefer-standby"
+]
+
+/** Checks everything that can be checked without a server. @internal */
+export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.fn.Return<Resolved, DbError> {
+  const target = yield* resolveTarget(options)
+  const applicationName = options.applicationName ?? "effect-db"
+  for (const [name, value] of [
+    ["applicationName", applicationName],
+    ["username", target.username],
+    ["database", target.database],
+    ...target.hosts.map((_) => ["host", _.host] as const)
+  ] as const) {
+    const refused = value === undefined ? undefined : checkStartupValue(name, value)
+    if (refused !== undefined) return yield* Effect.fail(refused)
+  }
+  const startup: Array<readonly [string, string]> = []
+  for (const [name, setting, input] of [
+    ["statementTimeout", "statement_timeout", options.statementTimeout],
+    ["lockTimeout", "lock_timeout", options.lockTimeout],
+    ["idleInTransactionTimeout", "idle_in_transaction_session_timeout", options.idleInTransactionTimeout],
+    ["transactionTimeout", "transaction_timeout", options.transactionTimeout]
+  ] as const) {
+    if (input !== undefined) startup.push([setting, String(Math.ceil(yield* millis(name, input, 0)))])
+  }
+  const max = yield* count("maxConnections", options.maxConnections, 10, 1)
+  const min = yield* count("minConnections", options.minConnections, 0, 0)
+  if (min > max) {
+    return yield* Effect.fail(bad(`minConnections (${min}) is more than maxConnections (${max}).`, "Lower it."))
+  }
+  const prepared =
+    options.preparedStatements === undefined || options.preparedStatements === true
+      ? 256
+      : options.preparedStatements === false
+        ? 0
+        : yield* count("preparedStatements", options.preparedStatements, 256, 0)
+  return {
+    options,
+    target,
+    attrs: yield* oneOf(
+      "targetSessionAttrs",
+      options.targetSessionAttrs ?? (target.attrs as TargetSessionAttrs | undefined),
+      "any",
+      attrsAllowed
+    ),
+    loadBalance: options.loadBalanceHosts ?? false,
+    applicationName,
+    acquireMillis: yield* millis("acquireTimeout", options.acquireTimeout, 5000),
+    connectMillis: yield* millis("connectTimeout", options.connectTimeout, 5000),
+    max,
+    min,
+    idleMillis: yield* millis("idleTimeout", options.idleTimeout, 600_000),
+    ttlMillis: yield* millis("connectionTTL", options.connectionTTL, 1_800_000),
+    validateMillis: yield* millis("validateAfter", options.validateAfter, 1000),
+    blockMillis: yield* millis("blockTimeout", options.blockTimeout, 30_000),
+    settleMillis: yield* millis("settleTimeout", options.settleTimeout, 10_000),
+    drainMillis: yield* millis("drainTimeout", options.drainTimeout, 10_000),
+    leakMillis: yield* millis("leakTimeout", options.leakTimeout, longest),
+    reset: yield* oneOf("resetOnRelease", options.resetOnRelease, "auto", ["auto", "always", "never"]),
+    prepared,
+    pipelining: options.pipelining ?? true,
+    multiple:
+      (yield* oneOf("multipleStatements", options.multipleStatements, "allow", ["allow", "forbid"])) === "allow",
+    implicit: (yield* oneOf("implicitExecution", options.implicitExecution, "allow", ["allow", "forbid"])) === "allow",
+    startup
+  }
+})

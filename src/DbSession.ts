@@ -1,0 +1,466 @@
+/**
+ * The session: a unit of work with a lazy connection and a lazy transaction.
+ *
+ * @since 0.1.0
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import { DbError } from "./DbError.js"
+import { coreOf, viewOf } from "./DbEngine.js"
+import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
+import { beginManual } from "./DbTransaction.js"
+import type { ManualTransaction } from "./DbTransaction.js"
+import * as Ambient from "./internal/ambient.js"
+import { runBatch } from "./internal/batch.js"
+import type { BatchResult } from "./internal/batch.js"
+import { markRollbackOnly } from "./internal/block.js"
+import { combinator } from "./internal/combinator.js"
+import type { Combinator } from "./internal/combinator.js"
+import { EngineCore } from "./internal/engine.js"
+import { unitOf } from "./internal/execute.js"
+import type { Frame } from "./internal/frame.js"
+import * as sessions from "./internal/session.js"
+import type { Slot } from "./internal/slot.js"
+import type { TransactionOptions } from "./internal/transactionSql.js"
+import type { Hook, Unit, UnitState } from "./internal/unit.js"
+
+export type {
+  /**
+   * @since 0.1.0
+   * @category models
+   */
+  BatchResult
+} from "./internal/batch.js"
+
+/**
+ * The identity of a database's session in the types.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DbSession<Name extends string = "default"> {
+  readonly "effect-db/DbSession": Name
+}
+
+/**
+ * `"idle"`: no transaction. `"active"`: a transaction is open. `"failed"`: one that the server has aborted.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type SessionState = UnitState
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface SessionOptions extends TransactionOptions {
+  /** Run before each COMMIT of the session, still inside. Its failure prevents the commit. */
+  readonly beforeCommit?: Effect.Effect<unknown, SqlError> | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface MakeOptions extends SessionOptions {
+  /** Commit at the end of the scope when it succeeds. Default: false, everything uncommitted is rolled back. */
+  readonly autocommit?: boolean | undefined
+}
+
+/**
+ * A session: the members of the facade and of every handle.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Session {
+  readonly name: string
+  /** Runs in this session. The first statement borrows a connection; BEGIN rides with it. */
+  readonly sql: DbSql
+  readonly state: Effect.Effect<SessionState>
+  /**
+   * Commits what is open and keeps the connection; the next statement opens a new transaction on it. Without a
+   * transaction: nothing. Inside a block: `SessionBusy`. Can't be interrupted once COMMIT is on its way, which takes
+   * at most `settleTimeout`. Fails with `TransactionAborted` when a failed statement was swallowed, with the reason
+   * of a constraint that is checked at COMMIT, with `CommitUnknown` when the connection is lost meanwhile.
+   */
+  readonly commit: Effect.Effect<void, SqlError>
+  /** Rolls back what is open and keeps the connection. Inside a block: `SessionBusy`. */
+  readonly rollback: Effect.Effect<void, SqlError>
+  /** Rolls back what is open and gives the connection back: the next use is a new session. Twice: nothing. */
+  readonly close: Effect.Effect<void, SqlError>
+  /** Opens a block by hand: the transaction itself when none is open, else a savepoint. */
+  readonly begin: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError>
+  /** Opens a savepoint by hand. */
+  readonly savepoint: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError>
+  /** Runs an effect with this session as the ambient one. */
+  readonly use: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  /** Sends all statements at once, in the session's transaction: one round trip. */
+  readonly batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
+    statements: Statements
+  ) => Effect.Effect<BatchResult<Statements>, SqlError>
+  /** Once per COMMIT, just before it, still inside; its failure prevents the commit. */
+  readonly beforeCommit: <A, R>(effect: Effect.Effect<A, SqlError, R>) => Effect.Effect<void, SqlError, R>
+  /**
+   * Once, after the next commit: at the end of a session after the connection is given back, after an explicit
+   * `commit` at once. Detached from the session. A failure is logged and undoes nothing.
+   */
+  readonly afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R>
+  /** As `afterCommit`, after a rollback of the whole transaction. */
+  readonly afterRollback: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R>
+}
+
+interface At {
+  readonly slot: Slot
+  readonly unit: Unit
+  readonly frame: Frame
+}
+
+const noSession = (what: string): DbError =>
+  DbError.make("NoSession", {
+    message: `There is no session to ${what}.`,
+    hint: "Put DbSession.autocommit around it, or DbSession.scoped before it."
+  })
+
+/** The members over something that finds the session: ambient at each use, or one session for good. */
+const makeSession = (
+  name: string,
+  find: (what: string) => Effect.Effect<At, DbError>,
+  whenNone: Effect.Effect<boolean>,
+  sql: () => DbSql,
+  core: EngineCore,
+  use: Session["use"]
+): Session => {
+  let view: DbSql | undefined = undefined
+  const hook =
+    (add: (at: At, hook: Hook) => void) =>
+    <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<void, SqlError, R> =>
+      Effect.contextWithEffect((context: Context.Context<R>) =>
+        Effect.map(find("register a hook with"), (at) => add(at, Effect.provide(effect, context)))
+      )
+  return {
+    name,
+    get sql() {
+      return (view ??= sql())
+    },
+    state: Effect.flatMap(whenNone, (none) =>
+      none
+        ? Effect.succeed<SessionState>("closed")
+        : Effect.match(find("look at"), { onFailure: () => "closed" as const, onSuccess: (at) => at.unit.state })
+    ),
+    commit: Effect.flatMap(find("commit"), (at) => sessions.commit(at.slot, at.unit)),
+    rollback: Effect.flatMap(find("roll back"), (at) => sessions.rollback(at.unit)),
+    close: Effect.flatMap(whenNone, (none) =>
+      none
+        ? Effect.void
+        : Effect.matchEffect(find("close"), {
+            onFailure: (error) => (error.reason._tag === "SessionClosed" ? Effect.void : Effect.fail(error)),
+            onSuccess: (at) => sessions.close(at.slot, at.unit)
+          })
+    ),
+    begin: (options) =>
+      Effect.flatMap(find("begin a transaction in"), (at) =>
+        beginManual(at.slot, at.unit, at.frame, options ?? {}, false)
+      ),
+    savepoint: (options) =>
+      Effect.flatMap(find("open a savepoint in"), (at) => beginManual(at.slot, at.unit, at.frame, options ?? {}, true)),
+    use,
+    batch: (statements) => use(runBatch(core, statements)),
+    beforeCommit: hook((at, hook) => void at.unit.beforeCommit.push(hook)),
+    afterCommit: hook((at, hook) => void at.frame.afterCommit.push(hook)),
+    afterRollback: hook((at, hook) => void at.frame.afterRollback.push(hook))
+  }
+}
+
+const resolved = (slot: Slot, frame: Frame | undefined): Effect.Effect<At, DbError> =>
+  Effect.zipRight(
+    slot.prepare,
+    Effect.suspend(() => {
+      const at = unitOf(slot, frame)
+      return at instanceof Error ? Effect.fail(at) : Effect.succeed({ slot, ...at })
+    })
+  )
+
+/** A handle of the session that is in the slot now; after its close it stays closed. */
+const handleOf = (core: EngineCore, slot: Slot, unit: Unit): Session =>
+  makeSession(
+    unit.name,
+    () =>
+      Effect.withFiberRuntime((fiber) => {
+        if (unit.ended || slot.ended) return Effect.fail(unit.closedError())
+        const entry = Ambient.entry(fiber, core)
+        return resolved(slot, entry.slot === slot ? entry.frame : undefined)
+      }),
+    Effect.sync(() => unit.ended),
+    () => viewOf(core, { _tag: "Slot", slot, unit }),
+    core,
+    (effect) =>
+      Effect.suspend(() =>
+        unit.ended || slot.ended
+          ? Effect.die(unit.closedError())
+          : Ambient.locally(effect, core, (entry) => (entry.slot === slot ? entry : sessions.inSlot(slot)(entry)))
+      )
+  )
+
+/** @internal */
+export const makeFacade = (service: EngineService): Session => {
+  const core = coreOf(service)
+  return makeSession(
+    core.name,
+    (what) =>
+      Effect.withFiberRuntime((fiber) => {
+        const entry = Ambient.entry(fiber, core)
+        return entry.slot === undefined ? Effect.fail(noSession(what)) : resolved(entry.slot, entry.frame)
+      }),
+    Effect.withFiberRuntime((fiber) => {
+      const { slot } = Ambient.entry(fiber, core)
+      return Effect.succeed(slot === undefined || slot.ended)
+    }),
+    () => service.sql,
+    core,
+    (effect) => effect
+  )
+}
+
+/** A session of its own, or the ambient one joined: then a failure marks the block it joins as rollback-only. */
+const autocommit = (core: EngineCore, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
+  Effect.withFiberRuntime<any, any, any>((fiber) => {
+    const entry = Ambient.entry(fiber, core)
+    const { slot } = entry
+    if (slot === undefined) {
+      return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) => around(slot, effect, options))
+    }
+    if (slot.ended) return Effect.fail(slot.get().closedError())
+    return Effect.onExit(effect, (exit) =>
+      Effect.sync(() => {
+        if (Exit.isSuccess(exit) || slot.unit === undefined) return
+        const { frame } = entry
+        const joined = frame !== undefined && !frame.ended && frame.unit === slot.unit ? frame : slot.unit.frame
+        markRollbackOnly(joined, "an autocommit that joined the session failed")
+      })
+    )
+  })
+
+const isolated = (core: EngineCore, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
+  Effect.withFiberRuntime<any, any, any>((fiber) =>
+    Effect.flatMap(sessions.makeSlot(core, Ambient.entry(fiber, core), options, true), (slot) =>
+      around(slot, effect, options)
+    )
+  )
+
+const around = (slot: Slot, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
+  sessions.around(
+    slot,
+    options.timeout === undefined
+      ? effect
+      : Effect.timeoutFail(effect, {
+          duration: options.timeout,
+          onTimeout: () =>
+            DbError.make("TransactionTimeout", {
+              message: `The session "${slot.name}" did not end in time.`,
+              hint: "It was rolled back. Do less in one session, or raise its timeout."
+            })
+        })
+  )
+
+/** Opens a slot whose end is that of the current scope. A commit that fails where nobody can be told is a defect. */
+const openScoped = (
+  core: EngineCore,
+  options: MakeOptions,
+  commits: boolean,
+  after: (slot: Slot, before: Ambient.Entry) => Effect.Effect<void>
+): Effect.Effect<Slot, SqlError, Scope.Scope> =>
+  Effect.uninterruptible(
+    Effect.withFiberRuntime<Slot, SqlError, Scope.Scope>((fiber) => {
+      const entry = Ambient.entry(fiber, core)
+      return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) =>
+        Effect.flatMap(Effect.scope, (scope) =>
+          Effect.as(
+            Scope.addFinalizerExit(scope, (exit) => {
+              const success = commits && Exit.isSuccess(exit)
+              const { unit } = slot
+              const before = success && unit !== undefined ? sessions.runBefore(slot, unit, undefined) : Effect.void
+              return Effect.matchEffect(before, {
+                onSuccess: () => sessions.endSlot(slot, undefined, success),
+                onFailure: (error) => Effect.zipRight(sessions.endSlot(slot, undefined, false), Effect.fail(error))
+              }).pipe(Effect.orDie, Effect.ensuring(Effect.suspend(() => after(slot, entry))))
+            }),
+            slot
+          )
+        )
+      )
+    })
+  )
+
+const leave =
+  (core: EngineCore) =>
+  (slot: Slot, before: Ambient.Entry): Effect.Effect<void> =>
+    Ambient.update(core, (now) =>
+      now.slot === slot ? { ...now, slot: before.slot, frame: before.frame, stack: before.stack } : now
+    )
+
+const handleOfSlot = (core: EngineCore, slot: Slot): Effect.Effect<Session, SqlError> =>
+  Effect.zipRight(
+    slot.prepare,
+    Effect.sync(() => handleOf(core, slot, slot.get()))
+  )
+
+const isCore = (key: object): key is EngineCore => key instanceof EngineCore
+
+/** Every database's session of the fiber, in the order in which they were opened. */
+const allOpen: Effect.Effect<ReadonlyArray<{ readonly core: EngineCore; readonly slot: Slot; readonly unit: Unit }>> =
+  Effect.map(Ambient.entries, (entries) =>
+    entries.flatMap(([core, { slot }]) =>
+      isCore(core) && slot !== undefined && !slot.ended && slot.unit !== undefined && !slot.unit.ended
+        ? [{ core, slot, unit: slot.unit }]
+        : []
+    )
+  )
+
+const inAll = (f: (slot: Slot, unit: Unit) => Effect.Effect<void, SqlError>): Effect.Effect<void, SqlError> =>
+  Effect.flatMap(allOpen, (open) =>
+    Effect.flatMap(
+      Effect.forEach(open, ({ slot, unit }) => Effect.exit(f(slot, unit))),
+      (exits) => exits.find(Exit.isFailure) ?? Effect.void
+    )
+  )
+
+/** No two-phase commit: after the first failure the rest is rolled back, and what was committed stays. */
+const commitAll: Effect.Effect<void, SqlError> = Effect.flatMap(allOpen, (open) => {
+  const next = (at: number): Effect.Effect<void, SqlError> => {
+    const one = open[at]
+    if (one === undefined) return Effect.void
+    return Effect.matchCauseEffect(sessions.commit(one.slot, one.unit), {
+      onSuccess: () => next(at + 1),
+      onFailure: (cause) =>
+        Effect.zipRight(
+          Effect.forEach(open.slice(at), ({ slot, unit }) => Effect.ignore(sessions.close(slot, unit)), {
+            discard: true
+          }),
+          Effect.failCause(cause)
+        )
+    })
+  }
+  return next(0)
+})
+
+/**
+ * The session of one database, as a tag with its constructors and effects. The service is a facade: it resolves to
+ * the ambient session at each use, so that it can be captured and never goes stale.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SessionModule<Name extends string> extends Context.Tag<DbSession<Name>, Session> {
+  /** Runs an effect in a session: success commits, everything else rolls back. Inside a session it joins that one. */
+  readonly autocommit: Combinator<SessionOptions, SqlError, DbEngine<Name>>
+  /** Always a session and a connection of its own, which leaves an outer one untouched. */
+  readonly isolated: Combinator<SessionOptions, SqlError, DbEngine<Name>>
+  /** The ambient session until the scope closes, which commits or rolls back by its Exit. */
+  readonly scoped: (options?: SessionOptions) => Effect.Effect<Session, SqlError, DbEngine<Name> | Scope.Scope>
+  /** A session that is not ambient; `session.use(effect)` makes it so for an effect. */
+  readonly make: (options?: MakeOptions) => Effect.Effect<Session, SqlError, DbEngine<Name> | Scope.Scope>
+  readonly layer: (options?: SessionOptions) => Layer.Layer<DbSession<Name>, SqlError, DbEngine<Name>>
+  /** The ambient session, which is created if nobody has asked yet. */
+  readonly current: Effect.Effect<Option.Option<Session>, SqlError, DbEngine<Name>>
+  /** Runs an effect with no ambient session, connection or transaction of any database: for daemons. */
+  readonly detach: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  readonly state: Effect.Effect<SessionState, never, DbEngine<Name>>
+  readonly commit: Effect.Effect<void, SqlError, DbEngine<Name>>
+  readonly rollback: Effect.Effect<void, SqlError, DbEngine<Name>>
+  readonly close: Effect.Effect<void, SqlError, DbEngine<Name>>
+  /** Commits every database's session of the fiber. The first failure is reported, and the rest is rolled back. */
+  readonly commitAll: Effect.Effect<void, SqlError>
+  readonly rollbackAll: Effect.Effect<void, SqlError>
+  readonly closeAll: Effect.Effect<void, SqlError>
+  readonly begin: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError, DbEngine<Name>>
+  readonly savepoint: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError, DbEngine<Name>>
+  readonly beforeCommit: <A, R>(
+    effect: Effect.Effect<A, SqlError, R>
+  ) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
+  readonly afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
+  readonly afterRollback: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
+  /**
+   * All statements in one transaction and one round trip: in the ambient session they join its transaction, outside
+   * they are one of their own. Several statements in one text are refused.
+   */
+  readonly batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
+    statements: Statements
+  ) => Effect.Effect<BatchResult<Statements>, SqlError, DbEngine<Name>>
+}
+
+/** @internal */
+export const make = <Name extends string>(
+  name: Name,
+  engine: Context.Tag<DbEngine<Name>, EngineService>
+): SessionModule<Name> => {
+  const tag = Context.GenericTag<DbSession<Name>, Session>(`effect-db/DbSession/${name}`)
+  const withCore = <A, E, R>(f: (core: EngineCore) => Effect.Effect<A, E, R>) =>
+    Effect.flatMap(engine, (service) => f(coreOf(service)))
+  const facade = <A, E, R>(f: (session: Session) => Effect.Effect<A, E, R>) =>
+    Effect.flatMap(engine, (service) => f(makeFacade(service)))
+  return Object.assign(tag, {
+    autocommit: combinator<SessionOptions, SqlError, DbEngine<Name>>((effect, options) =>
+      withCore((core) => autocommit(core, effect, options))
+    ),
+    isolated: combinator<SessionOptions, SqlError, DbEngine<Name>>((effect, options) =>
+      withCore((core) => isolated(core, effect, options))
+    ),
+    scoped: (options: SessionOptions = {}) =>
+      withCore((core) =>
+        Effect.flatMap(openScoped(core, options, true, leave(core)), (slot) =>
+          Effect.zipRight(Ambient.update(core, sessions.inSlot(slot)), handleOfSlot(core, slot))
+        )
+      ),
+    make: (options: MakeOptions = {}) =>
+      withCore((core) =>
+        Effect.flatMap(
+          openScoped(core, options, options.autocommit === true, () => Effect.void),
+          (slot) => handleOfSlot(core, slot)
+        )
+      ),
+    layer: (options: SessionOptions = {}) =>
+      Layer.scopedContext(
+        Effect.flatMap(engine, (service) => {
+          const core = coreOf(service)
+          return Effect.flatMap(
+            openScoped(core, options, true, () => Effect.void),
+            (slot) =>
+              Effect.map(Ambient.context(core, sessions.inSlot(slot)), (context) =>
+                Context.merge(Context.make(tag, makeFacade(service)), context)
+              )
+          )
+        })
+      ),
+    current: withCore((core) =>
+      Effect.withFiberRuntime<Option.Option<Session>, SqlError>((fiber) => {
+        const { slot } = Ambient.entry(fiber, core)
+        return slot === undefined || slot.ended
+          ? Effect.succeed(Option.none())
+          : Effect.map(handleOfSlot(core, slot), Option.some)
+      })
+    ),
+    detach: Ambient.detach,
+    state: facade((_) => _.state),
+    commit: facade((_) => _.commit),
+    rollback: facade((_) => _.rollback),
+    close: facade((_) => _.close),
+    commitAll,
+    rollbackAll: inAll((_, unit) => sessions.rollback(unit)),
+    closeAll: inAll(sessions.close),
+    begin: (options?: TransactionOptions) => facade((_) => _.begin(options)),
+    savepoint: (options?: TransactionOptions) => facade((_) => _.savepoint(options)),
+    beforeCommit: <A, R>(effect: Effect.Effect<A, SqlError, R>) => facade((_) => _.beforeCommit(effect)),
+    afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => facade((_) => _.afterCommit(effect)),
+    afterRollback: <A, E, R>(effect: Effect.Effect<A, E, R>) => facade((_) => _.afterRollback(effect)),
+    batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(statements: Statements) =>
+      facade((_) => _.batch(statements))
+  })
+}

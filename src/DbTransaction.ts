@@ -1,0 +1,364 @@
+/**
+ * The transaction: an atomic block.
+ *
+ * @since 0.1.0
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import { DbError } from "./DbError.js"
+import { coreOf } from "./DbEngine.js"
+import type { DbEngine, EngineService } from "./DbEngine.js"
+import * as Ambient from "./internal/ambient.js"
+import * as blocks from "./internal/block.js"
+import { combinator } from "./internal/combinator.js"
+import type { Combined, CombinatorRest } from "./internal/combinator.js"
+import type { EngineCore } from "./internal/engine.js"
+import { unitOf } from "./internal/execute.js"
+import type { Frame } from "./internal/frame.js"
+import { endSlot, inSlot, makeSlot, runBefore, settleOpen, undoOpen } from "./internal/session.js"
+import type { Slot } from "./internal/slot.js"
+import { validate } from "./internal/transactionSql.js"
+import type { IsolationLevel, TransactionOptions } from "./internal/transactionSql.js"
+import type { Unit, UnitState } from "./internal/unit.js"
+
+export type {
+  /**
+   * @since 0.1.0
+   * @category models
+   */
+  IsolationLevel,
+  /**
+   * @since 0.1.0
+   * @category models
+   */
+  TransactionOptions
+} from "./internal/transactionSql.js"
+
+/**
+ * Where a block stands to the transaction around it.
+ *
+ * | | inside | outside |
+ * |---|---|---|
+ * | `"nested"` (default) | a savepoint | opens |
+ * | `"required"` | joins; its failure marks the nearest real block rollback-only | opens |
+ * | `"requiresNew"` | its own session and connection | opens |
+ * | `"mandatory"` | joins | `PropagationError` |
+ * | `"supports"` | joins | runs without |
+ * | `"notSupported"` | runs without, the transaction is suspended | runs without |
+ * | `"never"` | `PropagationError` | runs without |
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Propagation = "nested" | "required" | "requiresNew" | "mandatory" | "supports" | "notSupported" | "never"
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface WithTransactionOptions extends TransactionOptions {
+  /** Default: `"nested"`. */
+  readonly propagation?: Propagation | undefined
+  /**
+   * Run the whole effect again, in a fresh transaction, after a serialization failure, a deadlock or a connection
+   * that was lost before COMMIT was sent. Only the outermost block retries. `true`: up to 8 times, with jittered
+   * exponential pauses from 10 ms on. Default: not at all.
+   */
+  readonly retry?: boolean | Schedule.Schedule<unknown, SqlError> | undefined
+  /**
+   * Write a marker row in the same transaction, so that a COMMIT whose answer was lost can be settled: committed is
+   * a success, not committed a retryable `ConnectionError`. Needs the right to create and write the table
+   * `effect_db_outcome`. Default: false.
+   */
+  readonly verifyOutcome?: boolean | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface AtomicOptions extends Omit<WithTransactionOptions, "propagation"> {
+  /**
+   * What becomes of a transaction that the session has already open: `"commit"` commits it first, `"rollback"` rolls
+   * it back first, `"append"` joins it and commits everything at the end, `"raise"` fails with a
+   * `PropagationError`. Default: `"commit"`.
+   */
+  readonly currentTransaction?: "commit" | "rollback" | "append" | "raise" | undefined
+}
+
+/**
+ * A block that is open.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Transaction {
+  readonly name: string
+  /** How many blocks deep it is; the outermost is 1. */
+  readonly depth: number
+  /** The isolation level that was asked for; nothing: the server's default. */
+  readonly isolation: IsolationLevel | undefined
+  readonly readOnly: boolean
+  /** `"failed"`: the server refuses everything until a rollback. */
+  readonly status: UnitState
+  /** The block can't commit any more: a success fails with `TransactionAborted`. */
+  readonly setRollbackOnly: Effect.Effect<void>
+  /**
+   * Ends this block from inside, through the blocks in it, with a value: the code after is skipped, finalizers run,
+   * and error handlers in between don't trap it. Only for the block that was handed to
+   * `withTransaction((tx) => ...)` or `atomic((tx) => ...)`, inside it, once.
+   */
+  readonly end: (how: "commit" | "rollback", value?: unknown) => Effect.Effect<never, SqlError>
+}
+
+/**
+ * A block that was opened by hand, and has to be ended by hand: what is left open is rolled back with its session.
+ * Ending it twice is a `TransactionClosed`; ending it while a block inside it is open, a `SessionBusy`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ManualTransaction extends Omit<Transaction, "end"> {
+  readonly commit: Effect.Effect<void, SqlError>
+  readonly rollback: Effect.Effect<void, SqlError>
+}
+
+/**
+ * A combinator that also takes a function of the block that it opens.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface TransactionCombinator<Options, Name extends string> {
+  <Arg extends Effect.Effect<any, any, any> | ((tx: Transaction) => Effect.Effect<any, any, any>) | Options>(
+    effectOrOptions: Arg,
+    ...rest: CombinatorRest<Options>
+  ): Arg extends (tx: Transaction) => infer Result
+    ? Combined<Result, SqlError, DbEngine<Name>>
+    : Combined<Arg, SqlError, DbEngine<Name>>
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface TransactionModule<Name extends string> {
+  /** The innermost block around the fiber; none in a session without blocks. */
+  readonly current: Effect.Effect<Option.Option<Transaction>, never, DbEngine<Name>>
+  /** The innermost block, or the session's transaction, can't commit any more. Without either: `NoSession`. */
+  readonly setRollbackOnly: Effect.Effect<void, SqlError, DbEngine<Name>>
+  /**
+   * A block for the current scope: success commits it, everything else rolls it back. A commit that fails where
+   * nobody can be told dies with the `DbError`.
+   */
+  readonly scoped: (options?: TransactionOptions) => Effect.Effect<Transaction, SqlError, DbEngine<Name> | Scope.Scope>
+}
+
+const isReadOnly = (unit: Unit, frame: Frame): boolean => {
+  for (let at: Frame | undefined = frame; at !== undefined; at = at.parent)
+    if (at.options.readOnly === true) return true
+  return unit.options.readOnly === true
+}
+
+const statusOf = (unit: Unit, frame: Frame): UnitState => (frame.ended ? "closed" : unit.state)
+
+const noEnd = (): Effect.Effect<never, SqlError> =>
+  Effect.fail(
+    DbError.make("PropagationError", {
+      message: "This block has no body that could be ended early.",
+      hint: "tx.end belongs to the tx of withTransaction((tx) => ...) and atomic((tx) => ...)."
+    })
+  )
+
+const handleOf = (unit: Unit, frame: Frame, end: Transaction["end"]): Transaction => ({
+  name: frame.name,
+  depth: frame.depth,
+  isolation: frame.options.isolation ?? unit.options.isolation,
+  get readOnly() {
+    return isReadOnly(unit, frame)
+  },
+  get status() {
+    return statusOf(unit, frame)
+  },
+  setRollbackOnly: Effect.sync(() => blocks.markRollbackOnly(frame, "setRollbackOnly was called")),
+  end
+})
+
+type AnyEffect = Effect.Effect<any, any, any>
+
+const bodyOf = (arg: unknown): Parameters<typeof blocks.withTransaction>[1] =>
+  Effect.isEffect(arg)
+    ? (arg as AnyEffect)
+    : (block) => (arg as (tx: Transaction) => AnyEffect)(handleOf(block.unit, block.frame, block.end))
+
+const transactional = <Options extends object>(
+  run: (core: EngineCore, body: Parameters<typeof blocks.withTransaction>[1], options: Options) => AnyEffect,
+  engine: Context.Tag<any, EngineService>
+): ((...args: ReadonlyArray<any>) => any) => {
+  const go = (arg: unknown, options: Options): AnyEffect =>
+    Effect.flatMap(engine, (service) => run(coreOf(service), bodyOf(arg), options))
+  const ofEffect = combinator<Options, never, never>(go) as (...args: ReadonlyArray<any>) => any
+  return (arg, ...rest) =>
+    typeof arg === "function" && !Effect.isEffect(arg)
+      ? go(arg, (typeof rest[0] === "object" && rest[0] !== null ? rest[0] : {}) as Options)
+      : ofEffect(arg, ...rest)
+}
+
+/** @internal */
+export const makeWithTransaction = <Name extends string>(
+  engine: Context.Tag<DbEngine<Name>, EngineService>
+): TransactionCombinator<WithTransactionOptions, Name> =>
+  transactional<WithTransactionOptions>(blocks.withTransaction, engine) as TransactionCombinator<
+    WithTransactionOptions,
+    Name
+  >
+
+/** @internal */
+export const makeAtomic = <Name extends string>(
+  engine: Context.Tag<DbEngine<Name>, EngineService>
+): TransactionCombinator<AtomicOptions, Name> =>
+  transactional<AtomicOptions>(blocks.atomic, engine) as TransactionCombinator<AtomicOptions, Name>
+
+/** Opens a block by hand in a session: the transaction itself when none is open, else a savepoint. @internal */
+export const beginManual = (
+  slot: Slot,
+  unit: Unit,
+  at: Frame,
+  options: TransactionOptions,
+  savepoint: boolean
+): Effect.Effect<ManualTransaction, SqlError> =>
+  Effect.suspend(() => {
+    const refused = validate(options)
+    if (refused !== undefined) return Effect.fail(refused)
+    return Effect.uninterruptibleMask((restore) => {
+      const kind = savepoint || unit.open || at.top.kind !== "session" ? "savepoint" : "transaction"
+      return Effect.map(restore(blocks.openManual(at.top, kind, { ...options, manual: true })), (frame) => {
+        if (kind === "transaction" && !unit.begun) unit.options = { ...unit.defaults, ...options }
+        const end = (commits: boolean): Effect.Effect<void, SqlError> =>
+          Effect.uninterruptible(Effect.suspend(() => endManual(slot, unit, frame, commits)))
+        const { end: _, ...handle } = handleOf(unit, frame, noEnd)
+        return { ...handle, commit: end(true), rollback: end(false) }
+      })
+    })
+  })
+
+const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effect.Effect<void, SqlError> => {
+  if (frame.ended) {
+    return Effect.fail(
+      DbError.make("TransactionClosed", {
+        message: `The block "${frame.name}" has ended.`,
+        hint: "It was committed, rolled back, or its session is closed. Ending it twice is a bug."
+      })
+    )
+  }
+  if (frame.child !== undefined) {
+    return Effect.fail(
+      DbError.make("SessionBusy", {
+        message: `The block "${frame.name}" can't end while "${frame.child.name}" is open inside it.`,
+        hint: "End inner blocks before outer ones.",
+        block: frame.child.name
+      })
+    )
+  }
+  if (frame.kind === "savepoint") return unit.endBlock(frame, commits)
+  const frames = [unit.frame, frame]
+  const before: Effect.Effect<void, SqlError> = commits ? runBefore(slot, unit, frame) : Effect.void
+  return Effect.zipRight(
+    before,
+    Effect.suspend(() => {
+      frame.seal()
+      return commits ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
+    })
+  ).pipe(Effect.ensuring(Effect.sync(() => frame.close())))
+}
+
+const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Transaction, SqlError, Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiberRuntime<Transaction, SqlError, Scope.Scope>((fiber) => {
+      const refused = validate(options)
+      if (refused !== undefined) return Effect.fail(refused)
+      const entry = Ambient.entry(fiber, core)
+      return Effect.flatMap(Effect.scope, (scope) => {
+        const enter = (
+          slot: Slot,
+          unit: Unit,
+          frame: Frame,
+          end: (success: boolean) => Effect.Effect<void, SqlError>
+        ): Effect.Effect<Transaction> =>
+          Scope.addFinalizerExit(scope, (exit) =>
+            Effect.zipRight(
+              Effect.orDie(end(Exit.isSuccess(exit))),
+              Ambient.update(core, (now) =>
+                now.frame === frame ? { ...now, slot: entry.slot, frame: entry.frame, stack: entry.stack } : now
+              )
+            )
+          ).pipe(Effect.zipRight(Ambient.update(core, inSlot(slot, frame))), Effect.as(handleOf(unit, frame, noEnd)))
+        const { slot } = entry
+        if (slot !== undefined) {
+          const inside = Effect.suspend(() => {
+            const at = unitOf(slot, entry.frame)
+            if (at instanceof Error) return Effect.fail(at)
+            return Effect.flatMap(restore(blocks.openManual(at.frame, "savepoint", options)), (frame) =>
+              enter(slot, at.unit, frame, (success) => at.unit.endBlock(frame, success))
+            )
+          })
+          return slot.needsGate ? Effect.zipRight(restore(slot.prepare), inside) : inside
+        }
+        return Effect.flatMap(makeSlot(core, entry, options, false), (slot) =>
+          Effect.zipRight(
+            restore(slot.prepare),
+            Effect.suspend(() => {
+              const unit = slot.get()
+              const frame = unit.frame.open("transaction", options)
+              return enter(slot, unit, frame, (success) => {
+                const before = success ? runBefore(slot, unit, frame) : Effect.void
+                return Effect.matchEffect(before, {
+                  onSuccess: () => endSlot(slot, frame, success),
+                  onFailure: (error) => Effect.zipRight(endSlot(slot, frame, false), Effect.fail(error))
+                })
+              })
+            })
+          )
+        )
+      })
+    })
+  )
+
+/** @internal */
+export const make = <Name extends string>(
+  engine: Context.Tag<DbEngine<Name>, EngineService>
+): TransactionModule<Name> => ({
+  current: Effect.flatMap(engine, (service) =>
+    Effect.withFiberRuntime((fiber) => {
+      const { frame } = Ambient.entry(fiber, coreOf(service))
+      return Effect.succeed(
+        frame === undefined || frame.ended || frame.kind === "session"
+          ? Option.none()
+          : Option.some(handleOf(frame.unit, frame.top, noEnd))
+      )
+    })
+  ),
+  setRollbackOnly: Effect.flatMap(engine, (service) =>
+    Effect.withFiberRuntime<void, SqlError>((fiber) => {
+      const { frame, slot } = Ambient.entry(fiber, coreOf(service))
+      if (slot === undefined) {
+        return Effect.fail(
+          DbError.make("NoSession", {
+            message: "There is no transaction to mark as rollback-only.",
+            hint: "setRollbackOnly works inside withTransaction, atomic or a session."
+          })
+        )
+      }
+      const at = unitOf(slot, frame)
+      if (at instanceof Error) return Effect.fail(at)
+      blocks.markRollbackOnly(at.frame, "setRollbackOnly was called")
+      return Effect.void
+    })
+  ),
+  scoped: (options) => Effect.flatMap(engine, (service) => scoped(coreOf(service), options ?? {}))
+})

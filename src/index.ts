@@ -1,0 +1,23 @@
+/**
+ * PostgreSQL engine, connection, session and transaction for Effect.
+ *
+ * @since 0.1.0
+ */
+export * as Database from "./Database.js"
+export * as DbQuery from "./DbQuery.js"
+export { DbError } from "./DbError.js"
+export type { Reason, ReasonOf, ReasonTag } from "./DbError.js"
+export type { DbHost, DbOptions, TargetSessionAttrs } from "./DbOptions.js"
+export type { Connection, ConnectionOptions, ConnectionStatus } from "./DbConnection.js"
+export type { DbSql, EngineService, EngineStats } from "./DbEngine.js"
+export type { BatchResult, MakeOptions, Session, SessionOptions, SessionState } from "./DbSession.js"
+export type {
+  AtomicOptions,
+  IsolationLevel,
+  ManualTransaction,
+  Propagation,
+  Transaction,
+  TransactionOptions,
+  WithTransactionOptions
+} from "./DbTransaction.js"
+export * from "./Default.js"

@@ -1,0 +1,164 @@
+/**
+ * What is ambient: for each engine the session, the innermost block, the stack of connections and the schema of
+ * the fiber. The only FiberRef of this library, and the only place that touches the ecosystem's transaction tag.
+ *
+ * Two carriers, because neither is enough: a FiberRef is inherited by every child but lost by request batching,
+ * which runs in the parent and forwards the transaction tag alone; the context can't be set by a Scope form. Each
+ * state has a number, and of the two the later one counts.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { Connection } from "@effect/sql/SqlConnection"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as FiberRef from "effect/FiberRef"
+import { globalValue } from "effect/GlobalValue"
+import * as Stream from "effect/Stream"
+import { DbError } from "../DbError.js"
+import type { Frame } from "./frame.js"
+import type { Stacked, StackNode } from "./lease.js"
+import type { Slot } from "./slot.js"
+
+/** What is ambient for one engine. @internal */
+export interface Entry {
+  readonly slot: Slot | undefined
+  /** The innermost block around the fiber, of the slot's session. */
+  readonly frame: Frame | undefined
+  readonly stack: StackNode | undefined
+  /** A connection for the statements of its own effect, which nobody shares. */
+  readonly orphan: Stacked | undefined
+  readonly schema: string | undefined
+  readonly tenant: string | undefined
+}
+
+/** @internal */
+export const emptyEntry: Entry = {
+  slot: undefined,
+  frame: undefined,
+  stack: undefined,
+  orphan: undefined,
+  schema: undefined,
+  tenant: undefined
+}
+
+/** @internal */
+export interface Ambient {
+  readonly sequence: number
+  readonly entries: ReadonlyMap<object, Entry>
+  /** The same reference for the same state: request batching groups by it. */
+  readonly tuple: readonly [Carrier, number]
+}
+
+const refuse = (): DbError =>
+  DbError.make("PropagationError", {
+    message: "Another SqlClient was about to run its statement inside a session of effect-db.",
+    hint: "It looks for a transaction under the tag that all SqlClients share. Run it with DbSession.detach(effect)."
+  })
+
+/**
+ * Sits behind the ecosystem's transaction tag. A client that is not ours would use it as a connection: it gets a
+ * typed error instead of our transaction.
+ */
+class Carrier implements Connection {
+  declare readonly ambient: Ambient
+  readonly execute = () => Effect.fail(refuse())
+  readonly executeRaw = () => Effect.fail(refuse())
+  readonly executeStream = () => Stream.fail(refuse())
+  readonly executeValues = () => Effect.fail(refuse())
+  readonly executeUnprepared = () => Effect.fail(refuse())
+}
+
+const state = globalValue("effect-db/ambient", () => ({ sequence: 0 }))
+
+const makeAmbient = (entries: ReadonlyMap<object, Entry>): Ambient => {
+  const carrier = new Carrier()
+  const ambient: Ambient = { sequence: ++state.sequence, entries, tuple: [carrier, 0] }
+  // Not enumerable: a rendering of the context would show the whole engine.
+  Object.defineProperty(carrier, "ambient", { value: ambient, enumerable: false })
+  return ambient
+}
+
+const nothing: Ambient = { ...makeAmbient(new Map()), sequence: -1 }
+
+const ref: FiberRef.FiberRef<Ambient> = globalValue("effect-db/ambient/ref", () =>
+  // A child's changes stay with the child.
+  FiberRef.unsafeMake(nothing, { join: (parent) => parent })
+)
+
+type Runtime = Fiber.RuntimeFiber<any, any>
+
+const tagKey = SqlClient.TransactionConnection.key
+
+/** @internal */
+export const current = (fiber: Runtime): Ambient => {
+  const inherited = fiber.getFiberRef(ref)
+  const tuple = fiber.currentContext.unsafeMap.get(tagKey) as readonly [unknown, number] | undefined
+  if (tuple === undefined || !(tuple[0] instanceof Carrier)) return inherited
+  const forwarded = tuple[0].ambient
+  return forwarded.sequence > inherited.sequence ? forwarded : inherited
+}
+
+/** @internal */
+export const entry = (fiber: Runtime, key: object): Entry => current(fiber).entries.get(key) ?? emptyEntry
+
+/** All engines that have something ambient, in the order in which they got it. @internal */
+export const entries: Effect.Effect<ReadonlyArray<readonly [object, Entry]>> = Effect.withFiberRuntime((fiber) =>
+  Effect.succeed([...current(fiber).entries])
+)
+
+const change = (ambient: Ambient, key: object, f: (entry: Entry) => Entry): Ambient => {
+  const changed = new Map(ambient.entries)
+  changed.set(key, f(ambient.entries.get(key) ?? emptyEntry))
+  return makeAmbient(changed)
+}
+
+const within = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): Effect.Effect<A, E, R> =>
+  Effect.locally(
+    Effect.mapInputContext(effect, (context: Context.Context<R>) =>
+      Context.add(context, SqlClient.TransactionConnection, ambient.tuple)
+    ) as Effect.Effect<A, E, R>,
+    ref,
+    ambient
+  )
+
+/** Runs an effect with another entry for this engine. @internal */
+export const locally = <A, E, R>(
+  effect: Effect.Effect<A, E, R>,
+  key: object,
+  f: (entry: Entry) => Entry
+): Effect.Effect<A, E, R> => Effect.withFiberRuntime((fiber) => within(effect, change(current(fiber), key, f)))
+
+/** For Scope forms: changes the running fiber's own state, which its children inherit from now on. @internal */
+export const update = (key: object, f: (entry: Entry) => Entry): Effect.Effect<void> =>
+  Effect.withFiberRuntime((fiber) => {
+    return FiberRef.set(ref, change(current(fiber), key, f))
+  })
+
+/** For Layer forms: the state as a context, which is what a layer can hand on. @internal */
+export const context = (key: object, f: (entry: Entry) => Entry): Effect.Effect<Context.Context<never>> =>
+  Effect.withFiberRuntime((fiber) =>
+    Effect.succeed(
+      Context.make(
+        SqlClient.TransactionConnection,
+        change(current(fiber), key, f).tuple
+      ) as unknown as Context.Context<never>
+    )
+  )
+
+/** Runs an effect with nothing ambient but the schemas and tenants. @internal */
+export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const kept = new Map<object, Entry>()
+    for (const [key, { schema, tenant }] of current(fiber).entries) {
+      if (schema !== undefined || tenant !== undefined) kept.set(key, { ...emptyEntry, schema, tenant })
+    }
+    return Effect.locally(
+      Effect.mapInputContext(
+        effect,
+        (context: Context.Context<R>) =>
+          Context.omit(SqlClient.TransactionConnection as never)(context as never) as never
+      ) as Effect.Effect<A, E, R>,
+      ref,
+      makeAmbient(kept)
+    )
+  })

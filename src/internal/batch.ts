@@ -1,0 +1,61 @@
+/**
+ * Several statements in one transaction and one round trip.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Effect from "effect/Effect"
+import type { DbError } from "../DbError.js"
+import * as Ambient from "./ambient.js"
+import type { EngineCore } from "./engine.js"
+import { ambientBound, executeGroup, executeSpec } from "./execute.js"
+import { isRefused, makeSpec } from "./statement.js"
+import type { Spec } from "./statement.js"
+
+/**
+ * The rows of each statement, in order.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type BatchResult<Statements extends ReadonlyArray<Statement.Statement<any>>> = {
+  readonly [K in keyof Statements]: Statements[K] extends Statement.Statement<infer Row> ? ReadonlyArray<Row> : never
+}
+
+type Compiled = Statement.Statement<any> & {
+  readonly transformRows: ((rows: ReadonlyArray<any>) => ReadonlyArray<any>) | undefined
+}
+
+/** @internal */
+export const runBatch = <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
+  engine: EngineCore,
+  statements: Statements
+): Effect.Effect<BatchResult<Statements>, SqlError> =>
+  Effect.withFiberRuntime<any, SqlError>((fiber) => {
+    const specs: Array<Spec> = []
+    for (const statement of statements) {
+      const [text, params] = statement.compile()
+      const spec: Spec | DbError = makeSpec(text, params, "object", { several: false, prepare: true })
+      if (isRefused(spec)) return Effect.fail(spec)
+      specs.push(spec)
+    }
+    if (specs.length === 0) return Effect.succeed([])
+    const shape = (rows: ReadonlyArray<any>, at: number) => {
+      const { transformRows } = statements[at] as Compiled
+      return transformRows === undefined ? rows : transformRows(rows)
+    }
+    const entry = Ambient.entry(fiber, engine)
+    if (entry.slot === undefined) {
+      return Effect.map(executeGroup(fiber, engine, specs), (results) => results.map((_, i) => shape(_.rows, i)))
+    }
+    // All are issued before any is sent; the first to fail is the one that is reported.
+    return Effect.map(
+      Effect.all(
+        specs.map((spec) => Effect.exit(executeSpec(fiber, engine, ambientBound, spec, (result) => result.rows))),
+        { concurrency: "unbounded" }
+      ),
+      (exits) => exits
+    ).pipe(
+      Effect.flatMap((exits) => Effect.all(exits)),
+      Effect.map((all) => all.map(shape))
+    )
+  })

@@ -1,0 +1,418 @@
+/**
+ * Transactions as blocks around an effect: where they stand (propagation), how they end, and ending one early.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Schedule from "effect/Schedule"
+import { DbError } from "../DbError.js"
+import * as Ambient from "./ambient.js"
+import type { Entry } from "./ambient.js"
+import type { EngineCore } from "./engine.js"
+import { unitOf } from "./execute.js"
+import type { Frame, FrameKind } from "./frame.js"
+import { makeMarker, prepareOutcome } from "./outcome.js"
+import { commit, endSlot, inSlot, makeSlot, rollback, runBefore, settle, settleOpen, undoOpen } from "./session.js"
+import type { Slot } from "./slot.js"
+import { conflicts, validate } from "./transactionSql.js"
+import type { TransactionOptions } from "./transactionSql.js"
+import type { Hook, Unit } from "./unit.js"
+
+/** @internal */
+export interface BlockOptions extends TransactionOptions {
+  readonly propagation?:
+    "nested" | "required" | "requiresNew" | "mandatory" | "supports" | "notSupported" | "never" | undefined
+  readonly retry?: boolean | Schedule.Schedule<unknown, SqlError> | undefined
+  readonly verifyOutcome?: boolean | undefined
+  readonly beforeCommit?: Hook | undefined
+}
+
+/** How a block was told to end by `tx.end`, with the value that it ends with. */
+interface Ending {
+  readonly commits: boolean
+  readonly value: unknown
+}
+
+/** One block that an effect runs in, or joins. @internal */
+export class Block {
+  ending: Ending | undefined = undefined
+  private fiber: Fiber.RuntimeFiber<any, any> | undefined = undefined
+
+  constructor(
+    readonly slot: Slot,
+    readonly unit: Unit,
+    /** The block on the server that this one is, or has joined. */
+    readonly frame: Frame,
+    readonly joined: boolean
+  ) {}
+
+  setFiber(fiber: Fiber.RuntimeFiber<any, any>): void {
+    this.fiber = fiber
+    // Told to end before the body had begun.
+    if (this.ending !== undefined) fiber.unsafeInterruptAsFork(fiber.id())
+  }
+
+  /**
+   * Ends this block from inside, through the blocks in it: by interrupting the fiber that runs its body, which no
+   * error handler can trap.
+   */
+  readonly end = (how: "commit" | "rollback", value?: unknown): Effect.Effect<never, SqlError> =>
+    Effect.suspend(() => {
+      if (this.frame.ended || this.ending !== undefined) {
+        return Effect.fail(
+          DbError.make("TransactionClosed", {
+            message: `The block "${this.frame.name}" has ended.`,
+            hint: "tx.end works inside its block only, and once."
+          })
+        )
+      }
+      this.ending = { commits: how === "commit", value }
+      if (!this.joined) this.frame.ending = this.ending
+      const fiber = this.fiber
+      if (fiber !== undefined) fiber.unsafeInterruptAsFork(fiber.id())
+      return Effect.interruptible(Effect.never)
+    })
+}
+
+const framesAbove = (frame: Frame): ReadonlyArray<Frame> => {
+  const frames: Array<Frame> = []
+  for (let at: Frame | undefined = frame; at !== undefined; at = at.parent) frames.push(at)
+  return frames
+}
+
+type Body = Effect.Effect<any, any, any> | ((block: Block) => Effect.Effect<any, any, any>)
+
+/** Runs the body so that `block.end` can interrupt it. Only a body that was given the block can ask for it. */
+const runBody = (block: Block, body: Body, options: BlockOptions): Effect.Effect<any, any, any> => {
+  const timed = (effect: Effect.Effect<any, any, any>): Effect.Effect<any, any, any> =>
+    options.timeout === undefined
+      ? effect
+      : Effect.timeoutFail(effect, {
+          duration: options.timeout,
+          onTimeout: () =>
+            DbError.make("TransactionTimeout", {
+              message: `The block "${block.frame.name}" did not end within ${Duration.format(options.timeout!)}.`,
+              hint: "It was rolled back. Do less in one transaction, or raise its timeout."
+            })
+        })
+  if (Effect.isEffect(body)) return timed(body)
+  const run = body as (block: Block) => Effect.Effect<any, any, any>
+  return Effect.suspend(() =>
+    Effect.fork(timed(Effect.suspend(() => run(block)))).pipe(
+      Effect.tap((fiber) => Effect.sync(() => block.setFiber(fiber))),
+      Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.join(fiber), () => Fiber.interrupt(fiber)))
+    )
+  )
+}
+
+/** What the body's exit means when this block, or one around it, was told how to end. */
+const exitOf = (
+  block: Block,
+  exit: Exit.Exit<any, any>
+): { readonly exit: Exit.Exit<any, any>; readonly commits: boolean } => {
+  if (Exit.isSuccess(exit)) return { exit, commits: true }
+  if (block.ending !== undefined) return { exit: Exit.succeed(block.ending.value), commits: block.ending.commits }
+  const outer = framesAbove(block.frame).find((frame) => frame.ending !== undefined)
+  return { exit, commits: outer?.ending?.commits ?? false }
+}
+
+const refuse = (message: string, hint: string): Effect.Effect<never, DbError> =>
+  Effect.fail(DbError.make("PropagationError", { message, hint }))
+
+/** Options that the open transaction can't honour any more. */
+const conflict = (
+  unit: Unit,
+  frame: Frame,
+  options: BlockOptions,
+  joins: boolean
+): Effect.Effect<never, DbError> | undefined => {
+  const readOnly = unit.options.readOnly === true || framesAbove(frame).some((_) => _.options.readOnly === true)
+  const current = { ...unit.options, readOnly: readOnly ? true : unit.options.readOnly }
+  // A savepoint can be read-only inside a transaction that is not.
+  const wanted = !joins && options.readOnly === true ? { ...options, readOnly: undefined } : options
+  const name =
+    conflicts(current, wanted) ??
+    (joins
+      ? (["settings", "statementTimeout", "lockTimeout"] as const).find((_) => options[_] !== undefined)
+      : undefined)
+  return name === undefined
+    ? undefined
+    : refuse(
+        `The open transaction of the session "${unit.name}" can't honour the option ${name} of a block inside it.`,
+        'Open the session with it, or use propagation: "requiresNew".'
+      )
+}
+
+/** Opens an inner block when it is its turn. */
+const openFrame = (
+  parent: Frame,
+  kind: FrameKind,
+  options: BlockOptions & { manual?: boolean }
+): Effect.Effect<Frame, DbError> =>
+  Effect.async<Frame, DbError>((resume) => {
+    let opened: Frame | undefined = undefined
+    const leave = parent.turn((error) => {
+      if (error !== undefined) return resume(Effect.fail(error))
+      opened = parent.open(kind, options)
+      resume(Effect.succeed(opened))
+    })
+    // Interrupted in the hand-over: nobody will end it.
+    return Effect.sync(() => {
+      leave()
+      opened?.close()
+    })
+  })
+
+/** A savepoint around an effect. */
+const nested = (slot: Slot, unit: Unit, parent: Frame, body: Body, options: BlockOptions) =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(restore(openFrame(parent, "savepoint", options)), (frame) => {
+      const block = new Block(slot, unit, frame, false)
+      return restore(Ambient.locally(runBody(block, body, options), unit.engine, inSlot(slot, frame))).pipe(
+        Effect.exit,
+        Effect.flatMap((raw) => {
+          const { commits, exit } = exitOf(block, raw)
+          return settle2(exit, commits, unit.endBlock(frame, commits))
+        })
+      )
+    })
+  )
+
+const settle2 = (
+  exit: Exit.Exit<any, any>,
+  commits: boolean,
+  end: Effect.Effect<void, DbError>
+): Effect.Effect<any, any> =>
+  commits && !Exit.isSuccess(exit)
+    ? // An outer block ends by commit: this one is kept, and the interruption goes on.
+      Effect.zipRight(Effect.ignore(end), exit)
+    : settle(exit, () => end)
+
+/** The whole transaction around an effect, in a session of its own. */
+const outermost = (engine: EngineCore, entry: Entry, body: Body, options: BlockOptions, isolated: boolean) =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(makeSlot(engine, entry, options, isolated), (slot) => {
+      const run = Effect.suspend(() => {
+        const unit = slot.get()
+        if (options.verifyOutcome === true) unit.wantsMarker = makeMarker
+        const frame = unit.frame.open("transaction", options)
+        const block = new Block(slot, unit, frame, false)
+        const whole = Effect.tap(runBody(block, body, options), () => runBefore(slot, unit, frame))
+        return restore(Ambient.locally(whole, engine, inSlot(slot, frame))).pipe(
+          Effect.exit,
+          Effect.flatMap((raw) => {
+            const { commits, exit } = exitOf(block, raw)
+            const early = commits && !Exit.isSuccess(raw)
+            const before: Effect.Effect<void, any> = early ? runBefore(slot, unit, frame) : Effect.void
+            return settle2(
+              exit,
+              commits,
+              Effect.matchEffect(before, {
+                onSuccess: () => endSlot(slot, frame, commits),
+                onFailure: (error) => Effect.zipRight(endSlot(slot, frame, false), Effect.fail(error))
+              })
+            )
+          })
+        )
+      })
+      const first = options.verifyOutcome === true ? restore(prepareOutcome(engine)) : Effect.void
+      return Effect.zipRight(first, slot.needsGate ? Effect.zipRight(restore(slot.prepare), run) : run)
+    })
+  )
+
+const retryable = (error: unknown): boolean => {
+  const reason = DbError.reason(error)
+  return (
+    reason !== undefined &&
+    (reason._tag === "SerializationError" ||
+      reason._tag === "DeadlockError" ||
+      (reason._tag === "ConnectionError" && reason.phase !== "connect") ||
+      (reason._tag === "TransactionAborted" && reason.firstError !== undefined && retryable(reason.firstError)))
+  )
+}
+
+const defaultRetry = Schedule.intersect(Schedule.jittered(Schedule.exponential("10 millis")), Schedule.recurs(8))
+
+const withRetry = (effect: Effect.Effect<any, any, any>, options: BlockOptions): Effect.Effect<any, any, any> =>
+  options.retry === undefined || options.retry === false
+    ? effect
+    : Effect.retry(effect, {
+        while: retryable,
+        schedule: options.retry === true ? defaultRetry : (options.retry as Schedule.Schedule<unknown, unknown>)
+      })
+
+/** Joins what is open: no block of its own on the server. */
+const join = (slot: Slot, unit: Unit, frame: Frame, body: Body, options: BlockOptions) =>
+  Effect.suspend(() => {
+    const refused = conflict(unit, frame, options, true)
+    if (refused !== undefined) return refused
+    const block = new Block(slot, unit, frame, true)
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(Effect.exit(restore(runBody(block, body, options))), (raw) => {
+        const { commits, exit } = exitOf(block, raw)
+        if (!commits) markRollbackOnly(frame, `a block that joined "${frame.name}" failed`)
+        return exit
+      })
+    )
+  })
+
+/** @internal */
+export const markRollbackOnly = (frame: Frame, why: string): void => {
+  if (!frame.ended) frame.rollbackOnly ??= why
+}
+
+/** @internal */
+export const withTransaction = (engine: EngineCore, body: Body, options: BlockOptions): Effect.Effect<any, any, any> =>
+  Effect.withFiberRuntime((fiber) => {
+    const refused = validate(options)
+    if (refused !== undefined) return Effect.fail(refused)
+    const entry = Ambient.entry(fiber, engine)
+    const mode = options.propagation ?? "nested"
+    const open = () => withRetry(outermost(engine, entry, body, options, mode === "requiresNew"), options)
+    const apart = () =>
+      Effect.isEffect(body)
+        ? Ambient.locally(body, engine, (_) => ({
+            ..._,
+            slot: undefined,
+            frame: undefined,
+            stack: undefined,
+            orphan: undefined
+          }))
+        : refuse(
+            `withTransaction((tx) => ...) with propagation: "${mode}" has no transaction to give.`,
+            "Give it an effect."
+          )
+    if (entry.slot === undefined) {
+      switch (mode) {
+        case "mandatory":
+          return refuse(
+            'There is no transaction, and propagation is "mandatory".',
+            "Call it inside withTransaction or a session, or use another propagation."
+          )
+        case "supports":
+        case "notSupported":
+        case "never":
+          return Effect.isEffect(body) ? body : apart()
+        default:
+          return open()
+      }
+    }
+    switch (mode) {
+      case "never":
+        return refuse(
+          'There is a transaction, and propagation is "never".',
+          "Call it outside, or under DbSession.detach."
+        )
+      case "requiresNew":
+        return open()
+      case "notSupported":
+        return apart()
+      default: {
+        const { slot } = entry
+        const inside = Effect.suspend(() => {
+          const at = unitOf(slot, entry.frame)
+          if (at instanceof Error) return Effect.fail(at)
+          if (mode !== "nested") return join(slot, at.unit, at.frame, body, options)
+          return conflict(at.unit, at.frame, options, false) ?? nested(slot, at.unit, at.frame, body, options)
+        })
+        return slot.needsGate ? Effect.zipRight(slot.prepare, inside) : inside
+      }
+    }
+  })
+
+/** @internal */
+export interface AtomicOptions extends BlockOptions {
+  readonly currentTransaction?: "commit" | "rollback" | "append" | "raise" | undefined
+}
+
+/** A block that commits by itself inside a session, which stays open. @internal */
+export const atomic = (engine: EngineCore, body: Body, options: AtomicOptions): Effect.Effect<any, any, any> =>
+  Effect.withFiberRuntime((fiber) => {
+    const refused = validate(options)
+    if (refused !== undefined) return Effect.fail(refused)
+    const entry = Ambient.entry(fiber, engine)
+    const { slot } = entry
+    if (slot === undefined) return withRetry(outermost(engine, entry, body, options, false), options)
+    const inside = Effect.suspend((): Effect.Effect<any, any, any> => {
+      const at = unitOf(slot, entry.frame)
+      if (at instanceof Error) return Effect.fail(at)
+      const { unit } = at
+      const raised = refuse(
+        `The session "${unit.name}" has an open transaction, and currentTransaction is "raise".`,
+        'Commit or roll back first, or choose "commit", "rollback" or "append".'
+      )
+      if (at.frame.kind !== "session") {
+        return options.currentTransaction === "raise"
+          ? raised
+          : (conflict(unit, at.frame, options, false) ?? nested(slot, unit, at.frame, body, options))
+      }
+      return options.currentTransaction === "raise" && unit.open ? raised : inSession(slot, unit, body, options)
+    })
+    return slot.needsGate ? Effect.zipRight(slot.prepare, inside) : inside
+  })
+
+const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): Effect.Effect<any, any, any> =>
+  Effect.uninterruptibleMask((restore) => {
+    const mode = options.currentTransaction ?? "commit"
+    // Waits for its turn first, so that what it ends is not somebody's block.
+    const turn = Effect.async<void, DbError>((resume) => {
+      const leave = unit.frame.turn((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
+      return Effect.sync(leave)
+    })
+    const clear: Effect.Effect<void, SqlError> = Effect.suspend(() =>
+      !unit.open && unit.lost === undefined
+        ? Effect.void
+        : mode === "commit"
+          ? commit(slot, unit)
+          : mode === "rollback"
+            ? rollback(unit)
+            : Effect.void
+    )
+    return Effect.flatMap(Effect.zipRight(restore(turn), clear), () => {
+      const refused = mode === "append" && unit.open ? conflict(unit, unit.frame, options, true) : undefined
+      if (refused !== undefined) return refused
+      return Effect.flatMap(restore(openFrame(unit.frame, "transaction", options)), (frame) => {
+        if (!unit.begun) unit.options = { ...unit.defaults, ...defined(options) }
+        const block = new Block(slot, unit, frame, false)
+        const whole = Effect.tap(runBody(block, body, options), () => runBefore(slot, unit, frame))
+        const frames = [unit.frame, frame]
+        return restore(Ambient.locally(whole, unit.engine, inSlot(slot, frame))).pipe(
+          Effect.exit,
+          Effect.flatMap((raw) => {
+            const { commits, exit } = exitOf(block, raw)
+            const left = frame.child
+            const undo = left === undefined ? Effect.void : Effect.ignore(unit.endBlock(left, false))
+            return settle2(
+              exit,
+              commits,
+              undo.pipe(
+                Effect.zipRight(Effect.sync(() => frame.seal())),
+                Effect.zipRight(
+                  Effect.suspend(() => (commits ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)))
+                ),
+                Effect.ensuring(Effect.sync(() => frame.close()))
+              )
+            )
+          })
+        )
+      })
+    })
+  })
+
+/** Without what is there but undefined: it must not hide a default. */
+const defined = (options: TransactionOptions): TransactionOptions => {
+  const { deferrable, isolation, lockTimeout, readOnly, settings, statementTimeout } = options
+  return {
+    ...(isolation === undefined ? {} : { isolation }),
+    ...(readOnly === undefined ? {} : { readOnly }),
+    ...(deferrable === undefined ? {} : { deferrable }),
+    ...(lockTimeout === undefined ? {} : { lockTimeout }),
+    ...(statementTimeout === undefined ? {} : { statementTimeout }),
+    ...(settings === undefined ? {} : { settings })
+  }
+}
+
+/** Opens a block by hand, for a Scope or for somebody who ends it. @internal */
+export const openManual = openFrame

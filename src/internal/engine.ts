@@ -1,0 +1,297 @@
+/**
+ * The engine behind `DbEngine`: options, the pool of the current target, and how a connection is made.
+ */
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Redacted from "effect/Redacted"
+import * as Runtime from "effect/Runtime"
+import { DbError } from "../DbError.js"
+import type { DbHost, Resolved } from "../DbOptions.js"
+import * as Ambient from "./ambient.js"
+import type { Entry } from "./ambient.js"
+import { Root } from "./lease.js"
+import type { Control } from "./pipeline.js"
+import { Command } from "./pipeline.js"
+import { Pool } from "./pool.js"
+import type { PoolStats } from "./pool.js"
+import type { TransactionOptions } from "./transactionSql.js"
+import { dial } from "./wire.js"
+import type { Host, Wire } from "./wire.js"
+
+type Stop = () => void
+
+/** @internal */
+export class EngineCore {
+  config: Resolved
+  closed = false
+  private live: Pool
+  private readonly retired = new Set<Pool>()
+  readonly reactivity = Effect.runSync(Reactivity.make)
+  readonly beforeSession: Effect.Effect<void, DbError> | undefined
+
+  constructor(
+    readonly name: string,
+    config: Resolved,
+    private readonly runtime: Runtime.Runtime<never>
+  ) {
+    this.config = config
+    this.beforeSession = config.options.beforeSession as Effect.Effect<void, DbError> | undefined
+    this.live = this.makePool()
+  }
+
+  pool(): Pool {
+    return this.live
+  }
+
+  get stats(): PoolStats {
+    return this.live.stats
+  }
+
+  get host(): DbHost {
+    const first = this.config.target.hosts[0]!
+    return { host: first.host, port: first.port }
+  }
+
+  /** The pool that lent it may be a retired one. */
+  giveBack(wire: Wire): void {
+    this.live.give(wire)
+    for (const pool of this.retired) pool.give(wire)
+  }
+
+  /** What BEGIN says when the session does not. */
+  transactionOptions(options: TransactionOptions): TransactionOptions {
+    const { deferrable, isolation, readOnly } = this.config.options
+    if (isolation === undefined && readOnly === undefined && deferrable === undefined) return options
+    return {
+      ...options,
+      isolation: options.isolation ?? isolation,
+      readOnly: options.readOnly ?? readOnly,
+      deferrable: options.deferrable ?? deferrable
+    }
+  }
+
+  /** What rides with a statement that runs in no session. */
+  statementPrefix(_entry: Entry): ReadonlyArray<Control> {
+    return []
+  }
+
+  /** `false`: it is the target already. */
+  changeHost(hosts: ReadonlyArray<Host>): boolean {
+    const now = this.config.target.hosts
+    if (now.length === hosts.length && now.every((_, i) => _.host === hosts[i]!.host && _.port === hosts[i]!.port)) {
+      return false
+    }
+    this.config = { ...this.config, target: { ...this.config.target, hosts } }
+    const old = this.live
+    this.live = this.makePool()
+    this.retired.add(old)
+    old.retire(this.live, () => this.retired.delete(old))
+    return true
+  }
+
+  /** Drains: no new work, what is in hand may finish until `drainTimeout`, the rest is cut. */
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    this.closed = true
+    const pools = [this.live, ...this.retired]
+    return Effect.async<void>((resume) => {
+      let open = pools.length
+      const timer = setTimeout(() => {
+        for (const pool of pools) pool.destroyAll()
+      }, this.config.drainMillis)
+      // Its sockets may take a moment more, but nothing waits for them for ever.
+      const last = setTimeout(() => resume(Effect.void), this.config.drainMillis + 2000)
+      for (const pool of pools) {
+        pool.close(() => {
+          if (--open > 0) return
+          clearTimeout(timer)
+          clearTimeout(last)
+          resume(Effect.void)
+        })
+      }
+    })
+  })
+
+  log(effect: Effect.Effect<void>): void {
+    Runtime.runFork(this.runtime)(effect)
+  }
+
+  private makePool(): Pool {
+    const config = this.config
+    return new Pool({
+      config,
+      connect: (onDeath, done) => this.connect(config, onDeath, done),
+      fits: (wire) => fits(config, wire, false) === true,
+      afterReset:
+        config.options.afterConnect === undefined
+          ? undefined
+          : (wire, done) => void this.prepare(wire, config.connectMillis, done),
+      onLeak: (holder, millis) =>
+        this.log(
+          Effect.logWarning(
+            `effect-db: "${holder.name}" has held a connection of "${this.name}" for ${millis} ms. Is it never released?`
+          )
+        )
+    })
+  }
+
+  private run<A, E>(effect: Effect.Effect<A, E>, done: (exit: Exit.Exit<A, E>) => void): Stop {
+    const cancel = Runtime.runCallback(this.runtime)(effect, { onExit: done })
+    return () => cancel()
+  }
+
+  /** Tries the hosts in turn; a connection counts when it has the role that is wanted and `afterConnect` has run. */
+  private connect(
+    config: Resolved,
+    onDeath: (wire: Wire) => void,
+    done: (error: DbError | undefined, wire: Wire | undefined) => void
+  ): Stop {
+    let stop: Stop = () => {}
+    let over = false
+    const hosts = config.loadBalance ? shuffled(config.target.hosts) : config.target.hosts
+    const passes: ReadonlyArray<boolean> = config.attrs === "prefer-standby" ? [true, false] : [false]
+    const attempts = passes.flatMap((strict) => hosts.map((host) => ({ host, strict })))
+    let last: DbError | undefined = undefined
+    const next = (at: number, password: Redacted.Redacted | undefined): void => {
+      if (over) return
+      const attempt = attempts[at]
+      if (attempt === undefined) return done(last ?? wrongRole(config), undefined)
+      const started = Date.now()
+      const failed = (error: DbError): void => {
+        last = error
+        // A wrong password is wrong everywhere, and trying on may lock the account.
+        if (error.reason._tag === "AuthenticationError") return done(error, undefined)
+        next(at + 1, password)
+      }
+      stop = dial(config, attempt.host, password, onDeath, (error, wire) => {
+        if (wire === undefined) return failed(error!)
+        stop = () => wire.destroy(new Error("given up"))
+        this.role(config, wire, attempt.strict, (fit) => {
+          if (!fit) {
+            wire.end()
+            return failed(wrongRole(config))
+          }
+          const left = Math.max(1, config.connectMillis - (Date.now() - started))
+          stop = this.prepare(wire, left, (ok, error) => {
+            if (ok) return done(undefined, wire)
+            wire.destroy(new Error("afterConnect failed"))
+            failed(error!)
+          })
+        })
+      })
+    }
+    stop = this.run(config.target.password, (exit) => {
+      if (over) return
+      if (Exit.isSuccess(exit)) return next(0, exit.value)
+      done(
+        DbError.make("AuthenticationError", {
+          message: "The effect that yields the password failed.",
+          hint: "See its own error, which is the cause.",
+          cause: exit.cause
+        }),
+        undefined
+      )
+    })
+    return () => {
+      over = true
+      stop()
+    }
+  }
+
+  private role(config: Resolved, wire: Wire, strict: boolean, done: (fits: boolean) => void): void {
+    const known = fits(config, wire, strict)
+    if (known !== undefined) return done(known)
+    // Servers before 14 don't report it.
+    const text = "SELECT pg_is_in_recovery()::text, current_setting('default_transaction_read_only')"
+    wire.submit(
+      new Command(text, [], "array", true, false, false, undefined, (error, result) => {
+        if (error !== undefined) return done(false)
+        const row = result!.rows[0] as ReadonlyArray<string>
+        wire.parameters.set("in_hot_standby", row[0] === "true" ? "on" : "off")
+        wire.parameters.set("default_transaction_read_only", row[1]!)
+        done(fits(config, wire, strict) === true)
+      })
+    )
+  }
+
+  private prepare(wire: Wire, millis: number, done: (ok: boolean, error?: DbError) => void): Stop {
+    const effect = this.config.options.afterConnect
+    if (effect === undefined) {
+      done(true)
+      return () => {}
+    }
+    const root = Root.around(this, { name: "afterConnect" }, wire)
+    const ambient = Ambient.locally(effect, this, () => ({
+      ...Ambient.emptyEntry,
+      stack: { of: { root: () => root, released: false }, next: undefined }
+    }))
+    const refuse = (message: string, cause?: unknown) =>
+      done(
+        false,
+        DbError.make("ConnectionError", {
+          phase: "connect",
+          message,
+          hint: "afterConnect runs on each new connection and has to leave it idle, within connectTimeout.",
+          cause
+        })
+      )
+    const timer = setTimeout(() => {
+      finished = true
+      stop()
+      refuse(`afterConnect did not end within ${millis} ms.`)
+    }, millis)
+    let finished = false
+    const stop = this.run(ambient, (exit) => {
+      if (finished) return
+      finished = true
+      clearTimeout(timer)
+      if (Exit.isFailure(exit)) return refuse("afterConnect failed.", exit.cause)
+      if (wire.dead || wire.status !== "I")
+        return refuse("afterConnect left a transaction open or lost the connection.")
+      // What it set up is how a connection of this engine is: not something to be swept away.
+      wire.dirty = false
+      done(true)
+    })
+    return () => {
+      finished = true
+      clearTimeout(timer)
+      stop()
+      wire.destroy(new Error("given up"))
+    }
+  }
+}
+
+const shuffled = <A>(items: ReadonlyArray<A>): ReadonlyArray<A> => {
+  const out = [...items]
+  for (let i = out.length - 1; i > 0; i--) {
+    const j = Math.floor(Math.random() * (i + 1))
+    ;[out[i], out[j]] = [out[j]!, out[i]!]
+  }
+  return out
+}
+
+/** By parameter status, which the server keeps up to date through a promotion; `undefined`: it does not say. */
+const fits = (config: Resolved, wire: Wire, strict: boolean): boolean | undefined => {
+  if (config.attrs === "any" || (config.attrs === "prefer-standby" && !strict)) return true
+  const standby = wire.parameters.get("in_hot_standby")
+  const readOnly = wire.parameters.get("default_transaction_read_only")
+  if (standby === undefined || readOnly === undefined) return undefined
+  switch (config.attrs) {
+    case "read-write":
+      return standby === "off" && readOnly === "off"
+    case "read-only":
+      return standby === "on" || readOnly === "on"
+    case "primary":
+      return standby === "off"
+    default:
+      return standby === "on"
+  }
+}
+
+const wrongRole = (config: Resolved): DbError =>
+  DbError.make("ConnectionError", {
+    phase: "connect",
+    message: `None of the hosts (${config.target.hosts.map((_) => `${_.host}:${_.port}`).join(", ")}) is ${config.attrs}.`,
+    hint: "A failover may be under way, or targetSessionAttrs asks for a role that no host has.",
+    isRetryable: true
+  })

@@ -1,0 +1,334 @@
+/**
+ * Where a statement runs: in the ambient session, else on the ambient connection, else on a connection of its own
+ * for just this statement. No fiber, no scope and, without a tracer, no span.
+ */
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import { DbError } from "../DbError.js"
+import * as Ambient from "./ambient.js"
+import type { Entry } from "./ambient.js"
+import type { EngineCore } from "./engine.js"
+import type { Frame } from "./frame.js"
+import { topOf } from "./lease.js"
+import type { Root } from "./lease.js"
+import { Command } from "./pipeline.js"
+import type { Control, Done, Owner } from "./pipeline.js"
+import type { Result } from "./rows.js"
+import { isRefused, makeSpec } from "./statement.js"
+import type { Spec } from "./statement.js"
+import type { Slot } from "./slot.js"
+import type { Unit } from "./unit.js"
+import type { Wire } from "./wire.js"
+
+/** What a client or a handle is tied to; nothing: whatever is ambient. @internal */
+export type Bound =
+  | { readonly _tag: "Ambient" }
+  | { readonly _tag: "Slot"; readonly slot: Slot; readonly unit: Unit | undefined }
+  | { readonly _tag: "Root"; readonly root: Root; readonly gone: () => DbError | undefined }
+
+/** @internal */
+export const ambientBound: Bound = { _tag: "Ambient" }
+
+interface Running {
+  readonly interrupt: Effect.Effect<void>
+}
+
+type Submit = (wire: Wire, spec: Spec, owner: Owner | undefined, settle: Done) => Command
+
+const submitOne: Submit = (wire, spec, owner, settle) => {
+  const command = new Command(spec.text, spec.params, spec.rowMode, true, spec.prepare, spec.simple, owner, settle)
+  command.copy = spec.copy
+  wire.submit(command)
+  return command
+}
+
+/** A statement outside of a session: in a Sync group of its own, on a connection that is borrowed or ambient. */
+class Solo implements Running, Owner {
+  private stop: () => void = () => {}
+  private command: Command | undefined = undefined
+  private wire: Wire | undefined = undefined
+  private settled = false
+  private again = false
+  private waiter: (() => void) | undefined = undefined
+
+  constructor(
+    acquire: (done: (error: DbError | undefined, wire: Wire | undefined) => void) => () => void,
+    private readonly release: ((wire: Wire) => void) | undefined,
+    private readonly spec: Spec,
+    private readonly controls: ReadonlyArray<Control>,
+    private readonly done: Done,
+    private readonly submit: Submit
+  ) {
+    let acquired = false
+    const stop = acquire((error, wire) => {
+      acquired = true
+      if (wire === undefined) return this.settle(error, undefined, undefined)
+      if (this.settled) return void this.release?.(wire)
+      this.wire = wire
+      this.start(wire)
+    })
+    if (!acquired) this.stop = stop
+  }
+
+  takePrefix(): ReadonlyArray<Control> {
+    return this.controls
+  }
+
+  private start(wire: Wire): void {
+    this.command = this.submit(
+      wire,
+      this.spec,
+      this.controls.length > 0 ? this : undefined,
+      (error, result, multiple) => {
+        // A plan that the server dropped or may not change: nothing has run, and the name is forgotten.
+        if (error !== undefined && !this.again && isStalePlan(error) && !wire.dead) {
+          this.again = true
+          return this.start(wire)
+        }
+        this.settle(error, result, multiple)
+      }
+    )
+  }
+
+  private settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
+    if (this.settled) return
+    this.settled = true
+    if (this.wire !== undefined) this.release?.(this.wire)
+    this.done(error, result, multiple)
+    this.waiter?.()
+  }
+
+  readonly interrupt: Effect.Effect<void> = Effect.suspend(() => {
+    if (this.settled) return Effect.void
+    const { command, wire } = this
+    if (command === undefined || wire === undefined) {
+      this.stop()
+      this.settled = true
+      return Effect.void
+    }
+    const wait = wire.interrupt(command)
+    if (command.settled) {
+      this.settle(undefined, undefined, undefined)
+      return Effect.void
+    }
+    if (!wait) return Effect.void
+    return Effect.async<void>((resume) => {
+      if (this.settled) resume(Effect.void)
+      else this.waiter = () => resume(Effect.void)
+    })
+  })
+}
+
+const isStalePlan = (error: DbError): boolean =>
+  error.reason.sqlState === "26000" ||
+  (error.reason.sqlState === "0A000" && /cached plan/.test((error.serverError as { message?: string })?.message ?? ""))
+
+type Fail = Effect.Effect<never, DbError>
+
+const noSession = (): Fail =>
+  Effect.fail(
+    DbError.make("NoSession", {
+      message: "A statement was run with neither a session nor a connection around it.",
+      hint: 'implicitExecution is "forbid": put DbSession.autocommit, withTransaction or DbConnection.withConnection around it.'
+    })
+  )
+
+/** The session of a slot and the block of it that the fiber is in; or why there is none. @internal */
+export const unitOf = (slot: Slot, frame: Frame | undefined): { unit: Unit; frame: Frame } | DbError => {
+  if (slot.ended) return slot.get().closedError()
+  if (frame !== undefined && frame.ended) return frameError(frame)
+  const unit = slot.get()
+  return { unit, frame: frame !== undefined && frame.unit === unit ? frame : unit.frame }
+}
+
+const frameError = (frame: Frame): DbError => {
+  let error: DbError | undefined = undefined
+  frame.turn((_) => {
+    error = _
+  })
+  return error ?? frame.unit.closedError()
+}
+
+const start = (engine: EngineCore, bound: Bound, entry: Entry, spec: Spec, done: Done): Running | Fail => {
+  switch (bound._tag) {
+    case "Slot": {
+      const { slot } = bound
+      if (bound.unit !== undefined && bound.unit.ended) return Effect.fail(bound.unit.closedError())
+      const at = unitOf(slot, entry.slot === slot ? entry.frame : undefined)
+      return at instanceof Error ? Effect.fail(at) : at.unit.run(at.frame, spec, done)
+    }
+    case "Root": {
+      const gone = bound.gone()
+      if (gone !== undefined) return Effect.fail(gone)
+      // In the session that runs on this connection, when it is the fiber's own.
+      const unit = entry.slot?.unit
+      if (unit !== undefined && !unit.ended && unit.lease === bound.root) {
+        const at = unitOf(entry.slot!, entry.frame)
+        return at instanceof Error ? Effect.fail(at) : at.unit.run(at.frame, spec, done)
+      }
+      return onRoot(bound.root, engine, entry, spec, done)
+    }
+    default: {
+      if (entry.slot !== undefined) {
+        const at = unitOf(entry.slot, entry.frame)
+        return at instanceof Error ? Effect.fail(at) : at.unit.run(at.frame, spec, done)
+      }
+      if (entry.stack !== undefined || entry.orphan !== undefined) {
+        const root = (entry.orphan ?? topOf(entry.stack))?.root()
+        return root === undefined ? Effect.fail(releasedStack()) : onRoot(root, engine, entry, spec, done)
+      }
+      if (!engine.config.implicit) return noSession()
+      return onPool(engine, entry, spec, done)
+    }
+  }
+}
+
+const onPool = (engine: EngineCore, entry: Entry, spec: Spec, done: Done, submit = submitOne): Running =>
+  new Solo(
+    (done) => engine.pool().take(implicitHolder, engine.config.acquireMillis, done) as () => void,
+    (wire) => engine.giveBack(wire),
+    spec,
+    engine.statementPrefix(entry),
+    done,
+    submit
+  )
+
+/** A statement of our own on a connection of its own, whatever is ambient or forbidden. @internal */
+export const executeApart = (
+  engine: EngineCore,
+  text: string,
+  params: ReadonlyArray<unknown>
+): Effect.Effect<Result, DbError> =>
+  Effect.suspend(() => {
+    const spec = makeSpec(text, params, "array", { several: true, prepare: false })
+    return isRefused(spec)
+      ? Effect.fail(spec)
+      : Effect.async<Result, DbError>((resume) => {
+          const running = onPool(engine, Ambient.emptyEntry, spec, (error, result) =>
+            resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
+          )
+          return running.interrupt
+        })
+  })
+
+const implicitHolder = { name: "implicit statement" }
+
+const releasedStack = (): DbError =>
+  DbError.make("ConnectionReleased", {
+    message: "The ambient connection was released.",
+    hint: "A fiber outlived the connection that it was started with. Join it first, or acquire one of its own."
+  })
+
+const onRoot = (root: Root, engine: EngineCore, entry: Entry, spec: Spec, done: Done, submit = submitOne): Running =>
+  new Solo(
+    (done) => {
+      let stop: () => void = () => {}
+      const leave = root.claim(undefined, (error) => {
+        if (error !== undefined) return done(error, undefined)
+        stop = root.borrow(done)
+      })
+      return () => {
+        leave()
+        stop()
+      }
+    },
+    undefined,
+    spec,
+    engine.statementPrefix(entry),
+    done,
+    submit
+  )
+
+/**
+ * Several statements outside of a session, as one transaction: one Sync group is one, without BEGIN and COMMIT.
+ * @internal
+ */
+export const executeGroup = (
+  fiber: Fiber.RuntimeFiber<any, any>,
+  engine: EngineCore,
+  specs: ReadonlyArray<Spec>
+): Effect.Effect<ReadonlyArray<Result>, DbError> => {
+  const entry = Ambient.entry(fiber, engine)
+  const root = (entry.orphan ?? topOf(entry.stack))?.root()
+  if (root === undefined && entry.stack !== undefined) return Effect.fail(releasedStack())
+  if (root === undefined && !engine.config.implicit) return noSession()
+  return Effect.async<ReadonlyArray<Result>, DbError>((resume) => {
+    const results: Array<Result> = []
+    let failure: DbError | undefined = undefined
+    const done: Done = (error) => {
+      failure ??= error
+      resume(failure === undefined ? Effect.succeed(results) : Effect.fail(failure))
+    }
+    const last = specs.length - 1
+    const submit: Submit = (wire, _, owner, settle) => {
+      specs.forEach((one, at) => {
+        const command = new Command(
+          one.text,
+          one.params,
+          one.rowMode,
+          true,
+          one.prepare,
+          false,
+          at === 0 ? owner : undefined,
+          (error, result, multiple) => {
+            if (result !== undefined) results[at] = result
+            // The first to fail is the cause; what follows it was not run.
+            failure ??= error
+            if (at === last) settle(failure, result, multiple)
+          }
+        )
+        command.more = at < last
+        if (at === last) lastCommand = command
+        wire.submit(command)
+      })
+      return lastCommand!
+    }
+    let lastCommand: Command | undefined = undefined
+    const running =
+      root === undefined
+        ? onPool(engine, entry, specs[last]!, done, submit)
+        : onRoot(root, engine, entry, specs[last]!, done, submit)
+    return running.interrupt
+  })
+}
+
+/**
+ * Runs one statement. The text and the parameters are checked before anything is borrowed. Interrupting it never
+ * touches another statement; it returns when this one is known to be over, or is only waiting behind others.
+ * @internal
+ */
+export const execute = <A>(
+  fiber: Fiber.RuntimeFiber<any, any>,
+  engine: EngineCore,
+  bound: Bound,
+  text: string,
+  params: ReadonlyArray<unknown>,
+  rowMode: "object" | "array",
+  prepare: boolean,
+  map: (result: Result, multiple: Array<Result> | undefined) => A
+): Effect.Effect<A, DbError> => {
+  const spec = makeSpec(text, params, rowMode, { several: engine.config.multiple, prepare })
+  return isRefused(spec) ? Effect.fail(spec) : executeSpec(fiber, engine, bound, spec, map)
+}
+
+/** @internal */
+export const executeSpec = <A>(
+  fiber: Fiber.RuntimeFiber<any, any>,
+  engine: EngineCore,
+  bound: Bound,
+  spec: Spec,
+  map: (result: Result, multiple: Array<Result> | undefined) => A
+): Effect.Effect<A, DbError> => {
+  const entry = Ambient.entry(fiber, engine)
+  const slot = bound._tag === "Slot" ? bound.slot : bound._tag === "Ambient" ? entry.slot : undefined
+  const run = Effect.async<A, DbError>((resume) => {
+    const running = start(engine, bound, entry, spec, (error, result, multiple) => {
+      if (error !== undefined) resume(Effect.fail(error))
+      else if (result !== undefined) resume(Effect.succeed(map(result, multiple)))
+    })
+    if ("interrupt" in running) return running.interrupt
+    resume(running)
+    return undefined
+  })
+  return slot !== undefined && slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
+}

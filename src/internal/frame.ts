@@ -1,0 +1,192 @@
+/**
+ * Blocks: the transaction of a session and the savepoints in it. They form a tree by who opened them, of which one
+ * path is open at a time: siblings take turns, and statements of an outer block wait while an inner one is open, so
+ * that a rollback never takes another block's work along.
+ */
+import { DbError } from "../DbError.js"
+import type { Control, Owner } from "./pipeline.js"
+import type { TransactionOptions } from "./transactionSql.js"
+import type { Hook, Unit } from "./unit.js"
+
+interface Waiter {
+  readonly done: (error: DbError | undefined) => void
+  timer: NodeJS.Timeout | undefined
+}
+
+let savepoints = 0
+
+/**
+ * What a block is on the server.
+ * - `session`: the transaction of the session, opened by its first statement.
+ * - `transaction`: as that, but this block decides about the commit (`atomic`, an outermost `withTransaction`).
+ * - `savepoint`
+ * @internal
+ */
+export type FrameKind = "session" | "transaction" | "savepoint"
+
+/** @internal */
+export interface FrameOptions extends TransactionOptions {
+  readonly manual?: boolean | undefined
+}
+
+/** @internal */
+export class Frame implements Owner {
+  /** The inner block that is open now. */
+  child: Frame | undefined = undefined
+  ended = false
+  /** SAVEPOINT was sent. */
+  begun = false
+  /** The first statement of this block that the server refused. */
+  failure: DbError | undefined = undefined
+  rollbackOnly: string | undefined = undefined
+  /** How `tx.end` told this block to end, for the blocks inside it. */
+  ending: { readonly commits: boolean } | undefined = undefined
+  readonly savepoint: number
+  /** Settings of the block as they were before, to be put back when it is released. */
+  readonly before: Array<readonly [name: string, value: string]> = []
+  afterCommit: Array<Hook> = []
+  afterRollback: Array<Hook> = []
+  private waiters: Array<Waiter> = []
+
+  constructor(
+    readonly unit: Unit,
+    readonly parent: Frame | undefined,
+    readonly kind: FrameKind,
+    readonly options: FrameOptions
+  ) {
+    this.savepoint = kind === "savepoint" ? ++savepoints : 0
+  }
+
+  get name(): string {
+    return this.options.name ?? (this.kind === "session" ? this.unit.name : `block ${this.depth}`)
+  }
+
+  get manual(): boolean {
+    return this.options.manual === true
+  }
+
+  /** How many blocks there are from the outermost to this one. */
+  get depth(): number {
+    let depth = 0
+    for (let frame: Frame | undefined = this; frame !== undefined; frame = frame.parent) {
+      if (frame.kind !== "session") depth++
+    }
+    return depth
+  }
+
+  isWithin(outer: Frame): boolean {
+    for (let frame: Frame | undefined = this; frame !== undefined; frame = frame.parent) {
+      if (frame === outer) return true
+    }
+    return false
+  }
+
+  /** Manual blocks belong to no fiber: a statement of their parent runs in the innermost of them. */
+  get top(): Frame {
+    let frame: Frame = this
+    while (frame.child !== undefined && frame.child.manual) frame = frame.child
+    return frame
+  }
+
+  /** Asked at the moment of sending; whatever of the path is not open yet goes along. */
+  takePrefix(): ReadonlyArray<Control> {
+    return this.unit.prefix(this)
+  }
+
+  /**
+   * Calls back when no inner block is open: at once, or in order of asking. The returned function gives up.
+   */
+  turn(done: (error: DbError | undefined) => void): () => void {
+    if (this.ended) {
+      done(this.closedError())
+      return () => {}
+    }
+    if (this.top.child === undefined && this.waiters.length === 0) {
+      done(undefined)
+      return () => {}
+    }
+    const waiter: Waiter = { done, timer: undefined }
+    const limit = this.unit.engine.config.blockMillis
+    waiter.timer = setTimeout(() => {
+      const blocking = this.top.child?.name ?? "another block"
+      if (!this.leave(waiter)) return
+      done(
+        DbError.make("SessionBusy", {
+          message: `Waited ${limit} ms for the block "${blocking}", which is open inside "${this.name}".`,
+          hint: "A block that joins a fiber which needs the outer block waits for itself. blockTimeout is the limit.",
+          block: blocking
+        })
+      )
+    }, limit)
+    this.waiters.push(waiter)
+    return () => {
+      this.leave(waiter)
+    }
+  }
+
+  private leave(waiter: Waiter): boolean {
+    const at = this.waiters.indexOf(waiter)
+    if (at === -1) return false
+    this.waiters.splice(at, 1)
+    clearTimeout(waiter.timer)
+    return true
+  }
+
+  open(kind: FrameKind, options: FrameOptions): Frame {
+    const parent = this.top
+    const frame = new Frame(this.unit, parent, kind, options)
+    parent.child = frame
+    return frame
+  }
+
+  /** No more statements in this block and those in it; the outer block still waits. */
+  seal(): void {
+    if (this.ended) return
+    this.ended = true
+    this.child?.seal()
+    const error = this.closedError()
+    for (const waiter of this.waiters.splice(0)) {
+      clearTimeout(waiter.timer)
+      waiter.done(error)
+    }
+  }
+
+  /** The block is over: the next in line has its turn. */
+  close(): void {
+    this.seal()
+    const parent = this.parent
+    if (parent === undefined || parent.child !== this) return
+    parent.child = undefined
+    // Statements of a block above manual ones wait there.
+    for (let frame: Frame | undefined = parent; frame !== undefined; frame = frame.manual ? frame.parent : undefined) {
+      frame.serve()
+    }
+  }
+
+  private serve(): void {
+    while (this.waiters.length > 0 && !this.ended && this.top.child === undefined) {
+      const waiter = this.waiters.shift()!
+      clearTimeout(waiter.timer)
+      waiter.done(undefined)
+    }
+  }
+
+  /** A session's frame serves one transaction after the other. */
+  reset(): void {
+    this.failure = undefined
+    this.rollbackOnly = undefined
+    this.begun = false
+    this.afterCommit = []
+    this.afterRollback = []
+    this.before.length = 0
+  }
+
+  private closedError(): DbError {
+    return this.kind === "session"
+      ? this.unit.closedError()
+      : DbError.make("TransactionClosed", {
+          message: `The block "${this.name}" has ended.`,
+          hint: "A fiber outlived the transaction that it was started in. Join it before the block ends, or detach it."
+        })
+  }
+}

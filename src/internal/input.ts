@@ -1,0 +1,215 @@
+/**
+ * What is refused before the wire. Checks never throw, and their errors name the place, never the value.
+ */
+import * as Redacted from "effect/Redacted"
+import { types } from "node:util"
+// @ts-expect-error: neither pg nor its types describe this file
+import { prepareValue as untypedPrepareValue } from "pg/lib/utils.js"
+import { DbError } from "../DbError.js"
+
+const prepareValue = untypedPrepareValue as (value: unknown) => string | Buffer | null
+
+/** What the server takes in one message. */
+const maxBytes = 2 ** 30 - 2 ** 10
+
+const maxParameters = 65_535
+
+/** PostgreSQL cuts longer names without an error. */
+const maxIdentifierBytes = 63
+
+const refuse = (message: string, hint: string, parameter?: number): DbError =>
+  DbError.make("InvalidInput", { message, hint, parameter })
+
+/** Text as PostgreSQL can have it; the answer tells why not. */
+const badText = (text: string): string | undefined =>
+  text.includes("\0")
+    ? "has a NUL character, which PostgreSQL's text cannot hold"
+    : text.isWellFormed()
+      ? undefined
+      : "has a lone surrogate, which UTF-8 cannot express"
+
+const textHint = "Remove the character, or pass a Buffer to a bytea column."
+
+// a UTF-16 unit is at most three bytes, so the exact count is rarely needed
+const isTooLong = (text: string): boolean => text.length * 3 > maxBytes && Buffer.byteLength(text) > maxBytes
+
+/** The text of a statement. */
+export const checkText = (sql: unknown): DbError | undefined => {
+  if (typeof sql !== "string") {
+    return refuse(`The statement is not a string but ${kind(sql)}`, "Pass the text of the statement.")
+  }
+  const bad = badText(sql)
+  if (bad !== undefined) return refuse(`The statement's text ${bad}`, "Pass values as parameters, and check the text.")
+  if (isTooLong(sql)) {
+    return refuse("The statement's text is over 1 GiB", "Send the data in parts, or by COPY.")
+  }
+  return undefined
+}
+
+/**
+ * The values of a statement as they are sent, converted as `pg` does: `null`, text, or bytes. What is refused would fail
+ * on the server or, worse, be stored as something else.
+ */
+export const encodeParams = (params: ReadonlyArray<unknown>): Array<null | string | Buffer> | DbError => {
+  const n = params.length
+  if (n > maxParameters) {
+    return refuse(
+      `The statement has ${n} parameters; the protocol counts to ${maxParameters} and would wrap around`,
+      "Insert in parts, or pass arrays and unnest() them."
+    )
+  }
+  const encoded = new Array<null | string | Buffer>(n)
+  let most = 0
+  for (let i = 0; i < n; i++) {
+    const value = params[i]
+    let out: null | string | Buffer
+    switch (typeof value) {
+      case "string":
+        out = value
+        break
+      case "bigint":
+        out = String(value)
+        break
+      case "number":
+      case "boolean":
+        encoded[i] = String(value)
+        most += 32
+        continue
+      case "undefined":
+        encoded[i] = null
+        most += 4
+        continue
+      default: {
+        if (value === null) {
+          encoded[i] = null
+          most += 4
+          continue
+        }
+        const converted = convert(value, i)
+        if (DbError.is(converted)) return converted
+        out = converted
+      }
+    }
+    if (typeof out === "string") {
+      const bad = badText(out)
+      if (bad !== undefined) return refuse(`Parameter $${i + 1} ${bad}`, textHint, i + 1)
+      most += out.length * 3 + 8
+    } else if (out !== null) {
+      most += out.length + 8
+    }
+    encoded[i] = out
+  }
+  return most > maxBytes && bytesOf(encoded) > maxBytes
+    ? refuse("The statement's parameters are over 1 GiB together", "Send the data in parts, or by COPY.")
+    : encoded
+}
+
+const bytesOf = (values: ReadonlyArray<null | string | Buffer>): number =>
+  values.reduce<number>(
+    (sum, value) =>
+      sum + 8 + (value === null ? 0 : typeof value === "string" ? Buffer.byteLength(value) : value.length),
+    0
+  )
+
+const convert = (value: unknown, i: number): null | string | Buffer | DbError => {
+  let bad: string | undefined
+  try {
+    const plain = unwrap(value)
+    bad = unfit(plain)
+    // pg sends what JSON has no text for (an object whose toJSON gives undefined) as null
+    if (bad === undefined) return prepareValue(plain) ?? null
+  } catch (cause) {
+    return DbError.make("InvalidInput", {
+      message: `Parameter $${i + 1} cannot be converted: its conversion throws`,
+      hint: "Pass a value that JSON can express, or convert it first; error.serverError has what was thrown.",
+      parameter: i + 1,
+      cause
+    })
+  }
+  return refuse(`Parameter $${i + 1} is ${bad}`, "Convert it to a value that PostgreSQL has a type for.", i + 1)
+}
+
+/** Follows `toPostgres` as `pg` does, so that what it gives is checked too. */
+const unwrap = (value: unknown): unknown => {
+  const seen: Array<unknown> = []
+  let plain = value
+  while (
+    typeof plain === "object" &&
+    plain !== null &&
+    !ArrayBuffer.isView(plain) &&
+    !types.isDate(plain) &&
+    !Array.isArray(plain) &&
+    typeof (plain as { readonly toPostgres?: unknown }).toPostgres === "function"
+  ) {
+    if (seen.includes(plain)) throw new Error("toPostgres is circular")
+    seen.push(plain)
+    plain = (plain as { readonly toPostgres: (prepare: typeof prepareValue) => unknown }).toPostgres(prepareValue)
+  }
+  return plain
+}
+
+/** What `pg` would turn into text all the same: "NaN-NaN-...", a function's source, "<redacted>". */
+const unfit = (value: unknown): string | undefined => {
+  switch (typeof value) {
+    case "function":
+    case "symbol":
+      return `a ${typeof value}`
+    case "object":
+      if (types.isDate(value)) return Number.isNaN(value.getTime()) ? "an invalid Date" : undefined
+      if (Array.isArray(value)) {
+        for (const item of value) {
+          if (item === null || typeof item === "string" || typeof item === "number") continue
+          const bad = unfit(unwrap(item))
+          if (bad !== undefined) return `an array with ${bad}`
+        }
+        return undefined
+      }
+      return Redacted.isRedacted(value) ? "Redacted; pass Redacted.value(it) if the database shall have it" : undefined
+    default:
+      return undefined
+  }
+}
+
+const kind = (u: unknown): string =>
+  u === null
+    ? "null"
+    : Array.isArray(u)
+      ? "an array"
+      : typeof u === "undefined"
+        ? "undefined"
+        : `a value of type ${typeof u}`
+
+/** A name of a schema, role, database, channel or cursor. */
+export const checkIdentifier = (name: unknown): DbError | undefined => {
+  if (typeof name !== "string") return refuse(`The identifier is not a string but ${kind(name)}`, "Pass a string.")
+  if (name === "") return refuse("The identifier is empty", "Pass a name of 1 to 63 bytes.")
+  const bad = badText(name)
+  if (bad !== undefined) return refuse(`The identifier ${bad}`, "Pass a name without that character.")
+  const bytes = Buffer.byteLength(name)
+  if (bytes > maxIdentifierBytes) {
+    return refuse(
+      `The identifier has ${bytes} bytes in UTF-8; PostgreSQL would cut it at ${maxIdentifierBytes}`,
+      "Shorten it: two long names could become the same one."
+    )
+  }
+  return undefined
+}
+
+/** The name in quotes, whatever it holds; it has passed `checkIdentifier`. */
+export const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
+
+const control = /\p{Cc}/u
+
+/** A start-up value: they are sent as one list separated by NUL, so a NUL in one is the start of another. */
+export const checkStartupValue = (name: string, value: unknown): DbError | undefined => {
+  if (typeof value !== "string") {
+    return refuse(`The start-up value ${name} is not a string but ${kind(value)}`, "Pass a string.")
+  }
+  if (control.test(value)) {
+    return refuse(`The start-up value ${name} has a control character`, "Remove it; check where the value comes from.")
+  }
+  if (!value.isWellFormed()) {
+    return refuse(`The start-up value ${name} has a lone surrogate`, "Remove it; check where the value comes from.")
+  }
+  return undefined
+}

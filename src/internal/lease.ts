@@ -1,0 +1,192 @@
+/**
+ * A borrowed connection, or the promise of one: the root of a chain of wrappers that share at most one raw
+ * connection. Who needs it first makes it borrow; whoever holds the root gives it back.
+ */
+import { DbError } from "../DbError.js"
+import type { EngineCore } from "./engine.js"
+import type { Holder } from "./pool.js"
+import type { Pool } from "./pool.js"
+import type { Unit } from "./unit.js"
+import type { Wire } from "./wire.js"
+
+/** The stack of connections around a fiber. A session stands in it for the connection that it runs on. @internal */
+export interface StackNode {
+  readonly of: Stacked
+  readonly next: StackNode | undefined
+}
+
+/** @internal */
+export interface Stacked {
+  /** The root to share, or nothing if it is no longer there to be shared. */
+  readonly root: () => Root | undefined
+  readonly released: boolean
+}
+
+/** @internal */
+export const topOf = (stack: StackNode | undefined): Stacked | undefined => {
+  for (let node = stack; node !== undefined; node = node.next) if (!node.of.released) return node.of
+  return undefined
+}
+
+/** The stack without this one, wherever it stands. @internal */
+export const without = (stack: StackNode | undefined, of: Stacked): StackNode | undefined =>
+  stack === undefined ? undefined : stack.of === of ? stack.next : { of: stack.of, next: without(stack.next, of) }
+
+type Borrowed = (error: DbError | undefined, wire: Wire | undefined) => void
+
+/** @internal */
+export class Root {
+  wire: Wire | undefined = undefined
+  /** For good: root and reusers fail from now on. */
+  released = false
+  /** The session whose transaction is open here. */
+  unit: Unit | undefined = undefined
+  private pool: Pool | undefined = undefined
+  private waiting: Array<Borrowed> = []
+  private giveUp: (() => boolean) | undefined = undefined
+  private claims: Array<{
+    readonly unit: Unit | undefined
+    readonly done: (error: DbError | undefined) => void
+    timer: NodeJS.Timeout
+  }> = []
+
+  constructor(
+    readonly engine: EngineCore,
+    readonly holder: Holder,
+    readonly acquireMillis: number
+  ) {}
+
+  /** A root around a connection that is already there: `afterConnect`, the sandbox. */
+  static around(engine: EngineCore, holder: Holder, wire: Wire): Root {
+    const root = new Root(engine, holder, 0)
+    root.wire = wire
+    return root
+  }
+
+  /** Calls back with the connection, borrowing it first if there is none. The returned function gives up. */
+  borrow(done: Borrowed): () => void {
+    if (this.released) {
+      done(this.releasedError(), undefined)
+      return () => {}
+    }
+    if (this.wire !== undefined) {
+      done(undefined, this.wire)
+      return () => {}
+    }
+    this.waiting.push(done)
+    if (this.waiting.length === 1) {
+      const pool = this.engine.pool()
+      let called = false
+      const giveUp = pool.take(this.holder, this.acquireMillis, (error, wire) => {
+        called = true
+        this.giveUp = undefined
+        if (wire !== undefined) {
+          this.wire = wire
+          this.pool = pool
+        }
+        for (const waiter of this.waiting.splice(0)) waiter(error, wire)
+      })
+      if (!called) this.giveUp = giveUp
+    }
+    return () => {
+      const at = this.waiting.indexOf(done)
+      if (at === -1) return
+      this.waiting.splice(at, 1)
+      if (this.waiting.length === 0 && this.giveUp !== undefined) {
+        this.giveUp()
+        this.giveUp = undefined
+      }
+    }
+  }
+
+  /**
+   * Waits until no other session's transaction is open here; with a unit, takes the place. Statements without a
+   * session wait as well: they must not run inside somebody's transaction.
+   */
+  claim(unit: Unit | undefined, done: (error: DbError | undefined) => void): () => void {
+    if (this.unit === unit || (this.unit === undefined && this.claims.length === 0)) {
+      if (unit !== undefined) this.unit = unit
+      done(undefined)
+      return () => {}
+    }
+    const limit = this.engine.config.blockMillis
+    const claim = {
+      unit,
+      done,
+      timer: setTimeout(() => {
+        const holder = this.unit?.name ?? "another session"
+        if (!leave()) return
+        done(
+          DbError.make("SessionBusy", {
+            message: `Waited ${limit} ms for the session "${holder}", whose transaction is open on this connection.`,
+            hint: "Sessions that share a connection take turns. DbSession.isolated gives each its own.",
+            block: holder
+          })
+        )
+      }, limit)
+    }
+    const leave = (): boolean => {
+      const at = this.claims.indexOf(claim)
+      if (at === -1) return false
+      this.claims.splice(at, 1)
+      clearTimeout(claim.timer)
+      return true
+    }
+    this.claims.push(claim)
+    return () => {
+      leave()
+    }
+  }
+
+  unclaim(unit: Unit): void {
+    if (this.unit !== unit) return
+    this.unit = undefined
+    this.serve()
+  }
+
+  private serve(): void {
+    while (this.claims.length > 0 && this.unit === undefined) {
+      const claim = this.claims.shift()!
+      clearTimeout(claim.timer)
+      if (claim.unit !== undefined) this.unit = claim.unit
+      claim.done(undefined)
+      // The same session may have several statements in the queue.
+      if (claim.unit !== undefined) {
+        for (const other of this.claims.filter((_) => _.unit === claim.unit)) {
+          this.claims.splice(this.claims.indexOf(other), 1)
+          clearTimeout(other.timer)
+          other.done(undefined)
+        }
+      }
+    }
+  }
+
+  /** Gives the raw connection back; the next use borrows again, unless it is for good. */
+  release(permanent: boolean): void {
+    if (permanent) this.released = true
+    const wire = this.wire
+    const pool = this.pool
+    this.wire = undefined
+    this.pool = undefined
+    if (this.giveUp !== undefined && permanent) {
+      this.giveUp()
+      this.giveUp = undefined
+    }
+    if (permanent) {
+      const error = this.releasedError()
+      for (const waiter of this.waiting.splice(0)) waiter(error, undefined)
+      for (const claim of this.claims.splice(0)) {
+        clearTimeout(claim.timer)
+        claim.done(error)
+      }
+    }
+    if (wire !== undefined && pool !== undefined) pool.give(wire)
+  }
+
+  releasedError(): DbError {
+    return DbError.make("ConnectionReleased", {
+      message: `The connection "${this.holder.name}" was released for good.`,
+      hint: "A fiber or a captured handle outlived it. Acquire a connection of its own, or release with { permanent: false }."
+    })
+  }
+}

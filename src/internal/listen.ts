@@ -1,0 +1,118 @@
+/**
+ * LISTEN for all channels of an engine on one connection, which is borrowed with the first listener and given back
+ * with the last. When it dies every stream fails: what was notified meanwhile is lost, and the listener has to know.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
+import * as Stream from "effect/Stream"
+import { DbError } from "../DbError.js"
+import type { EngineCore } from "./engine.js"
+import { executeSpec } from "./execute.js"
+import { checkIdentifier, quoteIdentifier } from "./input.js"
+import { Root } from "./lease.js"
+import { makeSpec } from "./statement.js"
+import type { Listener, Wire } from "./wire.js"
+
+interface Subscriber {
+  readonly payload: (payload: string) => void
+  readonly failed: (error: DbError) => void
+}
+
+class Hub {
+  private root: Root | undefined = undefined
+  private readonly channels = new Map<string, Set<Subscriber>>()
+  private readonly lock = Effect.unsafeMakeSemaphore(1)
+
+  constructor(private readonly engine: EngineCore) {}
+
+  private run(root: Root, text: string): Effect.Effect<void, DbError> {
+    return Effect.withFiberRuntime<void, DbError>((fiber) => {
+      const spec = makeSpec(text, [], "array", { several: false, prepare: false })
+      return spec instanceof Error
+        ? Effect.fail(spec)
+        : executeSpec(fiber, this.engine, { _tag: "Root", root, gone: () => undefined }, spec, () => undefined)
+    })
+  }
+
+  private readonly listener: Listener = {
+    notification: (channel, payload) => {
+      for (const subscriber of this.channels.get(channel) ?? []) subscriber.payload(payload)
+    },
+    closed: (error) => {
+      const all = [...this.channels.values()].flatMap((_) => [..._])
+      this.channels.clear()
+      const root = this.root
+      this.root = undefined
+      root?.release(true)
+      for (const subscriber of all) subscriber.failed(error)
+    }
+  }
+
+  private borrow(): Effect.Effect<Root, DbError> {
+    if (this.root !== undefined) return Effect.succeed(this.root)
+    const root = new Root(this.engine, { name: "listen" }, this.engine.config.acquireMillis)
+    return Effect.async<Wire, DbError>((resume) => {
+      const stop = root.borrow((error, wire) => resume(wire === undefined ? Effect.fail(error!) : Effect.succeed(wire)))
+      return Effect.sync(() => {
+        stop()
+        root.release(true)
+      })
+    }).pipe(
+      Effect.map((wire) => {
+        wire.listeners.add(this.listener)
+        this.root = root
+        return root
+      })
+    )
+  }
+
+  readonly subscribe = (channel: string, subscriber: Subscriber): Effect.Effect<void, DbError> =>
+    this.lock.withPermits(1)(
+      Effect.flatMap(this.borrow(), (root) => {
+        const known = this.channels.get(channel)
+        if (known !== undefined) {
+          known.add(subscriber)
+          return Effect.void
+        }
+        this.channels.set(channel, new Set([subscriber]))
+        return Effect.tapErrorCause(this.run(root, `LISTEN ${quoteIdentifier(channel)}`), () =>
+          this.leave(channel, subscriber)
+        )
+      })
+    )
+
+  readonly unsubscribe = (channel: string, subscriber: Subscriber): Effect.Effect<void> =>
+    this.lock.withPermits(1)(Effect.suspend(() => this.leave(channel, subscriber)))
+
+  private leave(channel: string, subscriber: Subscriber): Effect.Effect<void> {
+    const known = this.channels.get(channel)
+    if (known === undefined || !known.delete(subscriber) || known.size > 0) return Effect.void
+    this.channels.delete(channel)
+    const root = this.root
+    if (root === undefined) return Effect.void
+    if (this.channels.size > 0) return Effect.ignore(this.run(root, `UNLISTEN ${quoteIdentifier(channel)}`))
+    this.root = undefined
+    root.wire?.listeners.delete(this.listener)
+    root.release(true)
+    return Effect.void
+  }
+}
+
+const hubs = new WeakMap<EngineCore, Hub>()
+
+/** Every payload sent to a channel from now on. Fails when the connection is lost. @internal */
+export const listen = (engine: EngineCore, channel: string): Stream.Stream<string, SqlError> =>
+  Stream.asyncPush<string, SqlError>((emit) =>
+    Effect.suspend(() => {
+      const refused = checkIdentifier(channel)
+      if (refused !== undefined) return Effect.fail(refused)
+      let hub = hubs.get(engine)
+      if (hub === undefined) hubs.set(engine, (hub = new Hub(engine)))
+      const subscriber: Subscriber = {
+        payload: (payload) => void emit.single(payload),
+        failed: (error) => void emit.fail(error)
+      }
+      const joined = hub
+      return Effect.acquireRelease(joined.subscribe(channel, subscriber), () => joined.unsubscribe(channel, subscriber))
+    })
+  )

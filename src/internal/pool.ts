@@ -1,0 +1,533 @@
+/**
+ * The pool of one target. Callbacks and counters, no fibers: a borrow that finds an idle connection costs no
+ * more than taking it from a list. Effect's own `Pool` was weighed and left: it gives no order of service, no
+ * maximum that counts connections still closing on the server, and 22 µs a cycle.
+ *
+ * Promises: first come first served; `used + idle + connecting + closing` never exceeds the maximum; a waiter
+ * that gives up does not stop the dial that was started for it; every wait is bounded.
+ */
+import { DbError } from "../DbError.js"
+import type { Resolved } from "../DbOptions.js"
+import { Command } from "./pipeline.js"
+import { resetText } from "./recycler.js"
+import type { Host, Wire } from "./wire.js"
+
+/** Who borrows, for error messages and the leak report. @internal */
+export interface Holder {
+  readonly name: string
+}
+
+interface Waiter {
+  readonly done: (error: DbError | undefined, wire: Wire | undefined) => void
+  readonly holder: Holder
+  readonly since: number
+  timer: NodeJS.Timeout | undefined
+  /** The pool that it waits in now, after `changeHost`. */
+  moved: Pool | undefined
+}
+
+interface Loan {
+  readonly holder: Holder
+  readonly since: number
+  leak: NodeJS.Timeout | undefined
+}
+
+/** What the pool needs from the engine: how a connection is made and made ready. @internal */
+export interface PoolOptions {
+  readonly config: Resolved
+  /** Dials, checks the role, runs `afterConnect`. The returned function gives up. */
+  readonly connect: (
+    onDeath: (wire: Wire) => void,
+    done: (error: DbError | undefined, wire: Wire | undefined) => void
+  ) => () => void
+  /** Whether the server's role still fits the target; asked at every hand-out, from parameter status alone. */
+  readonly fits: (wire: Wire) => boolean
+  /** Runs `afterConnect` again, whose settings a reset has swept away as well. */
+  readonly afterReset?: ((wire: Wire, done: (ok: boolean) => void) => void) | undefined
+  readonly onLeak: (holder: Holder, millis: number) => void
+  /** A borrower waited this long; a connection was in use for this long. */
+  readonly onWaited?: ((millis: number) => void) | undefined
+  readonly onUsed?: ((millis: number) => void) | undefined
+}
+
+/** @internal */
+export interface PoolStats {
+  readonly total: number
+  readonly idle: number
+  readonly used: number
+  readonly connecting: number
+  readonly closing: number
+  readonly pending: number
+  readonly max: number
+}
+
+const retryPause = { first: 25, most: 1000 }
+
+/** @internal */
+export class Pool {
+  private readonly idle: Array<Wire> = []
+  private readonly loans = new Map<Wire, Loan>()
+  /** Neither idle nor lent: being validated or reset. */
+  private readonly between = new Set<Wire>()
+  private readonly dials = new Set<() => void>()
+  private waiters: Array<Waiter> = []
+  private closing = 0
+  private readonly left = new WeakSet<Wire>()
+  private generation = 0
+  private suspended = false
+  private closed = false
+  private lastError: DbError | undefined = undefined
+  private pause = 0
+  private retry: NodeJS.Timeout | undefined = undefined
+  private reaper: NodeJS.Timeout | undefined = undefined
+  private drained: Array<() => void> = []
+
+  constructor(readonly options: PoolOptions) {
+    if (options.config.min > 0) this.fill()
+  }
+
+  get stats(): PoolStats {
+    const used = this.loans.size + this.between.size
+    const connecting = this.dials.size
+    return {
+      total: used + this.idle.length + connecting + this.closing,
+      idle: this.idle.length,
+      used,
+      connecting,
+      closing: this.closing,
+      pending: this.waiters.length,
+      max: this.options.config.max
+    }
+  }
+
+  /** The last reason why no connection could be made, until one could. */
+  get connectError(): DbError | undefined {
+    return this.lastError
+  }
+
+  /**
+   * Borrows. `done` may be called before this returns. The returned function gives up: `true` if the wait was
+   * ended, `false` if `done` had been called and the borrower has to give the connection back.
+   */
+  take(
+    holder: Holder,
+    timeoutMillis: number,
+    done: (error: DbError | undefined, wire: Wire | undefined) => void
+  ): () => boolean {
+    if (this.closed) {
+      done(poolClosed(), undefined)
+      return () => false
+    }
+    if (!this.suspended && this.waiters.length === 0) {
+      const wire = this.pop()
+      if (wire !== undefined && this.isFresh(wire)) {
+        this.lend(wire, holder)
+        this.options.onWaited?.(0)
+        done(undefined, wire)
+        return () => false
+      }
+      if (wire !== undefined) this.validate(wire)
+    }
+    const waiter: Waiter = { done, holder, since: Date.now(), timer: undefined, moved: undefined }
+    waiter.timer = setTimeout(() => {
+      if (this.forget(waiter)) done(this.timedOut(waiter, timeoutMillis), undefined)
+    }, timeoutMillis)
+    this.waiters.push(waiter)
+    this.dialForWaiters()
+    return () => (waiter.moved ?? this).forget(waiter)
+  }
+
+  /** Gives back. What is not provably clean is reset in the background or ended; the slot is free again either way. */
+  give(wire: Wire): void {
+    const loan = this.loans.get(wire)
+    if (loan === undefined) return
+    this.loans.delete(wire)
+    if (loan.leak !== undefined) clearTimeout(loan.leak)
+    this.options.onUsed?.(Date.now() - loan.since)
+    if (wire.dead) return this.leave(wire)
+    this.between.add(wire)
+    if (wire.idle) this.recycle(wire)
+    else
+      this.bounded(
+        wire,
+        (done) => wire.whenIdle(done),
+        () => this.recycle(wire)
+      )
+  }
+
+  /** Closes idle connections now and lent ones when they come back. */
+  evictAll(): void {
+    this.generation++
+    for (const wire of this.idle.splice(0)) this.end(wire)
+    this.dialForWaiters()
+  }
+
+  suspend(): void {
+    this.suspended = true
+  }
+
+  resume(): void {
+    this.suspended = false
+    for (;;) {
+      if (this.waiters.length === 0) break
+      const wire = this.pop()
+      if (wire === undefined) break
+      if (this.isFresh(wire)) this.handOver(wire)
+      else this.validate(wire)
+    }
+    this.dialForWaiters()
+  }
+
+  /**
+   * Refuses new work and fails what waits; calls back when everything lent has come back and every connection is
+   * closed on the server.
+   */
+  close(done: () => void): void {
+    this.drained.push(done)
+    if (!this.closed) {
+      this.closed = true
+      this.generation++
+      if (this.retry !== undefined) clearTimeout(this.retry)
+      if (this.reaper !== undefined) clearTimeout(this.reaper)
+      for (const stop of [...this.dials]) stop()
+      this.dials.clear()
+      const waiters = this.waiters
+      this.waiters = []
+      for (const waiter of waiters) {
+        clearTimeout(waiter.timer)
+        waiter.done(poolClosed(), undefined)
+      }
+      for (const wire of this.idle.splice(0)) this.end(wire)
+    }
+    this.settled()
+  }
+
+  /** Takes no new work: what waits goes on to another pool, what is lent comes back and is closed. */
+  retire(successor: Pool, done: () => void): void {
+    const waiters = this.waiters
+    this.waiters = []
+    this.close(done)
+    for (const waiter of waiters) {
+      clearTimeout(waiter.timer)
+      successor.adopt(waiter)
+    }
+  }
+
+  private adopt(waiter: Waiter): void {
+    const { acquireMillis } = this.options.config
+    const left = Math.max(1, acquireMillis - (Date.now() - waiter.since))
+    waiter.timer = setTimeout(() => {
+      if (this.forget(waiter)) waiter.done(this.timedOut(waiter, acquireMillis), undefined)
+    }, left)
+    waiter.moved = this
+    this.waiters.push(waiter)
+    this.dialForWaiters()
+  }
+
+  /** Ends what is still lent, cancelling what runs. */
+  destroyAll(): void {
+    const cause = new Error("the engine was closed")
+    for (const [wire, loan] of this.loans) {
+      clearTimeout(loan.leak)
+      this.between.add(wire)
+    }
+    this.loans.clear()
+    for (const wire of [...this.between]) {
+      wire.destroy(cause)
+      this.leave(wire)
+    }
+  }
+
+  get holders(): ReadonlyArray<{ readonly name: string; readonly millis: number }> {
+    const now = Date.now()
+    return [...this.loans.values()].map((loan) => ({ name: loan.holder.name, millis: now - loan.since }))
+  }
+
+  private get room(): boolean {
+    const stats = this.stats
+    return stats.total < stats.max
+  }
+
+  private pop(): Wire | undefined {
+    for (;;) {
+      const wire = this.idle.pop()
+      if (wire === undefined || this.isUsable(wire)) return wire
+      this.end(wire)
+    }
+  }
+
+  private isUsable(wire: Wire): boolean {
+    return (
+      !wire.dead &&
+      wire.doomed === undefined &&
+      wire.generation === this.generation &&
+      Date.now() < wire.expiresAt &&
+      this.options.fits(wire)
+    )
+  }
+
+  private isFresh(wire: Wire): boolean {
+    return Date.now() - wire.lastUsed <= this.options.config.validateMillis
+  }
+
+  private lend(wire: Wire, holder: Holder): void {
+    const loan: Loan = { holder, since: Date.now(), leak: undefined }
+    const { leakMillis } = this.options.config
+    if (leakMillis < 2 ** 31 - 1) {
+      loan.leak = setTimeout(() => this.options.onLeak(holder, leakMillis), leakMillis)
+      loan.leak.unref()
+    }
+    this.loans.set(wire, loan)
+  }
+
+  private forget(waiter: Waiter): boolean {
+    const at = this.waiters.indexOf(waiter)
+    if (at === -1) return false
+    this.waiters.splice(at, 1)
+    clearTimeout(waiter.timer)
+    return true
+  }
+
+  private handOver(wire: Wire): void {
+    const waiter = this.waiters.shift()!
+    clearTimeout(waiter.timer)
+    this.lend(wire, waiter.holder)
+    this.options.onWaited?.(Date.now() - waiter.since)
+    waiter.done(undefined, wire)
+  }
+
+  /** A usable connection that nobody has: to the first waiter, or to the idle list. */
+  private put(wire: Wire): void {
+    this.between.delete(wire)
+    if (this.closed || !this.isUsable(wire)) return this.end(wire)
+    wire.lastUsed = Date.now()
+    if (this.waiters.length > 0 && !this.suspended) return this.handOver(wire)
+    this.idle.push(wire)
+    this.scheduleReaper()
+  }
+
+  private recycle(wire: Wire): void {
+    if (wire.dead) return this.leave(wire)
+    const vouched = wire.fromForeign()
+    const { reset } = this.options.config
+    const open = wire.status !== "I"
+    if (!vouched || wire.pipeline.suspect || !this.isUsable(wire)) return this.end(wire)
+    if (reset === "never" ? !open : reset === "auto" ? !wire.dirty && !open : false) return this.put(wire)
+    this.bounded(
+      wire,
+      (done) =>
+        run(wire, reset === "never" ? "ROLLBACK" : open ? `ROLLBACK;${resetText}` : resetText, (error) => {
+          if (error !== undefined) wire.doomed = "it could not be reset"
+          done()
+        }),
+      () => {
+        wire.dirty = false
+        if (wire.status !== "I") return this.end(wire)
+        const again = this.options.afterReset
+        if (again === undefined || reset === "never") return this.put(wire)
+        this.bounded(
+          wire,
+          (done) =>
+            again(wire, (ok) => {
+              if (!ok) wire.doomed = "afterConnect failed after a reset"
+              done()
+            }),
+          () => this.put(wire)
+        )
+      }
+    )
+  }
+
+  private validate(wire: Wire): void {
+    this.between.add(wire)
+    this.bounded(
+      wire,
+      (done) => run(wire, "", () => done()),
+      () => this.put(wire)
+    )
+  }
+
+  /** Something between two borrowers that must not hang: in `settleTimeout`, or the connection is destroyed. */
+  private bounded(wire: Wire, work: (done: () => void) => void, next: () => void): void {
+    let finished = false
+    const timer = setTimeout(
+      () => finish(() => wire.destroy(new Error("the server did not answer between two borrowers"))),
+      this.options.config.settleMillis
+    )
+    const finish = (then: () => void): void => {
+      if (finished) return
+      finished = true
+      clearTimeout(timer)
+      then()
+    }
+    work(() =>
+      finish(() => {
+        if (wire.dead) this.leave(wire)
+        else next()
+      })
+    )
+  }
+
+  private end(wire: Wire): void {
+    if (!wire.dead) wire.end()
+    this.leave(wire)
+  }
+
+  private readonly onDeath = (wire: Wire): void => {
+    const at = this.idle.indexOf(wire)
+    if (at !== -1) this.idle.splice(at, 1)
+    // What ends one connection from outside has often ended its contemporaries: they are checked before use.
+    for (const other of this.idle) other.lastUsed = 0
+    // A lent one counts as used until it is given back.
+    if (at !== -1 || this.between.has(wire)) this.leave(wire)
+  }
+
+  /** Until its socket is closed a connection counts: its backend may still be there. */
+  private leave(wire: Wire): void {
+    this.between.delete(wire)
+    if (!this.left.has(wire)) {
+      this.left.add(wire)
+      this.closing++
+      wire.onClose(() => {
+        this.closing--
+        this.settled()
+      })
+    }
+    this.settled()
+  }
+
+  private settled(): void {
+    if (this.closed) {
+      const stats = this.stats
+      if (stats.total === 0) for (const done of this.drained.splice(0)) done()
+      return
+    }
+    this.dialForWaiters()
+    if (this.options.config.min > 0) this.fill()
+  }
+
+  private fill(): void {
+    const { total } = this.stats
+    for (let i = total; i < this.options.config.min; i++) this.dial()
+  }
+
+  private dialForWaiters(): void {
+    if (this.closed || this.suspended || this.retry !== undefined) return
+    while (this.dials.size + this.validating() < this.waiters.length && this.room) this.dial()
+  }
+
+  private validating(): number {
+    return this.between.size
+  }
+
+  private dial(): void {
+    if (this.retry !== undefined) return
+    let stop: () => void = () => {}
+    let over = false
+    const giveUp = () => {
+      over = true
+      stop()
+    }
+    this.dials.add(giveUp)
+    stop = this.options.connect(this.onDeath, (error, wire) => {
+      this.dials.delete(giveUp)
+      if (over) {
+        if (wire === undefined) return this.settled()
+        wire.destroy(new Error("the engine was closed"))
+        return this.leave(wire)
+      }
+      if (wire === undefined) return this.refused(error!)
+      this.lastError = undefined
+      this.pause = 0
+      wire.generation = this.generation
+      const { ttlMillis } = this.options.config
+      wire.expiresAt = ttlMillis >= 2 ** 31 - 1 ? Infinity : Date.now() + ttlMillis * (0.9 + Math.random() * 0.2)
+      this.put(wire)
+    })
+    if (over) stop()
+  }
+
+  private refused(error: DbError): void {
+    this.lastError = error
+    const waiter = this.waiters[0]
+    const busy = this.loans.size + this.between.size > 0
+    if (waiter !== undefined && !isTemporary(error) && !busy) {
+      this.forget(waiter)
+      waiter.done(error, undefined)
+      return this.settled()
+    }
+    if (waiter === undefined && this.options.config.min === 0) return
+    // The server may take another connection later, or somebody gives one back: the queue stays as it is.
+    this.pause = Math.min(retryPause.most, this.pause === 0 ? retryPause.first : this.pause * 2)
+    this.retry ??= setTimeout(
+      () => {
+        this.retry = undefined
+        this.settled()
+      },
+      this.pause * (0.5 + Math.random())
+    )
+    if (waiter === undefined) this.retry.unref()
+  }
+
+  private timedOut(waiter: Waiter, timeoutMillis: number): DbError {
+    const holders = this.holders
+    const stats = this.stats
+    const down = this.lastError
+    const held = holders.map((_) => `${_.name} for ${_.millis} ms`).join(", ")
+    return DbError.make("AcquireTimeout", {
+      message:
+        down !== undefined
+          ? `No connection within ${timeoutMillis} ms: the database can't be reached (${down.message})`
+          : this.suspended
+            ? `No connection within ${timeoutMillis} ms: the pool is suspended.`
+            : `No connection within ${timeoutMillis} ms: all ${stats.max} are in use (${held}), ${stats.pending} wait.`,
+      hint:
+        down !== undefined
+          ? "Check the server and the network; the error inside says what the last attempt met."
+          : "Hold connections for shorter, raise maxConnections, or look for a fiber that holds one and waits for another.",
+      holders,
+      waited: Date.now() - waiter.since,
+      isRetryable: true,
+      cause: down
+    })
+  }
+
+  private scheduleReaper(): void {
+    const { idleMillis, ttlMillis, min } = this.options.config
+    if (this.reaper !== undefined) return
+    const every = Math.max(10, Math.min(idleMillis, ttlMillis) / 2)
+    if (every >= (2 ** 31 - 1) / 2) return
+    this.reaper = setTimeout(() => {
+      this.reaper = undefined
+      const now = Date.now()
+      let spare = this.stats.total - this.stats.connecting - this.closing - min
+      for (const wire of [...this.idle]) {
+        const expired = now >= wire.expiresAt
+        if (!expired && !(spare > 0 && now - wire.lastUsed >= idleMillis && wire.lastUsed > 0)) continue
+        spare--
+        this.idle.splice(this.idle.indexOf(wire), 1)
+        this.end(wire)
+      }
+      if (this.idle.length > 0) this.scheduleReaper()
+    }, every)
+    this.reaper.unref()
+  }
+}
+
+const run = (wire: Wire, text: string, done: (error: DbError | undefined) => void): void =>
+  wire.submit(new Command(text, [], "array", true, false, true, undefined, (error) => done(error)))
+
+const poolClosed = (): DbError =>
+  DbError.make("PoolClosed", {
+    message: "The engine is closed.",
+    hint: "Its layer's scope has ended. Work that outlives it needs an engine of a longer scope."
+  })
+
+/** Refused for now: too many connections, starting, stopping. */
+const isTemporary = (error: DbError): boolean => {
+  const state = error.reason.sqlState
+  return state !== undefined && (state.startsWith("53") || state === "57P03" || state === "57P02" || state === "57P01")
+}
+
+/** @internal */
+export type { Host }

@@ -1,0 +1,86 @@
+/**
+ * The place of a session: fibers share it by reference, so that whoever asks first creates the session that all
+ * of them see, and an ended one is seen to be ended.
+ */
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type { DbError } from "../DbError.js"
+import type { EngineCore } from "./engine.js"
+import { Root } from "./lease.js"
+import type { Stacked } from "./lease.js"
+import type { TransactionOptions } from "./transactionSql.js"
+import { Unit } from "./unit.js"
+import type { Hook } from "./unit.js"
+
+let sessions = 0
+
+/** @internal */
+export interface SlotOptions extends TransactionOptions {
+  readonly beforeCommit?: Hook | undefined
+}
+
+/** @internal */
+export class Slot implements Stacked {
+  unit: Unit | undefined = undefined
+  ended = false
+  readonly name: string
+  private gate: Deferred.Deferred<void, DbError> | undefined = undefined
+
+  constructor(
+    readonly engine: EngineCore,
+    readonly options: SlotOptions,
+    /** The connection that was ambient when it was opened, for the session to run on. */
+    private readonly outer: Root | undefined
+  ) {
+    this.name = options.name ?? `session ${++sessions}`
+  }
+
+  get released(): boolean {
+    return this.ended
+  }
+
+  /** Something has to run before a session can be created. */
+  get needsGate(): boolean {
+    return this.unit === undefined && !this.ended && this.engine.beforeSession !== undefined
+  }
+
+  readonly root = (): Root => this.get().lease
+
+  /** The session, created if there is none. */
+  get(): Unit {
+    if (this.unit === undefined || this.unit.ended) {
+      const own = this.outer === undefined || this.outer.released
+      const root = own ? new Root(this.engine, { name: this.name }, this.engine.config.acquireMillis) : this.outer
+      this.unit = new Unit(this.engine, root, own, this.name, this.engine.transactionOptions(this.options))
+    }
+    return this.unit
+  }
+
+  /** Runs `beforeSession` once for the next session, however many ask. */
+  readonly prepare: Effect.Effect<void, DbError> = Effect.suspend(() => {
+    const before = this.engine.beforeSession
+    if (!this.needsGate || before === undefined) return Effect.void
+    if (this.gate !== undefined) return Deferred.await(this.gate)
+    return Effect.flatMap(Deferred.make<void, DbError>(), (gate) => {
+      if (this.gate !== undefined) return Deferred.await(this.gate)
+      this.gate = gate
+      // In a fiber of its own: it is for all who wait, not for the first who asked.
+      return Effect.forkDaemon(
+        Effect.flatMap(Effect.exit(before), (exit) =>
+          Effect.suspend(() => {
+            this.gate = undefined
+            if (Exit.isSuccess(exit) && !this.ended) this.get()
+            return Deferred.done(gate, Exit.isFailure(exit) && Cause.isInterruptedOnly(exit.cause) ? Exit.void : exit)
+          })
+        )
+      ).pipe(Effect.zipRight(Deferred.await(gate)))
+    })
+  })
+
+  /** The slot is empty again: the next use creates another session. */
+  empty(): void {
+    this.unit = undefined
+  }
+}

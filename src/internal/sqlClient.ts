@@ -1,0 +1,255 @@
+/**
+ * The `SqlClient` / `PgClient` view of an engine, of a session handle or of a connection. `SqlClient.make` is not
+ * used: it looks for a transaction under a tag that all databases share before it asks for a connection.
+ */
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as PgClient from "@effect/sql-pg/PgClient"
+import type { Connection } from "@effect/sql/SqlConnection"
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Statement from "@effect/sql/Statement"
+import * as Chunk from "effect/Chunk"
+import * as Context from "effect/Context"
+import * as DefaultServices from "effect/DefaultServices"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type * as Mailbox from "effect/Mailbox"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
+import type { DbError } from "../DbError.js"
+import type { EngineCore } from "./engine.js"
+import { execute } from "./execute.js"
+import type { Bound } from "./execute.js"
+import type { Result } from "./rows.js"
+
+/**
+ * The client that every noun offers.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DbSql extends PgClient.PgClient {}
+
+type TransformRows = (<A extends object>(rows: ReadonlyArray<A>) => ReadonlyArray<A>) | undefined
+
+type Runtime = Fiber.RuntimeFiber<any, any>
+
+const rowsOf = (result: Result, multiple: Array<Result> | undefined): ReadonlyArray<any> =>
+  multiple === undefined ? result.rows : multiple.map((_) => _.rows)
+
+const rawOf = (result: Result, multiple: Array<Result> | undefined): unknown => multiple ?? result
+
+/** What a view is made from. @internal */
+export interface ViewOptions {
+  readonly engine: EngineCore
+  readonly bound: Bound
+  readonly withTransaction: SqlClient.SqlClient["withTransaction"]
+  /** Rows of a cursor, in the ambient transaction or in one of its own. */
+  readonly stream: (text: string, params: ReadonlyArray<unknown>) => Stream.Stream<any, SqlError>
+  readonly reserve: Effect.Effect<Bound, DbError, Scope.Scope>
+  readonly listen: (channel: string) => Stream.Stream<string, SqlError>
+}
+
+/** A connection as the ecosystem knows it: its statements run where the view's do. */
+class ViewConnection implements Connection {
+  constructor(
+    private readonly engine: EngineCore,
+    private readonly bound: Bound,
+    private readonly streamOf: ViewOptions["stream"]
+  ) {}
+
+  private run<A>(
+    text: string,
+    params: ReadonlyArray<unknown>,
+    rowMode: "object" | "array",
+    prepare: boolean,
+    map: (result: Result, multiple: Array<Result> | undefined) => A
+  ): Effect.Effect<A, DbError> {
+    return Effect.withFiberRuntime<A, DbError>((fiber) =>
+      execute(fiber, this.engine, this.bound, text, params, rowMode, prepare, map)
+    )
+  }
+
+  execute(text: string, params: ReadonlyArray<unknown>, transformRows: TransformRows) {
+    const rows = this.run(text, params, "object", true, rowsOf)
+    return transformRows === undefined ? rows : Effect.map(rows, transformRows)
+  }
+
+  executeRaw(text: string, params: ReadonlyArray<unknown>) {
+    return this.run(text, params, "object", true, rawOf)
+  }
+
+  executeValues(text: string, params: ReadonlyArray<unknown>) {
+    return this.run(text, params, "array", true, rowsOf)
+  }
+
+  executeUnprepared(text: string, params: ReadonlyArray<unknown>, transformRows: TransformRows) {
+    const rows = this.run(text, params, "object", false, rowsOf)
+    return transformRows === undefined ? rows : Effect.map(rows, transformRows)
+  }
+
+  executeStream(text: string, params: ReadonlyArray<unknown>, transformRows: TransformRows) {
+    const rows = this.streamOf(text, params)
+    return transformRows === undefined
+      ? rows
+      : Stream.mapChunks(rows, (chunk) =>
+          Chunk.unsafeFromArray(transformRows(Chunk.toReadonlyArray(chunk)) as Array<any>)
+        )
+  }
+}
+
+const nativeTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
+
+/** Nobody looks at the spans of the built-in tracer, unless a span of the user's is around. */
+const isTraced = (fiber: Runtime): boolean => fiber.currentTracer !== nativeTracer || fiber.currentSpan !== undefined
+
+type Primitive = {
+  new (
+    segments: ReadonlyArray<Statement.Segment>,
+    acquirer: Connection.Acquirer,
+    compiler: Statement.Compiler,
+    spanAttributes: ReadonlyArray<readonly [string, unknown]>,
+    transformRows: TransformRows
+  ): Statement.Statement<any> & {
+    readonly segments: ReadonlyArray<Statement.Segment>
+    withConnection(operation: string, f: any, withoutTransform?: boolean): Effect.Effect<any, SqlError>
+  }
+}
+
+const primitiveOf = (constructor: Statement.Constructor): Primitive =>
+  Object.getPrototypeOf(constructor.unsafe("")).constructor as Primitive
+
+/**
+ * Statements that go straight to `execute`: the ecosystem's own open a scope and a span for each execution. With
+ * a tracer or a transformer they are the ecosystem's own again.
+ */
+const directStatement = (Base: Primitive, connection: Connection): Primitive =>
+  class Direct extends Base {
+    override withConnection(
+      operation: string,
+      f: (connection: Connection, sql: string, params: ReadonlyArray<unknown>) => Effect.Effect<any, SqlError>,
+      withoutTransform = false
+    ): Effect.Effect<any, SqlError> {
+      return Effect.withFiberRuntime<any, SqlError>((fiber: Runtime) => {
+        if (isTraced(fiber) || Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
+          return super.withConnection(operation, f, withoutTransform)
+        }
+        const [text, params] = this.compile(withoutTransform)
+        return f(connection, text, params)
+      })
+    }
+  }
+
+const isTemplate = (u: unknown): u is TemplateStringsArray => Array.isArray(u) && "raw" in u
+
+/** The tagged template and its helpers, with our statements. */
+const makeConstructor = (
+  acquirer: Connection.Acquirer,
+  connection: Connection,
+  compiler: Statement.Compiler,
+  spanAttributes: ReadonlyArray<readonly [string, unknown]>,
+  transformRows: TransformRows
+): Statement.Constructor => {
+  const base = Statement.make(acquirer, compiler, spanAttributes, transformRows) as Statement.Constructor &
+    ((...args: ReadonlyArray<unknown>) => any)
+  const Direct = directStatement(primitiveOf(base), connection)
+  const direct = (statement: { readonly segments: ReadonlyArray<Statement.Segment> }) =>
+    new Direct(statement.segments, acquirer, compiler, spanAttributes, transformRows)
+  const sql = (...args: ReadonlyArray<unknown>): unknown =>
+    isTemplate(args[0]) ? direct(base(...args)) : base(...args)
+  return Object.assign(sql, base, {
+    unsafe: (text: string, params?: ReadonlyArray<unknown>) => direct(base.unsafe(text, params) as never)
+  }) as unknown as Statement.Constructor
+}
+
+const attributesOf = (engine: EngineCore): ReadonlyArray<readonly [string, unknown]> => {
+  const { options, target } = engine.config
+  return [
+    ...Object.entries(options.spanAttributes ?? {}),
+    ["db.system.name", "postgresql"],
+    ["db.namespace", target.database ?? target.username ?? "postgres"],
+    ["server.address", target.hosts[0]!.host],
+    ["server.port", target.hosts[0]!.port]
+  ]
+}
+
+/** PgClient's shape of the options, for code that reads `client.config`. */
+const configOf = (engine: EngineCore): PgClient.PgClientConfig => {
+  const { options, target } = engine.config
+  const { password: _, url, ...rest } = options
+  return {
+    ...rest,
+    host: target.hosts[0]!.host,
+    port: target.hosts[0]!.port,
+    database: target.database,
+    username: target.username,
+    ...(Redacted.isRedacted(url) ? { url } : typeof url === "string" ? { url: Redacted.make(url) } : {}),
+    ...(Redacted.isRedacted(options.password) ? { password: options.password } : {})
+  } as PgClient.PgClientConfig
+}
+
+// PgClient keeps the constructor of its JSON fragment to itself.
+const json = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson") as unknown as (
+  value: unknown,
+  ...rest: Array<unknown>
+) => Statement.Fragment
+
+/** The compiler of an engine, shared by all its views. @internal */
+export const makeCompiler = (engine: EngineCore): Statement.Compiler =>
+  PgClient.makeCompiler(engine.config.options.transformQueryNames, engine.config.options.transformJson)
+
+/** @internal */
+export const makeView = (options: ViewOptions, compiler: Statement.Compiler): DbSql => {
+  const { bound, engine } = options
+  const config = engine.config.options
+  const transformRows: TransformRows =
+    config.transformResultNames === undefined
+      ? undefined
+      : (Statement.defaultTransforms(config.transformResultNames, config.transformJson).array as TransformRows)
+  const connection = new ViewConnection(engine, bound, options.stream)
+  const acquirer = Effect.succeed(connection)
+  const attributes = attributesOf(engine)
+  const reactivity = reactivityOf(engine)
+  const build = (compiler: Statement.Compiler, transformRows: TransformRows): DbSql => {
+    const constructor = makeConstructor(acquirer, connection, compiler, attributes, transformRows)
+    const notify = (channel: string, payload: string): Effect.Effect<void, SqlError> =>
+      Effect.asVoid(connection.execute("SELECT pg_notify($1, $2)", [channel, payload], undefined))
+    const view = Object.assign(constructor, {
+      [SqlClient.TypeId]: SqlClient.TypeId,
+      [PgClient.TypeId]: PgClient.TypeId,
+      safe: undefined as unknown,
+      withTransaction: options.withTransaction,
+      reserve: Effect.map(options.reserve, (bound) => new ViewConnection(engine, bound, options.stream)),
+      withoutTransforms: () =>
+        transformRows === undefined
+          ? view
+          : build((compiler as { withoutTransform: Statement.Compiler }).withoutTransform, undefined),
+      reactive: <A, E, R>(keys: Keys, effect: Effect.Effect<A, E, R>) =>
+        Stream.unwrap(Effect.map(reactivity, (_) => _.stream(keys, effect))),
+      reactiveMailbox: <A, E, R>(
+        keys: Keys,
+        effect: Effect.Effect<A, E, R>
+      ): Effect.Effect<Mailbox.ReadonlyMailbox<A, E>, never, R | Scope.Scope> =>
+        Effect.flatMap(reactivity, (_) => _.query(keys, effect)),
+      config: configOf(engine),
+      json: (value: unknown) => json(value, undefined, undefined),
+      listen: options.listen,
+      notify
+    }) as unknown as DbSql
+    ;(view as { safe: unknown }).safe = view
+    return view
+  }
+  return build(compiler, transformRows)
+}
+
+type Keys = Parameters<SqlClient.SqlClient["reactive"]>[0]
+
+/** The caller's Reactivity when there is one, so that its invalidations are seen; else the engine's own. */
+const reactivityOf = (engine: EngineCore): Effect.Effect<Reactivity.Reactivity.Service> =>
+  Effect.map(
+    Effect.serviceOption(Reactivity.Reactivity),
+    Option.getOrElse(() => engine.reactivity)
+  )

@@ -1,0 +1,74 @@
+/**
+ * What a statement is sent as, decided from its text and remembered with it.
+ */
+import type { DbError } from "../DbError.js"
+import { checkText, encodeParams } from "./input.js"
+import type { CopyHandler } from "./pipeline.js"
+
+/** A statement, checked and encoded. @internal */
+export interface Spec {
+  readonly text: string
+  readonly params: ReadonlyArray<null | string | Buffer>
+  readonly rowMode: "object" | "array"
+  /** Worth a named statement. */
+  readonly prepare: boolean
+  /** Several statements in one text: only the simple protocol takes them. */
+  readonly simple: boolean
+  readonly copy: CopyHandler | undefined
+}
+
+interface Known {
+  readonly refused: DbError | undefined
+  readonly several: boolean
+  readonly prepare: boolean
+}
+
+const known = new Map<string, Known>()
+const knownTexts = 4096
+const longestKept = 16384
+
+// Others run once, or can't be planned: a name would only fill the cache.
+const planned = /^\s*(?:select|insert|update|delete|with|values|merge|table)\b/i
+
+const look = (text: string): Known => {
+  const refused = checkText(text)
+  if (refused !== undefined) return { refused, several: false, prepare: false }
+  const semicolon = text.indexOf(";")
+  const fact: Known = {
+    refused: undefined,
+    // A semicolon in a literal makes it simple as well: slower, not wrong.
+    several: semicolon !== -1 && text.slice(semicolon + 1).trim() !== "",
+    prepare: text.length < longestKept && planned.test(text)
+  }
+  if (text.length < longestKept) {
+    if (known.size >= knownTexts) known.clear()
+    known.set(text, fact)
+  }
+  return fact
+}
+
+const noParams: ReadonlyArray<null | string | Buffer> = []
+
+/** @internal */
+export const isRefused = (spec: Spec | DbError): spec is DbError => spec instanceof Error
+
+/** Refuses what must not reach the wire. @internal */
+export const makeSpec = (
+  text: string,
+  params: ReadonlyArray<unknown>,
+  rowMode: "object" | "array",
+  options: { readonly several: boolean; readonly prepare: boolean; readonly copy?: CopyHandler | undefined }
+): Spec | DbError => {
+  const fact = known.get(text) ?? look(text)
+  if (fact.refused !== undefined) return fact.refused
+  const encoded = params.length === 0 ? noParams : encodeParams(params)
+  if (!Array.isArray(encoded)) return encoded as DbError
+  return {
+    text,
+    params: encoded,
+    rowMode,
+    prepare: options.prepare && fact.prepare,
+    simple: options.copy !== undefined || (encoded.length === 0 && fact.several && options.several),
+    copy: options.copy
+  }
+}

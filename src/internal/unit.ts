@@ -1,0 +1,601 @@
+/**
+ * A session's unit of work: at most one transaction at a time on at most one connection, both from the first
+ * statement on. States: idle → active → idle ... → closed; `failed` is active with a transaction that the server
+ * has aborted.
+ */
+import * as Effect from "effect/Effect"
+import { DbError } from "../DbError.js"
+import type { EngineCore } from "./engine.js"
+import { Frame } from "./frame.js"
+import type { Root } from "./lease.js"
+import { Command } from "./pipeline.js"
+import type { Control, Done } from "./pipeline.js"
+import type { Result } from "./rows.js"
+import type { Spec } from "./statement.js"
+import * as Sql from "./transactionSql.js"
+import type { TransactionOptions } from "./transactionSql.js"
+import type { Wire } from "./wire.js"
+
+/** @internal */
+export type UnitState = "idle" | "active" | "failed" | "closed"
+
+/** An effect to run before or after the end of a transaction, with everything it needs provided. @internal */
+export type Hook = Effect.Effect<unknown, unknown>
+
+/** How the end of a transaction is proved when the answer to COMMIT is lost. @internal */
+export interface OutcomeMarker {
+  readonly write: Effect.Effect<void, DbError>
+  readonly settle: Effect.Effect<"committed" | "aborted", DbError>
+}
+
+/** A statement on its way through the unit: its turn, the place on the connection, the connection, the wire. @internal */
+export class Run {
+  private stop: () => void = () => {}
+  private command: Command | undefined = undefined
+  private wire: Wire | undefined = undefined
+  private waiter: (() => void) | undefined = undefined
+  settled = false
+
+  constructor(
+    private readonly unit: Unit,
+    private readonly frame: Frame,
+    private readonly spec: Spec,
+    private readonly done: Done
+  ) {
+    unit.runs.add(this)
+    let hasTurn = false
+    const leaveQueue = frame.turn((error) => {
+      hasTurn = true
+      if (error !== undefined) return this.settle(error, undefined, undefined)
+      let placed = false
+      const leavePlace = unit.place((error, wire) => {
+        placed = true
+        if (wire === undefined) return this.settle(error, undefined, undefined)
+        this.submit(wire)
+      })
+      if (!placed) this.stop = leavePlace
+    })
+    if (!hasTurn) this.stop = leaveQueue
+  }
+
+  get sent(): boolean {
+    return this.command !== undefined && this.command.sent
+  }
+
+  private submit(wire: Wire): void {
+    const { frame, spec, unit } = this
+    this.wire = wire
+    const owner = frame.top
+    const command = new Command(
+      spec.text,
+      spec.params,
+      spec.rowMode,
+      false,
+      spec.prepare,
+      spec.simple,
+      owner,
+      (error, result, multiple) => {
+        const seen = unit.answered(owner, wire, command, error, result)
+        this.settle(seen, result, multiple)
+      }
+    )
+    command.copy = spec.copy
+    this.command = command
+    unit.submitted++
+    wire.submit(command)
+  }
+
+  private settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
+    if (this.settled) return
+    this.settled = true
+    this.unit.runs.delete(this)
+    if (this.command !== undefined) this.unit.submitted--
+    this.done(error, result, multiple)
+    this.waiter?.()
+    this.unit.runSettled()
+  }
+
+  /** Not sent: never happens. Running: cancelled, and this waits for the server's word. Behind others: marked. */
+  readonly interrupt: Effect.Effect<void> = Effect.suspend(() => {
+    if (this.settled) return Effect.void
+    const command = this.command
+    if (command === undefined || this.wire === undefined) {
+      this.stop()
+      this.settle(withdrawn(), undefined, undefined)
+      return Effect.void
+    }
+    const wait = this.wire.interrupt(command)
+    if (command.settled && !this.settled) {
+      this.settle(withdrawn(), undefined, undefined)
+      return Effect.void
+    }
+    if (!wait) return Effect.void
+    return Effect.async<void>((resume) => {
+      if (this.settled) resume(Effect.void)
+      else this.waiter = () => resume(Effect.void)
+    })
+  })
+
+  /** The session ends: what was not sent fails. */
+  abandon(error: DbError): void {
+    if (this.settled) return
+    if (!this.sent) {
+      this.stop()
+      if (this.command !== undefined && this.wire !== undefined) this.wire.interrupt(this.command)
+      this.settle(error, undefined, undefined)
+    }
+  }
+
+  /** What is on its way will be undone: it need not finish. */
+  cancel(): void {
+    if (!this.settled && this.sent) this.wire!.interrupt(this.command!)
+  }
+}
+
+const withdrawn = (): DbError =>
+  DbError.make("QueryCanceled", {
+    message: "The statement was interrupted before it was sent.",
+    hint: "It has not run."
+  })
+
+/** @internal */
+export class Unit {
+  readonly frame: Frame
+  readonly runs = new Set<Run>()
+  /** How many of them have been handed to the pipeline. */
+  submitted = 0
+  /** BEGIN was sent. */
+  begun = false
+  /** The server answers 25P02 until a rollback. */
+  aborted = false
+  /** Why there is no transaction any more, though nobody ended it. */
+  lost: DbError | undefined = undefined
+  ended = false
+  /** What BEGIN is sent with; a block that opens the transaction may say more than the session. */
+  options: TransactionOptions
+  beforeCommit: Array<Hook> = []
+  /** For a transaction whose outcome is to be proved. */
+  wantsMarker: ((unit: Unit) => OutcomeMarker) | undefined = undefined
+  private marker: OutcomeMarker | undefined = undefined
+  private pending: Array<Control> = []
+  private quiet: Array<() => void> = []
+
+  constructor(
+    readonly engine: EngineCore,
+    readonly lease: Root,
+    /** The connection is this session's own. */
+    readonly ownsLease: boolean,
+    readonly name: string,
+    readonly defaults: TransactionOptions
+  ) {
+    this.options = defaults
+    this.frame = new Frame(this, undefined, "session", {})
+  }
+
+  get state(): UnitState {
+    return this.ended ? "closed" : this.aborted || this.lost !== undefined ? "failed" : this.open ? "active" : "idle"
+  }
+
+  /** A transaction is open, or about to be: statements are on their way. */
+  get open(): boolean {
+    return this.begun || this.submitted > 0
+  }
+
+  closedError(): DbError {
+    return DbError.make("SessionClosed", {
+      message: `The session "${this.name}" is closed.`,
+      hint: "A fiber or a captured handle outlived it. Join the fiber first, or run it with DbSession.detach(effect)."
+    })
+  }
+
+  run(frame: Frame, spec: Spec, done: Done): Run {
+    return new Run(this, frame, spec, done)
+  }
+
+  /** The connection, when no other session's transaction is open on it. */
+  place(done: (error: DbError | undefined, wire: Wire | undefined) => void): () => void {
+    if (this.lost !== undefined) {
+      done(this.lost, undefined)
+      return () => {}
+    }
+    let stopBorrowing: () => void = () => {}
+    const stopClaiming = this.lease.claim(this, (error) => {
+      if (error !== undefined) return done(error, undefined)
+      stopBorrowing = this.lease.borrow((error, wire) => {
+        if (wire === undefined && !this.begun) this.lease.unclaim(this)
+        done(error, wire)
+      })
+    })
+    return () => {
+      stopClaiming()
+      stopBorrowing()
+      if (!this.begun && this.runs.size <= 1) this.lease.unclaim(this)
+    }
+  }
+
+  /** What has to be sent in front of a statement of this block. */
+  prefix(frame: Frame): ReadonlyArray<Control> {
+    const pending = this.pending
+    if (this.begun && pending.length === 0 && (frame.kind !== "savepoint" || frame.begun)) return none
+    const controls: Array<Control> = []
+    if (!this.begun) {
+      this.begun = true
+      controls.push({
+        text: Sql.begin(this.options),
+        params: [],
+        opens: true,
+        named: true,
+        done: (ok) => {
+          if (!ok) this.begun = false
+        }
+      })
+      const settings = Sql.settings(this.options)
+      if (settings.length > 0) controls.push(setConfig(settings))
+    }
+    if (pending.length > 0) {
+      controls.push(...pending)
+      this.pending = []
+    }
+    const path: Array<Frame> = []
+    for (let at: Frame | undefined = frame; at !== undefined; at = at.parent) {
+      if (at.kind === "savepoint" && !at.begun) path.unshift(at)
+    }
+    for (const block of path) {
+      block.begun = true
+      controls.push({
+        text: Sql.savepoint(block.savepoint),
+        params: [],
+        opens: false,
+        named: false,
+        done: (ok) => {
+          if (!ok) block.begun = false
+        }
+      })
+      if (block.options.readOnly === true && this.options.readOnly !== true) {
+        controls.push(plain("SET TRANSACTION READ ONLY"))
+      }
+      const settings = Sql.settings(block.options)
+      if (settings.length > 0) controls.push(setConfig(settings, block.before))
+    }
+    return controls
+  }
+
+  /** Draws the conclusions from an answer; returns the error that the caller gets. */
+  answered(
+    frame: Frame,
+    wire: Wire,
+    command: Command,
+    error: DbError | undefined,
+    result: Result | undefined
+  ): DbError | undefined {
+    if (wire.dead) {
+      if (this.begun) this.lost ??= error ?? wire.pipeline.dead
+      return error
+    }
+    if (error === undefined) {
+      if (this.begun && result !== undefined && leaves.has(result.command) && wire.status === "I") {
+        wire.doomed = "a statement of the user ended the transaction"
+        this.lost = DbError.make("TransactionAborted", {
+          message: `A statement (${result.command}) ended the transaction of the session "${this.name}" behind its back.`,
+          hint: "Use the session's commit and rollback, or withTransaction, instead of COMMIT and ROLLBACK in SQL.",
+          statement: command.text
+        })
+        return this.lost
+      }
+      return undefined
+    }
+    // BEGIN itself failed, or nothing was sent.
+    if (!this.begun || !command.sent) return error
+    if (error.reason.sqlState === undefined && error.reason._tag !== "TransactionAborted") return error
+    this.aborted = true
+    const first = this.firstFailure
+    if (first === undefined) {
+      frame.failure = error
+      return error
+    }
+    return error.reason._tag === "TransactionAborted" ? this.abortedError(frame) : error
+  }
+
+  private get firstFailure(): DbError | undefined {
+    for (let frame: Frame | undefined = this.frame; frame !== undefined; frame = frame.child) {
+      if (frame.failure !== undefined) return frame.failure
+    }
+    return undefined
+  }
+
+  abortedError(frame: Frame): DbError {
+    const first = this.firstFailure
+    const why = frame.rollbackOnly
+    return DbError.make("TransactionAborted", {
+      message:
+        first === undefined && why !== undefined
+          ? `The transaction was rolled back: ${why}.`
+          : `The transaction was rolled back: a statement in it had failed${first === undefined ? "" : ` (${first.message})`}.`,
+      hint: "After an error PostgreSQL refuses everything until a rollback. Let the error fail the block, or put the statement in a withTransaction of its own.",
+      ...(first?.reason !== undefined && "statement" in first.reason && typeof first.reason.statement === "string"
+        ? { statement: first.reason.statement }
+        : {}),
+      firstError: first,
+      cause: first
+    })
+  }
+
+  runSettled(): void {
+    if (this.submitted === 0) for (const waiter of this.quiet.splice(0)) waiter()
+    if (!this.begun && !this.ended && this.runs.size === 0) this.lease.unclaim(this)
+  }
+
+  /** One statement of ours that ends something, awaited, never for longer than `settleTimeout`. */
+  private control(text: string, solo: boolean): Effect.Effect<Result, DbError> {
+    return Effect.async<Result, DbError>((resume) => {
+      const wire = this.lease.wire
+      if (wire === undefined) {
+        return resume(Effect.fail(this.lost ?? this.lease.releasedError()))
+      }
+      const limit = this.engine.config.settleMillis
+      const timer = setTimeout(() => {
+        wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))
+      }, limit)
+      wire.submit(
+        new Command(text, [], "array", solo, true, false, undefined, (error, result) => {
+          clearTimeout(timer)
+          resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
+        })
+      )
+    })
+  }
+
+  /** Waits until what was sent is answered. */
+  private readonly whenQuiet: Effect.Effect<void> = Effect.suspend(() =>
+    this.submitted === 0
+      ? Effect.void
+      : Effect.async<void>((resume) => {
+          this.quiet.push(() => resume(Effect.void))
+        })
+  )
+
+  /** A statement of ours at the end of the transaction, when no other is let in any more. */
+  runLast(spec: Spec, done: (error: DbError | undefined) => void): void {
+    const wire = this.lease.wire
+    if (wire === undefined) return done(this.lease.releasedError())
+    wire.submit(
+      new Command(spec.text, spec.params, "array", false, spec.prepare, false, undefined, (error) => done(error))
+    )
+  }
+
+  /**
+   * Ends a savepoint block. `undefined`: kept. A block that succeeds over a failed statement is rolled back and
+   * says so.
+   */
+  readonly endBlock = (frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
+    Effect.suspend(() => {
+      if (frame.parent?.child !== frame) return Effect.void
+      frame.seal()
+      const spoiled = frame.failure !== undefined || frame.rollbackOnly !== undefined || this.aborted
+      if (success && !spoiled && this.lost === undefined) {
+        // A block in it that a fiber still runs is not finished: its part is not kept.
+        const left = frame.child
+        if (left !== undefined) {
+          return Effect.zipRight(
+            this.undo(left),
+            Effect.suspend(() => this.endBlock(frame, success))
+          )
+        }
+        if (frame.begun) {
+          this.pending.push(plain(Sql.release(frame.savepoint)))
+          if (frame.before.length > 0) this.pending.push(setConfig(frame.before))
+        }
+        const parent = frame.parent!
+        parent.afterCommit.push(...frame.afterCommit)
+        parent.afterRollback.push(...frame.afterRollback)
+        frame.close()
+        return Effect.void
+      }
+      const error = success ? (this.lost ?? this.abortedError(frame)) : undefined
+      const undo = this.undo(frame)
+      return error === undefined ? undo : Effect.zipRight(undo, Effect.fail(error))
+    })
+
+  private undo(frame: Frame): Effect.Effect<void> {
+    const over = Effect.sync(() => frame.close())
+    if (!frame.begun || this.lost !== undefined || this.lease.wire === undefined || this.lease.wire.dead) return over
+    this.pending = []
+    return this.control(Sql.rollbackTo(frame.savepoint), false).pipe(
+      Effect.matchEffect({
+        onSuccess: () => {
+          this.aborted = this.frame.failure !== undefined || this.outerFailure(frame)
+          this.pending.push(plain(Sql.release(frame.savepoint)))
+          return over
+        },
+        onFailure: (error) => {
+          // The outer block can't go on from here.
+          if (frame.parent !== undefined) frame.parent.failure ??= error
+          this.aborted = true
+          if (this.lease.wire?.dead !== false) this.lost ??= error
+          return over
+        }
+      })
+    )
+  }
+
+  private outerFailure(frame: Frame): boolean {
+    for (let at = frame.parent; at !== undefined; at = at.parent) if (at.failure !== undefined) return true
+    return false
+  }
+
+  /** Runs everything up to the commit and reports how it went. The caller has seen to it that no block is open. */
+  commit(frame: Frame): Effect.Effect<void, DbError> {
+    return Effect.suspend(() => {
+      if (!this.open) return this.lost === undefined ? Effect.void : this.failCommit(this.lost)
+      return Effect.zipRight(this.whenQuiet, this.commitQuiet(frame))
+    })
+  }
+
+  private failCommit(error: DbError): Effect.Effect<never, DbError> {
+    return Effect.zipRight(this.rollback(), Effect.fail(error))
+  }
+
+  private commitQuiet(frame: Frame): Effect.Effect<void, DbError> {
+    return Effect.suspend(() => {
+      const refused = this.refusal(frame)
+      if (refused !== undefined) return this.failCommit(refused)
+      if (!this.begun) return Effect.void
+      const send = Effect.suspend(() => {
+        const again = this.refusal(frame)
+        return again === undefined ? this.sendCommit() : this.failCommit(again)
+      })
+      if (this.wantsMarker === undefined) return send
+      this.marker = this.wantsMarker(this)
+      return Effect.matchEffect(this.marker.write, {
+        onSuccess: () => send,
+        onFailure: (error) => this.failCommit(error)
+      })
+    })
+  }
+
+  private refusal(frame: Frame): DbError | undefined {
+    return (
+      this.lost ??
+      (this.aborted || frame.failure !== undefined || frame.rollbackOnly !== undefined
+        ? this.abortedError(frame)
+        : this.frame.rollbackOnly !== undefined
+          ? this.abortedError(this.frame)
+          : undefined)
+    )
+  }
+
+  private sendCommit(): Effect.Effect<void, DbError> {
+    // The savepoints go with the transaction.
+    this.pending = []
+    return this.control("COMMIT", true).pipe(
+      Effect.matchEffect({
+        onSuccess: (result) => {
+          const error = result.command === "COMMIT" ? undefined : this.abortedError(this.frame)
+          this.over()
+          return error === undefined ? Effect.void : Effect.fail(error)
+        },
+        onFailure: (error) => {
+          const lost = this.lease.wire === undefined || this.lease.wire.dead
+          this.over()
+          if (!lost) return Effect.fail(error)
+          this.dropWire()
+          if (error.reason._tag === "ConnectionError" && error.reason.phase === "send") return Effect.fail(error)
+          return this.settleOutcome(error)
+        }
+      })
+    )
+  }
+
+  private settleOutcome(error: DbError): Effect.Effect<void, DbError> {
+    const unknown = DbError.make("CommitUnknown", {
+      message: "The connection was lost while COMMIT was on its way: it may have been committed, or not.",
+      hint: "Look for its effects before doing it again, or use verifyOutcome: true, which finds out.",
+      cause: error
+    })
+    if (this.marker === undefined) return Effect.fail(unknown)
+    return Effect.matchEffect(this.marker.settle, {
+      onSuccess: (outcome) =>
+        outcome === "committed"
+          ? Effect.void
+          : Effect.fail(
+              DbError.make("ConnectionError", {
+                phase: "commit",
+                message: "The connection was lost before COMMIT reached the server: nothing was committed.",
+                hint: "It is safe to do it again; retry: true does.",
+                isRetryable: true,
+                cause: error
+              })
+            ),
+      onFailure: () => Effect.fail(unknown)
+    })
+  }
+
+  /** Rolls back what is open. Never fails: a connection that can't be rolled back is destroyed. */
+  rollback(): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      for (const run of [...this.runs]) run.cancel()
+      return Effect.zipRight(this.whenQuiet, this.rollbackQuiet)
+    })
+  }
+
+  private readonly rollbackQuiet: Effect.Effect<void> = Effect.suspend(() => {
+    const wire = this.lease.wire
+    if (wire === undefined || wire.dead || !this.begun || this.lost !== undefined) {
+      if (this.lost !== undefined && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
+      if (wire?.dead === true || this.lost !== undefined) this.dropWire()
+      this.over()
+      return Effect.void
+    }
+    this.pending = []
+    return this.control("ROLLBACK", true).pipe(
+      Effect.matchEffect({
+        onSuccess: () => Effect.sync(() => this.over()),
+        onFailure: (error) =>
+          Effect.sync(() => {
+            this.lease.wire?.destroy(error)
+            this.dropWire()
+            this.over()
+          })
+      })
+    )
+  })
+
+  private dropWire(): void {
+    if (this.ownsLease) this.lease.release(false)
+  }
+
+  /** The transaction is over, one way or the other. */
+  private over(): void {
+    this.begun = false
+    this.aborted = false
+    this.lost = undefined
+    this.options = this.defaults
+    this.pending = []
+    this.marker = undefined
+    this.frame.failure = undefined
+    this.frame.rollbackOnly = undefined
+    this.lease.unclaim(this)
+  }
+
+  /** No new statements; what has not been sent fails. */
+  shut(): void {
+    this.ended = true
+    const error = this.closedError()
+    this.frame.seal()
+    for (const run of [...this.runs]) run.abandon(error)
+  }
+
+  release(): void {
+    this.lease.unclaim(this)
+    if (this.ownsLease) this.lease.release(true)
+  }
+}
+
+const none: ReadonlyArray<Control> = []
+
+/** Tags after which there may be no transaction. */
+const leaves = new Set(["COMMIT", "ROLLBACK", "PREPARE", "DISCARD"])
+
+const plain = (text: string): Control => ({ text, params: [], opens: false, named: false })
+
+/** Sets them and says what they were: the block puts them back when it is released. */
+const swapConfigText = (n: number): string =>
+  `SELECT ${Array.from({ length: n }, (_, i) => `current_setting($${2 * i + 1},true), set_config($${2 * i + 1},$${2 * i + 2},true)`).join(", ")}`
+
+const setConfig = (
+  settings: ReadonlyArray<readonly [string, string]>,
+  before?: Array<readonly [name: string, value: string]>
+): Control => ({
+  text: before === undefined ? Sql.setConfigText(settings.length) : swapConfigText(settings.length),
+  params: settings.flat(),
+  opens: false,
+  named: true,
+  ...(before === undefined
+    ? {}
+    : {
+        done: (ok: boolean, row: ReadonlyArray<unknown> | undefined) => {
+          if (!ok || row === undefined) return
+          settings.forEach(([name], i) => before.push([name, (row[i * 2] as string | null) ?? ""]))
+        }
+      })
+})

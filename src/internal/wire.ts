@@ -1,0 +1,389 @@
+/**
+ * One raw connection. `pg` dials, negotiates TLS and authenticates; from the first ReadyForQuery on the socket is
+ * read and written by our own pipeline, unless somebody asks for the `pg` client itself (`raw`).
+ */
+import * as Redacted from "effect/Redacted"
+import type { Duplex } from "node:stream"
+import * as Pg from "pg"
+import { DbError } from "../DbError.js"
+import type { Resolved } from "../DbOptions.js"
+import { sendCancel } from "./cancel.js"
+import { Pipeline } from "./pipeline.js"
+import type { Command } from "./pipeline.js"
+import { leavesState } from "./recycler.js"
+import { makeResult } from "./rows.js"
+import type { Field } from "./rows.js"
+
+/** @internal */
+export interface Host {
+  readonly host: string
+  readonly port: number
+}
+
+/** The parts of `pg`'s client that its types leave out. */
+interface Internals {
+  readonly connection: {
+    readonly stream: Duplex & { readonly bytesWritten: number }
+    on(event: "parameterStatus", f: (message: { parameterName: string; parameterValue: string }) => void): void
+    end(): void
+  }
+  readonly processID: number
+  readonly secretKey: number
+  readonly readyForQuery: boolean
+  getTransactionStatus(): "I" | "T" | "E" | null
+}
+
+let ids = 0
+
+/** @internal */
+export interface Listener {
+  readonly notification: (channel: string, payload: string) => void
+  readonly closed: (error: DbError) => void
+}
+
+/** @internal */
+export class Wire {
+  readonly id = ++ids
+  readonly pipeline: Pipeline
+  readonly openedAt = Date.now()
+  lastUsed = Date.now()
+  expiresAt = Infinity
+  generation = 0
+  /** What a borrower may have left behind: reset before the next one. */
+  dirty = false
+  /** Why it must not be used again, though its socket may be alive. */
+  doomed: string | undefined = undefined
+  closed = false
+  readonly listeners = new Set<Listener>()
+  private readonly closeWaiters: Array<() => void> = []
+  private readonly pgData: ReadonlyArray<(...args: Array<any>) => void>
+  private foreign: ForeignQueue | undefined = undefined
+
+  constructor(
+    readonly client: Pg.Client,
+    readonly host: Host,
+    readonly parameters: Map<string, string>,
+    private readonly config: Resolved,
+    private readonly onDeath: (wire: Wire) => void
+  ) {
+    const internals = this.internals
+    const stream = internals.connection.stream
+    this.pipeline = new Pipeline(stream, {
+      types: config.options.types ?? Pg.types,
+      typesAreDefault: config.options.types === undefined,
+      pipelining: config.pipelining,
+      preparedStatements: config.prepared,
+      settleMillis: config.settleMillis,
+      cancel: (done) => this.cancel(done),
+      onDeath: (error) => this.died(error),
+      onNotification: (channel, payload) => {
+        for (const listener of this.listeners) listener.notification(channel, payload)
+      },
+      onParameter: (name, value) => this.parameters.set(name, value),
+      onTag: (tag, command) => {
+        if (!this.dirty && leavesState(tag, command.text)) this.dirty = true
+        if (tag === "DISCARD ALL" || tag.startsWith("DEALLOCATE")) this.pipeline.forgetAll()
+      }
+    })
+    // pg's parser would see every message as well: it gets the socket back for `raw` only.
+    this.pgData = stream.listeners("data") as Array<(...args: Array<any>) => void>
+    for (const listener of this.pgData) stream.removeListener("data", listener)
+    stream.on("data", this.pipeline.onData)
+    stream.on("drain", this.pipeline.onDrain)
+    client.on("error", (cause) => this.pipeline.die(cause, "read"))
+    stream.once("close", () => {
+      this.closed = true
+      this.pipeline.die(new Error("the server closed the connection"), "read")
+      for (const waiter of this.closeWaiters.splice(0)) waiter()
+    })
+  }
+
+  private get internals(): Internals {
+    return this.client as unknown as Internals
+  }
+
+  get pid(): number {
+    return this.internals.processID
+  }
+
+  get dead(): boolean {
+    return this.pipeline.dead !== undefined
+  }
+
+  get status(): "I" | "T" | "E" {
+    return this.foreign === undefined ? this.pipeline.status : (this.internals.getTransactionStatus() ?? "I")
+  }
+
+  get idle(): boolean {
+    return this.foreign === undefined ? this.pipeline.idle : this.foreign.idle
+  }
+
+  whenIdle(f: () => void): void {
+    if (this.foreign === undefined) this.pipeline.whenIdle(f)
+    else this.foreign.whenIdle(f)
+  }
+
+  submit(command: Command): void {
+    if (this.foreign === undefined) this.pipeline.submit(command)
+    else this.foreign.submit(command)
+  }
+
+  interrupt(command: Command): boolean {
+    return this.foreign === undefined ? this.pipeline.interrupt(command) : this.foreign.interrupt(command)
+  }
+
+  cancel(done: (error?: Error) => void): void {
+    sendCancel(
+      {
+        host: this.host.host,
+        port: this.host.port,
+        ssl: this.config.target.ssl,
+        pid: this.pid,
+        secret: this.internals.secretKey
+      },
+      Math.min(this.config.connectMillis, this.config.settleMillis),
+      done
+    )
+  }
+
+  /** Hands the socket to `pg`'s client; from now on our own statements go through it too, one at a time. */
+  toForeign(done: (client: Pg.Client) => void): void {
+    if (this.foreign !== undefined) return done(this.client)
+    this.pipeline.whenIdle(() => {
+      if (this.foreign === undefined && !this.dead) {
+        const stream = this.internals.connection.stream
+        stream.removeListener("data", this.pipeline.onData)
+        for (const listener of this.pgData) stream.on("data", listener)
+        this.foreign = new ForeignQueue(this, this.client, stream.bytesWritten)
+      }
+      done(this.client)
+    })
+  }
+
+  /** Takes the socket back. `false`: something was sent in the meantime that can't be vouched for. */
+  fromForeign(): boolean {
+    const foreign = this.foreign
+    if (foreign === undefined) return true
+    const stream = this.internals.connection.stream
+    const untouched = stream.bytesWritten === foreign.written
+    this.foreign = undefined
+    for (const listener of this.pgData) stream.removeListener("data", listener)
+    stream.on("data", this.pipeline.onData)
+    return untouched
+  }
+
+  private died(error: DbError): void {
+    for (const listener of this.listeners) listener.closed(error)
+    this.listeners.clear()
+    this.onDeath(this)
+  }
+
+  onClose(f: () => void): void {
+    if (this.closed) f()
+    else this.closeWaiters.push(f)
+  }
+
+  /** Says goodbye and waits for the server to hang up, so that its backend is gone when `onClose` is called. */
+  end(): void {
+    if (this.dead) return
+    const stream = this.internals.connection.stream
+    const hurry = setTimeout(() => stream.destroy(), 1000)
+    hurry.unref()
+    this.onClose(() => clearTimeout(hurry))
+    this.internals.connection.end()
+  }
+
+  /** Cuts the connection; what runs on the server is told to stop. */
+  destroy(cause: unknown): void {
+    if (this.dead) return
+    const busy = !this.pipeline.idle || this.foreign !== undefined
+    if (busy) this.cancel(() => {})
+    this.pipeline.die(cause, "read")
+  }
+}
+
+/** Our statements while `pg`'s client has the socket: one at a time, through its public `query`. */
+class ForeignQueue {
+  private readonly queue: Array<Command> = []
+  private readonly waiters: Array<() => void> = []
+  private current: Command | undefined = undefined
+
+  constructor(
+    private readonly wire: Wire,
+    private readonly client: Pg.Client,
+    readonly written: number
+  ) {}
+
+  get idle(): boolean {
+    return this.current === undefined && this.queue.length === 0
+  }
+
+  whenIdle(f: () => void): void {
+    if (this.idle) f()
+    else this.waiters.push(f)
+  }
+
+  submit(command: Command): void {
+    command.state = 1
+    this.queue.push(command)
+    if (this.current === undefined) this.next()
+  }
+
+  interrupt(command: Command): boolean {
+    if (command.settled) return false
+    if (command !== this.current) {
+      command.state = 3
+      return false
+    }
+    command.canceled = true
+    this.wire.doomed = "a statement was cancelled while the pg client was in use"
+    this.wire.cancel((error) => {
+      if (error !== undefined && !command.settled) this.wire.destroy(error)
+    })
+    return true
+  }
+
+  private next(): void {
+    this.current = undefined
+    let command = this.queue.shift()
+    while (command !== undefined && command.settled) command = this.queue.shift()
+    if (command === undefined) {
+      for (const waiter of this.waiters.splice(0)) waiter()
+      return
+    }
+    this.current = command
+    // pg calls it deprecated to queue behind a query of the user's.
+    if (!(this.client as unknown as Internals).readyForQuery) {
+      this.client.once("drain", () => this.run(command))
+    } else {
+      this.run(command)
+    }
+  }
+
+  private settle(command: Command, error: unknown, result: Pg.QueryArrayResult | undefined): void {
+    command.state = 3
+    if (error !== null && error !== undefined) {
+      command.done(
+        typeof (error as { code?: unknown }).code === "string" &&
+          (error as { severity?: unknown }).severity !== undefined
+          ? DbError.fromServer(error as never, { statement: command.text, canceledByUs: command.canceled })
+          : DbError.fromSocket(error, "read"),
+        undefined,
+        undefined
+      )
+    } else {
+      const many = (Array.isArray(result) ? result : [result]) as Array<Pg.QueryArrayResult>
+      const results = many.map((one) => ({
+        ...makeResult("", one.rows, one.fields as ReadonlyArray<Field>),
+        command: one.command,
+        rowCount: one.rowCount
+      }))
+      command.done(undefined, results[results.length - 1], results.length > 1 ? results : undefined)
+    }
+    this.next()
+  }
+
+  private run(command: Command): void {
+    const prefix = command.owner === undefined ? [] : [...command.owner.takePrefix()]
+    command.state = 2
+    const step = (): void => {
+      const control = prefix.shift()
+      if (control !== undefined) {
+        this.client.query({ text: control.text, values: [...control.params], rowMode: "array" }, (error, result) => {
+          control.done?.(error === null || error === undefined, result?.rows[0])
+          if (error) {
+            for (const skipped of prefix) skipped.done?.(false, undefined)
+            return this.settle(command, error, undefined)
+          }
+          step()
+        })
+        return
+      }
+      const query = command.simple
+        ? { text: command.text, rowMode: command.rowMode }
+        : { text: command.text, values: [...command.params], rowMode: command.rowMode }
+      this.client.query(query as Pg.QueryArrayConfig, (error, result) => this.settle(command, error, result))
+    }
+    step()
+  }
+}
+
+/** Dials one host. Calls back once; the returned function gives up. @internal */
+export const dial = (
+  config: Resolved,
+  host: Host,
+  password: Redacted.Redacted | undefined,
+  onDeath: (wire: Wire) => void,
+  done: (error: DbError | undefined, wire: Wire | undefined) => void
+): (() => void) => {
+  const { options, target } = config
+  const client = new Pg.Client({
+    host: host.host,
+    port: host.port,
+    database: target.database,
+    user: target.username,
+    // Without one pg would go looking for a password file.
+    password: password === undefined ? () => undefined as never : Redacted.value(password),
+    ssl: target.ssl,
+    application_name: config.applicationName,
+    keepAlive: true,
+    enableChannelBinding: true,
+    ...(options.stream === undefined ? {} : { stream: options.stream }),
+    ...Object.fromEntries(config.startup.filter(([name]) => name !== "transaction_timeout")),
+    ...(config.startup.some(([name]) => name === "transaction_timeout")
+      ? { options: `-c transaction_timeout=${config.startup.find(([name]) => name === "transaction_timeout")![1]}` }
+      : {})
+  } as Pg.ClientConfig)
+  const parameters = new Map<string, string>()
+  const internals = client as unknown as Internals
+  internals.connection.on("parameterStatus", (message) => {
+    parameters.set(message.parameterName, message.parameterValue)
+  })
+  let finished = false
+  const finish = (error: DbError | undefined, wire: Wire | undefined): void => {
+    if (finished) return
+    finished = true
+    clearTimeout(timer)
+    if (error !== undefined) {
+      client.on("error", () => {})
+      internals.connection.stream.destroy()
+    }
+    done(error, wire)
+  }
+  const where = host.host.startsWith("/") ? host.host : `${host.host}:${host.port}`
+  const timer = setTimeout(() => {
+    finish(
+      DbError.make("ConnectionError", {
+        phase: "connect",
+        message: `${where} did not complete the connection within ${config.connectMillis} ms.`,
+        hint: "Is it a PostgreSQL server, and is the network open? connectTimeout bounds TCP, TLS and authentication.",
+        isRetryable: true
+      }),
+      undefined
+    )
+  }, config.connectMillis)
+  client.on("error", (cause) => finish(DbError.fromSocket(cause, "connect", where), undefined))
+  client.connect((cause: Error | null | undefined) => {
+    if (finished) {
+      internals.connection.stream.destroy()
+      return
+    }
+    if (cause) {
+      const server = cause as { readonly severity?: string; readonly code?: string }
+      return finish(
+        server.severity !== undefined
+          ? DbError.fromServer(cause as never, { phase: "connect" })
+          : DbError.fromSocket(cause, "connect", where),
+        undefined
+      )
+    }
+    client.removeAllListeners("error")
+    finish(undefined, new Wire(client, host, parameters, config, onDeath))
+  })
+  return () => {
+    finished = true
+    clearTimeout(timer)
+    client.on("error", () => {})
+    internals.connection.stream.destroy()
+  }
+}

@@ -1,0 +1,241 @@
+import { assert, describe, it } from "@effect/vitest"
+import { FastCheck as fc, Redacted } from "effect"
+import { inspect } from "node:util"
+import { runInNewContext } from "node:vm"
+// @ts-expect-error: neither pg nor its types describe this file
+import { prepareValue } from "pg/lib/utils.js"
+import { DbError } from "../src/DbError.js"
+import { checkIdentifier, checkStartupValue, checkText, encodeParams, quoteIdentifier } from "../src/internal/input.js"
+
+/** The refusal, which has to be an `InvalidInput`. */
+const refusal = (result: unknown): DbError => {
+  assert(DbError.is(result), "expected a refusal")
+  assert.strictEqual(result.reason._tag, "InvalidInput")
+  assert.isFalse(result.isRetryable)
+  return result
+}
+
+const encoded = (...params: ReadonlyArray<unknown>): ReadonlyArray<null | string | Buffer> => {
+  const result = encodeParams(params)
+  assert(!DbError.is(result), inspect(result))
+  return result
+}
+
+const parameterOf = (error: DbError): number | undefined =>
+  error.reason._tag === "InvalidInput" ? error.reason.parameter : undefined
+
+describe("checkText", () => {
+  it("takes a statement", () => {
+    assert.isUndefined(checkText("SELECT '😀', $1"))
+    assert.isUndefined(checkText(""))
+  })
+
+  it.each([undefined, null, 1, {}, [], Buffer.from("SELECT 1"), new String("SELECT 1"), Symbol("x")])(
+    "refuses %o, which is not a string",
+    (sql) => {
+      refusal(checkText(sql))
+    }
+  )
+
+  it("refuses a NUL character", () => {
+    assert.include(refusal(checkText("SELECT 'a\0b'")).message, "NUL")
+  })
+
+  it.each(["\ud800", "\udfff", "a\ud83d", "\ude00a", "\ude00\ud83d"])("refuses the lone surrogate in %o", (text) => {
+    assert.include(refusal(checkText(`SELECT '${text}'`)).message, "surrogate")
+  })
+})
+
+describe("encodeParams", () => {
+  it("sends null and undefined as null", () => {
+    assert.deepStrictEqual(encoded(null, undefined), [null, null])
+  })
+
+  it("sends holes as null", () => {
+    assert.deepStrictEqual(encodeParams(new Array<unknown>(2)), [null, null])
+  })
+
+  it("sends numbers as text, those that only floats have too", () => {
+    assert.deepStrictEqual(encoded(1, -0, 1.5, 1e21, NaN, Infinity, -Infinity, 2n ** 64n), [
+      "1",
+      "0",
+      "1.5",
+      "1e+21",
+      "NaN",
+      "Infinity",
+      "-Infinity",
+      "18446744073709551616"
+    ])
+  })
+
+  it("sends bytes as bytes, of the part that a view shows", () => {
+    const view = new Uint8Array([0, 1, 2, 3]).subarray(1, 3)
+    assert.deepStrictEqual(encoded(Buffer.from([0, 255]), view), [Buffer.from([0, 255]), Buffer.from([1, 2])])
+  })
+
+  it("sends what toPostgres gives", () => {
+    const point = { toPostgres: (prepare: (value: unknown) => unknown) => `(${String(prepare(1))},2)` }
+    assert.deepStrictEqual(encoded(point, { toPostgres: () => point }, { toPostgres: () => null }), [
+      "(1,2)",
+      "(1,2)",
+      null
+    ])
+  })
+
+  it("sends as null what JSON has no text for, as pg does", () => {
+    assert.deepStrictEqual(encoded({ toJSON: () => undefined }), [null])
+  })
+
+  it("sends JSON with NUL and lone surrogates escaped", () => {
+    assert.deepStrictEqual(encoded({ a: "\0\ud800" }), ['{"a":"\\u0000\\ud800"}'])
+  })
+
+  it("converts exactly as pg does", () => {
+    const leaf = fc.oneof(
+      fc.string({ unit: "binary" }).filter((text) => !text.includes("\0")),
+      fc.double(),
+      fc.bigInt(),
+      fc.boolean(),
+      fc.constantFrom(null, undefined),
+      fc.date({ noInvalidDate: true }),
+      fc.uint8Array()
+    )
+    const value = fc.oneof(leaf, fc.array(fc.oneof(leaf, fc.array(leaf))), fc.dictionary(fc.string(), fc.jsonValue()))
+    fc.assert(
+      fc.property(fc.array(value), (params) => {
+        assert.deepStrictEqual(
+          encodeParams(params),
+          params.map((param) => prepareValue(param) as never)
+        )
+      }),
+      { numRuns: 300 }
+    )
+  })
+
+  it("never throws, whatever it is given", () => {
+    fc.assert(
+      fc.property(
+        fc.array(fc.anything({ withDate: true, withTypedArray: true, withNullPrototype: true, withSparseArray: true })),
+        (params) => {
+          const result = encodeParams(params)
+          if (DbError.is(result)) refusal(result)
+          else
+            for (const value of result)
+              assert.isTrue(value === null || typeof value === "string" || Buffer.isBuffer(value))
+        }
+      ),
+      { numRuns: 500 }
+    )
+  })
+
+  it("takes 65 535 parameters and refuses 65 536, which would wrap around", () => {
+    assert.lengthOf(encoded(...new Array<number>(65_535).fill(1)), 65_535)
+    assert.include(refusal(encodeParams(new Array<number>(65_536).fill(1))).message, "65536")
+  })
+
+  const circular: Record<string, unknown> = {}
+  circular.self = circular
+  const endless: Array<unknown> = []
+  endless.push(endless)
+  const itself = { toPostgres: (): unknown => itself }
+  const thrower = {
+    toPostgres: () => {
+      throw new Error("hunter2")
+    }
+  }
+
+  it.each([
+    ["a NUL character", "hunter2\0"],
+    ["a lone surrogate", "hunter2\ud800"],
+    ["a NUL character in an array", ["hunter2\0"]],
+    ["an invalid Date", new Date(NaN)],
+    ["an invalid Date of another realm", runInNewContext("new Date(NaN)")],
+    ["an invalid Date in an array", [[new Date(NaN)]]],
+    ["an invalid Date from toPostgres", { toPostgres: () => new Date(NaN) }],
+    ["a function", () => "hunter2"],
+    ["a function in an array", [() => "hunter2"]],
+    ["a function from toPostgres", { toPostgres: () => () => "hunter2" }],
+    ["a symbol", Symbol("hunter2")],
+    ["a symbol in an array", [Symbol("hunter2")]],
+    ["a circular object", circular],
+    ["a circular array", endless],
+    ["a circular toPostgres", itself],
+    ["a conversion that throws", thrower],
+    ["a bigint in an object, which JSON does not have", { hunter2: 1n }],
+    ["a Redacted, which would be stored as <redacted>", Redacted.make("hunter2")],
+    ["a Redacted in an array", [Redacted.make("hunter2")]]
+  ])("refuses %s, by its number and without its value", (_, value) => {
+    const error = refusal(encodeParams([1, value]))
+    assert.strictEqual(parameterOf(error), 2)
+    assert.include(error.message, "$2")
+    assert.notInclude(inspect(error, { depth: 10, showHidden: true }) + JSON.stringify(error), "hunter2")
+  })
+
+  it("refuses parameters of over 1 GiB together", () => {
+    const part = Buffer.alloc(2 ** 26)
+    assert.lengthOf(encoded(...new Array<Buffer>(15).fill(part)), 15)
+    assert.include(refusal(encodeParams(new Array<Buffer>(16).fill(part))).message, "1 GiB")
+  })
+
+  it("counts the bytes of text, not its characters", () => {
+    const part = "a".repeat(2 ** 24)
+    assert.lengthOf(encoded(...new Array<string>(32).fill(part)), 32)
+    const wide = "€".repeat(2 ** 24)
+    assert.include(refusal(encodeParams(new Array<string>(32).fill(wide))).message, "1 GiB")
+  })
+})
+
+describe("checkIdentifier", () => {
+  it("takes names of up to 63 bytes, whatever they hold", () => {
+    for (const name of ["users", 'it"s', "a b", "ä".repeat(31), "a".repeat(63)])
+      assert.isUndefined(checkIdentifier(name))
+  })
+
+  it.each([
+    ["empty", ""],
+    ["over 63 bytes", "a".repeat(64)],
+    ["over 63 bytes in UTF-8", "ä".repeat(32)],
+    ["with a NUL character", "a\0b"],
+    ["with a lone surrogate", "a\ud800"],
+    ["not a string", 1],
+    ["undefined", undefined]
+  ])("refuses a name that is %s", (_, name) => {
+    refusal(checkIdentifier(name))
+  })
+})
+
+describe("quoteIdentifier", () => {
+  it("doubles the quotes inside", () => {
+    assert.strictEqual(quoteIdentifier('a"; DROP TABLE users; --'), '"a""; DROP TABLE users; --"')
+  })
+
+  it("can be read back, whatever the name", () => {
+    fc.assert(
+      fc.property(fc.string(), (name) => {
+        const quoted = quoteIdentifier(name)
+        assert.match(quoted, /^"(?:[^"]|"")*"$/)
+        assert.strictEqual(quoted.slice(1, -1).replaceAll('""', '"'), name)
+      })
+    )
+  })
+})
+
+describe("checkStartupValue", () => {
+  it("takes text", () => {
+    assert.isUndefined(checkStartupValue("application_name", "café 😀"))
+    assert.isUndefined(checkStartupValue("options", ""))
+  })
+
+  it.each(["x\0user\0low", "a\nb", "a\tb", "\u001b[0m", "\u007f", "\u0085", "\ud800"])("refuses %o", (value) => {
+    const error = refusal(checkStartupValue("application_name", value))
+    assert.include(error.message, "application_name")
+  })
+
+  it("refuses what is not a string", () => {
+    refusal(checkStartupValue("application_name", 1))
+  })
+
+  it("does not show the value", () => {
+    assert.notInclude(inspect(checkStartupValue("password", "hunter2\n")), "hunter2")
+  })
+})
