@@ -25,6 +25,7 @@ export const floors = [
     "src/internal/protocol.ts",
     "src/internal/rows.ts",
     "src/internal/pipeline.ts",
+    "src/internal/searchPath.ts",
     "src/internal/cancel.ts",
     "src/internal/recycler.ts",
     "src/internal/wire.ts",
@@ -40,6 +41,7 @@ export const floors = [
     "src/internal/slot.ts",
     "src/internal/session.ts",
     "src/internal/execute.ts",
+    "src/internal/batch.ts",
     "src/internal/sqlClient.ts",
     "src/internal/listen.ts",
     "src/internal/stream.ts",
@@ -48,9 +50,9 @@ export const floors = [
     "src/DbEngine.ts"
   ],
   // 4: nouns
-  ["src/DbConnection.ts", "src/DbSession.ts", "src/DbTransaction.ts", "src/DbQuery.ts"],
+  ["src/DbConnection.ts", "src/DbSession.ts", "src/DbTransaction.ts", "src/DbQuery.ts", "src/DbResolver.ts"],
   // 5: one database
-  ["src/Database.ts", "src/DbLayer.ts", "src/Default.ts"],
+  ["src/DbLayer.ts", "src/Database.ts", "src/Default.ts"],
   // 6: edges
   ["src/DbHttp.ts", "src/DbRegistry.ts", "src/DbSchema.ts", "src/DbRuntime.ts", "src/testing/*", "src/embedded/*"],
   // 7: the barrel

@@ -4,7 +4,12 @@
  * @since 0.1.0
  */
 export * as Database from "./Database.js"
+export * as DbHttp from "./DbHttp.js"
 export * as DbQuery from "./DbQuery.js"
+export * as DbResolver from "./DbResolver.js"
+export * as DbRegistry from "./DbRegistry.js"
+export * as DbRuntime from "./DbRuntime.js"
+export * as DbSchema from "./DbSchema.js"
 export { DbError } from "./DbError.js"
 export type { Reason, ReasonOf, ReasonTag } from "./DbError.js"
 export type { DbHost, DbOptions, TargetSessionAttrs } from "./DbOptions.js"

@@ -29,6 +29,7 @@ export interface Entry {
   readonly orphan: Stacked | undefined
   readonly schema: string | undefined
   readonly tenant: string | undefined
+  readonly using: string | undefined
 }
 
 /** @internal */
@@ -38,8 +39,12 @@ export const emptyEntry: Entry = {
   stack: undefined,
   orphan: undefined,
   schema: undefined,
-  tenant: undefined
+  tenant: undefined,
+  using: undefined
 }
+
+/** Where unqualified names are looked up; nothing: as the engine's connections do. @internal */
+export const searchPath = (entry: Entry): string | undefined => entry.using ?? entry.tenant ?? entry.schema
 
 /** @internal */
 export interface Ambient {
@@ -145,20 +150,26 @@ export const context = (key: object, f: (entry: Entry) => Entry): Effect.Effect<
     )
   )
 
+const withoutTag = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): Effect.Effect<A, E, R> =>
+  Effect.locally(
+    Effect.mapInputContext(
+      effect,
+      (context: Context.Context<R>) => Context.omit(SqlClient.TransactionConnection as never)(context as never) as never
+    ) as Effect.Effect<A, E, R>,
+    ref,
+    ambient
+  )
+
+/** Runs an effect with what was ambient for another fiber: for requests, which run where they are batched. @internal */
+export const resume = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): Effect.Effect<A, E, R> =>
+  ambient.entries.size === 0 ? withoutTag(effect, ambient) : within(effect, ambient)
+
 /** Runs an effect with nothing ambient but the schemas and tenants. @internal */
 export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
     const kept = new Map<object, Entry>()
-    for (const [key, { schema, tenant }] of current(fiber).entries) {
-      if (schema !== undefined || tenant !== undefined) kept.set(key, { ...emptyEntry, schema, tenant })
+    for (const [key, { schema, tenant, using }] of current(fiber).entries) {
+      if ((schema ?? tenant ?? using) !== undefined) kept.set(key, { ...emptyEntry, schema, tenant, using })
     }
-    return Effect.locally(
-      Effect.mapInputContext(
-        effect,
-        (context: Context.Context<R>) =>
-          Context.omit(SqlClient.TransactionConnection as never)(context as never) as never
-      ) as Effect.Effect<A, E, R>,
-      ref,
-      makeAmbient(kept)
-    )
+    return withoutTag(effect, makeAmbient(kept))
   })

@@ -31,10 +31,12 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
   statements: Statements
 ): Effect.Effect<BatchResult<Statements>, SqlError> =>
   Effect.withFiberRuntime<any, SqlError>((fiber) => {
+    const entry = Ambient.entry(fiber, engine)
+    const path = Ambient.searchPath(entry)
     const specs: Array<Spec> = []
     for (const statement of statements) {
       const [text, params] = statement.compile()
-      const spec: Spec | DbError = makeSpec(text, params, "object", { several: false, prepare: true })
+      const spec: Spec | DbError = makeSpec(text, params, "object", { several: false, prepare: true, path })
       if (isRefused(spec)) return Effect.fail(spec)
       specs.push(spec)
     }
@@ -43,7 +45,6 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
       const { transformRows } = statements[at] as Compiled
       return transformRows === undefined ? rows : transformRows(rows)
     }
-    const entry = Ambient.entry(fiber, engine)
     if (entry.slot === undefined) {
       return Effect.map(executeGroup(fiber, engine, specs), (results) => results.map((_, i) => shape(_.rows, i)))
     }

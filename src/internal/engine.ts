@@ -15,6 +15,7 @@ import type { Control } from "./pipeline.js"
 import { Command } from "./pipeline.js"
 import { Pool } from "./pool.js"
 import type { PoolStats } from "./pool.js"
+import { searchPathControl } from "./searchPath.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import { dial } from "./wire.js"
 import type { Host, Wire } from "./wire.js"
@@ -71,9 +72,10 @@ export class EngineCore {
     }
   }
 
-  /** What rides with a statement that runs in no session. */
-  statementPrefix(_entry: Entry): ReadonlyArray<Control> {
-    return []
+  /** What rides with a statement that runs in no session: local to the implicit transaction of its Sync group. */
+  statementPrefix(entry: Entry): ReadonlyArray<Control> {
+    const path = Ambient.searchPath(entry)
+    return path === undefined ? noControls : [searchPathControl(path)]
   }
 
   /** `false`: it is the target already. */
@@ -260,6 +262,8 @@ export class EngineCore {
     }
   }
 }
+
+const noControls: ReadonlyArray<Control> = []
 
 const shuffled = <A>(items: ReadonlyArray<A>): ReadonlyArray<A> => {
   const out = [...items]

@@ -38,6 +38,7 @@ type Submit = (wire: Wire, spec: Spec, owner: Owner | undefined, settle: Done) =
 const submitOne: Submit = (wire, spec, owner, settle) => {
   const command = new Command(spec.text, spec.params, spec.rowMode, true, spec.prepare, spec.simple, owner, settle)
   command.copy = spec.copy
+  command.scope = spec.path ?? ""
   wire.submit(command)
   return command
 }
@@ -278,6 +279,7 @@ export const executeGroup = (
           }
         )
         command.more = at < last
+        command.scope = one.path ?? ""
         if (at === last) lastCommand = command
         wire.submit(command)
       })
@@ -307,7 +309,8 @@ export const execute = <A>(
   prepare: boolean,
   map: (result: Result, multiple: Array<Result> | undefined) => A
 ): Effect.Effect<A, DbError> => {
-  const spec = makeSpec(text, params, rowMode, { several: engine.config.multiple, prepare })
+  const path = Ambient.searchPath(Ambient.entry(fiber, engine))
+  const spec = makeSpec(text, params, rowMode, { several: engine.config.multiple, prepare, path })
   return isRefused(spec) ? Effect.fail(spec) : executeSpec(fiber, engine, bound, spec, map)
 }
 

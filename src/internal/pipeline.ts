@@ -57,6 +57,8 @@ export class Command {
   /** The server answered 57014. */
   confirmed = false
   copy: CopyHandler | undefined = undefined
+  /** The same text means something else under another search path: named statements are kept apart by it. */
+  scope = ""
   /** The next command belongs to the same group: both happen or neither. */
   more = false
 
@@ -412,7 +414,8 @@ export class Pipeline {
   ): void {
     const writer = this.writer
     const step = this.step(group, command, control)
-    let known = named && this.options.preparedStatements > 0 ? this.prepared.get(text) : undefined
+    const key = command === undefined || command.scope === "" ? text : `${command.scope}\0${text}`
+    let known = named && this.options.preparedStatements > 0 ? this.prepared.get(key) : undefined
     if (known !== undefined && (known.ready || known.group === group)) {
       known.used = ++this.clock
       writer.bind(known.name, params)
@@ -424,7 +427,7 @@ export class Pipeline {
     } else if (known === undefined && named && this.options.preparedStatements > 0) {
       if (this.prepared.size >= this.options.preparedStatements) this.evict()
       known = { name: `edb${++this.names}`, ready: false, group, shape: undefined, used: ++this.clock }
-      this.prepared.set(text, known)
+      this.prepared.set(key, known)
       step.prepared = known
       writer.parse(known.name, text).bind(known.name, params).describePortal()
     } else {

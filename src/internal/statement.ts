@@ -15,6 +15,8 @@ export interface Spec {
   /** Several statements in one text: only the simple protocol takes them. */
   readonly simple: boolean
   readonly copy: CopyHandler | undefined
+  /** The search path that it runs with; nothing: the connection's own. */
+  readonly path: string | undefined
 }
 
 interface Known {
@@ -57,7 +59,7 @@ export const makeSpec = (
   text: string,
   params: ReadonlyArray<unknown>,
   rowMode: "object" | "array",
-  options: { readonly several: boolean; readonly prepare: boolean; readonly copy?: CopyHandler | undefined }
+  options: { readonly several: boolean; readonly prepare: boolean; readonly copy?: CopyHandler | undefined; readonly path?: string | undefined }
 ): Spec | DbError => {
   const fact = known.get(text) ?? look(text)
   if (fact.refused !== undefined) return fact.refused
@@ -69,6 +71,7 @@ export const makeSpec = (
     rowMode,
     prepare: options.prepare && fact.prepare,
     simple: options.copy !== undefined || (encoded.length === 0 && fact.several && options.several),
-    copy: options.copy
+    copy: options.copy,
+    path: options.path
   }
 }

@@ -9,8 +9,10 @@ import type { EngineCore } from "./engine.js"
 import { Frame } from "./frame.js"
 import type { Root } from "./lease.js"
 import { Command } from "./pipeline.js"
-import type { Control, Done } from "./pipeline.js"
+import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
+import { withPath } from "./searchPath.js"
+import type { PathState } from "./searchPath.js"
 import type { Spec } from "./statement.js"
 import * as Sql from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
@@ -73,13 +75,14 @@ export class Run {
       false,
       spec.prepare,
       spec.simple,
-      owner,
+      unit.ownerWithPath(owner, spec.path),
       (error, result, multiple) => {
         const seen = unit.answered(owner, wire, command, error, result)
         this.settle(seen, result, multiple)
       }
     )
     command.copy = spec.copy
+    command.scope = spec.path ?? ""
     this.command = command
     unit.submitted++
     wire.submit(command)
@@ -139,7 +142,7 @@ const withdrawn = (): DbError =>
   })
 
 /** @internal */
-export class Unit {
+export class Unit implements PathState {
   readonly frame: Frame
   readonly runs = new Set<Run>()
   /** How many of them have been handed to the pipeline. */
@@ -157,6 +160,8 @@ export class Unit {
   /** For a transaction whose outcome is to be proved. */
   wantsMarker: ((unit: Unit) => OutcomeMarker) | undefined = undefined
   private marker: OutcomeMarker | undefined = undefined
+  path: string | undefined | null = undefined
+  private hasPaths = false
   private pending: Array<Control> = []
   private quiet: Array<() => void> = []
 
@@ -213,6 +218,12 @@ export class Unit {
     }
   }
 
+  /** Transactions that never had a search path of their own pay nothing for it. */
+  ownerWithPath(owner: Owner, path: string | undefined): Owner {
+    if (path !== undefined) this.hasPaths = true
+    return this.hasPaths ? withPath(owner, this, path) : owner
+  }
+
   /** What has to be sent in front of a statement of this block. */
   prefix(frame: Frame): ReadonlyArray<Control> {
     const pending = this.pending
@@ -226,7 +237,9 @@ export class Unit {
         opens: true,
         named: true,
         done: (ok) => {
-          if (!ok) this.begun = false
+          if (ok) return
+          this.begun = false
+          this.path = undefined
         }
       })
       const settings = Sql.settings(this.options)
@@ -359,7 +372,16 @@ export class Unit {
     const wire = this.lease.wire
     if (wire === undefined) return done(this.lease.releasedError())
     wire.submit(
-      new Command(spec.text, spec.params, "array", false, spec.prepare, false, undefined, (error) => done(error))
+      new Command(
+        spec.text,
+        spec.params,
+        "array",
+        false,
+        spec.prepare,
+        false,
+        this.ownerWithPath(this.frame, undefined),
+        (error) => done(error)
+      )
     )
   }
 
@@ -403,6 +425,7 @@ export class Unit {
     return this.control(Sql.rollbackTo(frame.savepoint), false).pipe(
       Effect.matchEffect({
         onSuccess: () => {
+          this.path = null
           this.aborted = this.frame.failure !== undefined || this.outerFailure(frame)
           this.pending.push(plain(Sql.release(frame.savepoint)))
           return over
@@ -548,6 +571,7 @@ export class Unit {
   private over(): void {
     this.begun = false
     this.aborted = false
+    this.path = undefined
     this.lost = undefined
     this.options = this.defaults
     this.pending = []

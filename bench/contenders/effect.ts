@@ -1,0 +1,73 @@
+/**
+ * `effect-db` and `@effect/sql-pg`: the same programs over `SqlClient`, with each one's own client and transaction.
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import { DbLayer } from "../../src/index.js"
+import { connections, fibers, someProduct, someTransfer, text } from "../contender.js"
+import type { Connect, Contender } from "../contender.js"
+
+/** `n` times one after the other, with next to no cost of its own. */
+export const repeat = <E, R>(n: number, unit: (i: number) => Effect.Effect<unknown, E, R>): Effect.Effect<void, E, R> =>
+  Effect.suspend(() => {
+    let i = 0
+    return Effect.whileLoop({ while: () => i < n, body: () => unit(i++), step: () => {} })
+  })
+
+export const together = <E, R>(n: number, unit: (i: number) => Effect.Effect<unknown, E, R>) =>
+  Effect.all(
+    Array.from({ length: n }, (_, i) => unit(i)),
+    { concurrency: "unbounded", discard: true }
+  )
+
+const contender = async <E>(layer: Layer.Layer<SqlClient.SqlClient, E>): Promise<Contender> => {
+  const runtime = ManagedRuntime.make(layer)
+  const sql = await runtime.runPromise(SqlClient.SqlClient)
+  const insert = (i: number) => sql`INSERT INTO bench_items (id, name) VALUES (${i}, ${`name ${i}`})`
+  const select = () => sql`SELECT id, name, price, made FROM bench_products WHERE id = ${someProduct()}`
+  const one = (i: number) => sql.withTransaction(insert(i))
+  const transfer = Effect.suspend(() => {
+    const { account, branch, delta, teller } = someTransfer()
+    return Effect.gen(function* () {
+      yield* sql`UPDATE bench_accounts SET balance = balance + ${delta} WHERE id = ${account}`
+      yield* sql`SELECT balance FROM bench_accounts WHERE id = ${account}`
+      yield* sql`UPDATE bench_tellers SET balance = balance + ${delta} WHERE id = ${teller}`
+      yield* sql`UPDATE bench_branches SET balance = balance + ${delta} WHERE id = ${branch}`
+      yield* sql`
+        INSERT INTO bench_history (teller, branch, account, delta, made)
+        VALUES (${teller}, ${branch}, ${account}, ${delta}, current_timestamp)`
+    })
+  })
+  const run = (effect: Effect.Effect<unknown, unknown>): Promise<void> => runtime.runPromise(Effect.asVoid(effect))
+  const spread = (n: number, unit: (i: number) => Effect.Effect<unknown, unknown>) =>
+    run(together(fibers, () => repeat(Math.ceil(n / fibers), unit)))
+  return {
+    work: {
+      insert: (n) => run(repeat(n, one)),
+      five: (n) => run(repeat(n, () => sql.withTransaction(repeat(5, insert)))),
+      twenty: (n) => run(repeat(n, () => sql.withTransaction(together(20, insert)))),
+      select: (n) => run(repeat(n, select)),
+      fibersInsert: (n) => spread(n, one),
+      fibersSelect: (n) => spread(n, select),
+      tpcb: (n) => run(repeat(n, () => sql.withTransaction(transfer))),
+      stream: (n) => run(repeat(n, () => Stream.runForEachChunk(sql.unsafe(text.stream).stream, () => Effect.void)))
+    },
+    close: () => runtime.dispose()
+  }
+}
+
+export const effectDb: Connect = (url) => contender(DbLayer({ url, maxConnections: connections }))
+
+export const sqlPg: Connect = (url) =>
+  contender(
+    Layer.provide(
+      PgClient.layer({ url: Redacted.make(url), maxConnections: connections }),
+      Reactivity.layer
+    ) as Layer.Layer<SqlClient.SqlClient, unknown>
+  )

@@ -1,0 +1,112 @@
+/**
+ * `npm run bench -- [--quick] [--only NAME,...] [--rounds N] [--json] [--svg FILE]`
+ *
+ * effect-db beside `pg` by hand, `@effect/sql-pg`, `postgres` and, where it is installed, `pgbench`: all compiled
+ * JavaScript, in one process, in interleaved rounds. The server is that of DATABASE_URL, else an embedded one.
+ */
+import { writeFile } from "node:fs/promises"
+import { cpus } from "node:os"
+import { parseArgs } from "node:util"
+import { connections } from "./contender.js"
+import type { Connect, Contender, Work } from "./contender.js"
+import { effectDb, sqlPg } from "./contenders/effect.js"
+import { pg, pgNamed } from "./contenders/pg.js"
+import { pgbench } from "./contenders/pgbench.js"
+import { postgres } from "./contenders/postgres.js"
+import { growth, idleSessions } from "./growth.js"
+import { slowLink } from "./link.js"
+import { measure } from "./measure.js"
+import { ours, printCurves, printIdle, printResult, resultOf, toJson, toSvg } from "./report.js"
+import type { Result } from "./report.js"
+import { openDatabase } from "./server.js"
+import { workloads } from "./workloads.js"
+
+const { values: args } = parseArgs({
+  options: {
+    quick: { type: "boolean", default: false },
+    only: { type: "string" },
+    rounds: { type: "string" },
+    json: { type: "boolean", default: false },
+    svg: { type: "string" }
+  }
+})
+
+const others = ["idle", "growth"]
+const only = args.only?.split(",")
+const unknown = only?.find((name) => !others.includes(name) && !workloads.some((_) => _.name === name))
+if (unknown !== undefined) {
+  console.error(`no workload ${unknown}; there are ${[...workloads.map((_) => _.name), ...others].join(", ")}`)
+  process.exit(2)
+}
+const wanted = (name: string): boolean => only === undefined || only.includes(name)
+const say = args.json ? () => {} : console.log
+
+const all: ReadonlyArray<readonly [name: string, connect: Connect]> = [
+  [ours, effectDb],
+  ["pg", pg],
+  ["pg, named", pgNamed],
+  ["@effect/sql-pg", sqlPg],
+  ["postgres", postgres],
+  ["pgbench, in C", pgbench]
+]
+
+const open = async (url: string): Promise<Map<string, Contender>> => {
+  const contenders = new Map<string, Contender>()
+  for (const [name, connect] of all) {
+    const contender = await connect(url)
+    if (contender === undefined) say(`skipped: ${name} is not installed`)
+    else contenders.set(name, contender)
+  }
+  return contenders
+}
+
+const close = async (contenders: Map<string, Contender>): Promise<void> => {
+  for (const contender of contenders.values()) await contender.close()
+}
+
+const database = await openDatabase()
+const link = await slowLink(database.url, 1)
+try {
+  const environment = {
+    PostgreSQL: database.version,
+    Node: process.versions.node,
+    cores: cpus().length,
+    connections,
+    synchronous_commit: "off"
+  }
+  say(
+    Object.entries(environment)
+      .map(([name, value]) => `${name} ${value}`)
+      .join(", ")
+  )
+  const results: Array<Result> = []
+  for (const slow of [false, true]) {
+    const contenders = await open(slow ? link.url : database.url)
+    for (const workload of workloads.filter((_) => (_.slow ?? false) === slow && wanted(_.name))) {
+      const works = new Map<string, Work>()
+      for (const [name, { work }] of contenders) {
+        const own = work[workload.name]
+        if (own !== undefined) works.set(name, own)
+      }
+      const samples = await measure(works, {
+        n: args.quick ? workload.quick : workload.n,
+        rounds: args.rounds !== undefined ? Number(args.rounds) : args.quick ? 2 : workload.rounds,
+        warmUp: args.quick ? 0 : workload.n
+      })
+      const result = resultOf(workload, samples)
+      results.push(result)
+      if (!args.json) printResult(result)
+    }
+    await close(contenders)
+  }
+  const idle = wanted("idle") ? await idleSessions(database.url, args.quick ? 5000 : 100_000) : undefined
+  if (idle !== undefined && !args.json) printIdle(idle)
+  const curves = wanted("growth") ? await growth(database.url, args.quick ? 10 : 10_000) : []
+  if (!args.json) printCurves(curves)
+  const report = { environment, results, idle, curves }
+  if (args.json) console.log(toJson(report))
+  if (args.svg !== undefined) await writeFile(args.svg, toSvg(report))
+} finally {
+  await link.close()
+  await database.close()
+}

@@ -1,0 +1,43 @@
+/**
+ * Interleaved rounds: in each, every contender has its turn, in another order each time. What slows the machine down
+ * for a while slows all of them down; ratios are taken within a round.
+ */
+import type { Work } from "./contender.js"
+
+export interface Sample {
+  readonly name: string
+  /** Microseconds of one unit, by round. */
+  readonly micros: ReadonlyArray<number>
+}
+
+export const median = (values: ReadonlyArray<number>): number => {
+  const sorted = [...values].sort((a, b) => a - b)
+  const middle = sorted.length >> 1
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2
+}
+
+/** The median of the ratios of the rounds. */
+export const ratio = (a: Sample, b: Sample): number => median(a.micros.map((_, i) => _ / b.micros[i]!))
+
+const once = async (work: Work, n: number): Promise<number> => {
+  globalThis.gc?.()
+  const start = performance.now()
+  const own = await work(n)
+  return own ?? ((performance.now() - start) * 1000) / n
+}
+
+export const measure = async (
+  contenders: ReadonlyMap<string, Work>,
+  { n, rounds, warmUp }: { readonly n: number; readonly rounds: number; readonly warmUp: number }
+): Promise<ReadonlyArray<Sample>> => {
+  const all = [...contenders]
+  const micros = new Map<string, Array<number>>(all.map(([name]) => [name, []]))
+  if (warmUp > 0) for (const [, work] of all) await work(warmUp)
+  for (let round = 0; round < rounds; round++) {
+    for (let i = 0; i < all.length; i++) {
+      const [name, work] = all[(i + round) % all.length]!
+      micros.get(name)!.push(await once(work, n))
+    }
+  }
+  return all.map(([name]) => ({ name, micros: micros.get(name)! }))
+}

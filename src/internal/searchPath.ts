@@ -1,0 +1,26 @@
+/**
+ * The search path of a statement, set for its transaction in the same round trip.
+ */
+import type { Control, Owner } from "./pipeline.js"
+
+/** For the transaction only; nothing: what the connection has by itself. @internal */
+export const searchPathControl = (path: string | undefined): Control =>
+  path === undefined
+    ? { text: "SET LOCAL search_path TO DEFAULT", params: [], opens: false, named: true }
+    : { text: "SELECT set_config('search_path', $1, true)", params: [path], opens: false, named: true }
+
+/** Which path a transaction has at the moment. @internal */
+export interface PathState {
+  /** Nothing: the connection's own. `null`: a rollback to a savepoint has brought back an earlier one. */
+  path: string | undefined | null
+}
+
+/** The owner's prefix and, where the path differs from what the statement wants, the change of it. @internal */
+export const withPath = (owner: Owner, state: PathState, path: string | undefined): Owner => ({
+  takePrefix: () => {
+    const prefix = owner.takePrefix()
+    if (state.path === path) return prefix
+    state.path = path
+    return [...prefix, searchPathControl(path)]
+  }
+})
