@@ -24,11 +24,15 @@ export const floors = [
   [
     "src/internal/protocol.ts",
     "src/internal/rows.ts",
+    "src/internal/command.ts",
+    "src/internal/prepared.ts",
+    "src/internal/answers.ts",
     "src/internal/pipeline.ts",
     "src/internal/searchPath.ts",
     "src/internal/cancel.ts",
     "src/internal/recycler.ts",
     "src/internal/wire.ts",
+    "src/internal/poolErrors.ts",
     "src/internal/pool.ts",
     "src/internal/statement.ts"
   ],
@@ -43,6 +47,7 @@ export const floors = [
     "src/internal/execute.ts",
     "src/internal/batch.ts",
     "src/internal/sqlClient.ts",
+    "src/internal/copy.ts",
     "src/internal/listen.ts",
     "src/internal/stream.ts",
     "src/internal/outcome.ts",

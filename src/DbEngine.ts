@@ -111,7 +111,7 @@ export const viewOf = (core: EngineCore, bound: Bound): DbSql =>
       engine: core,
       bound,
       withTransaction: (effect) => withTransaction(core, effect, {}),
-      stream: (text, params) => streamRows(core, bound, text, params),
+      stream: (bound, text, params) => streamRows(core, bound, text, params),
       reserve: reserve(core),
       listen: (channel) => listen(core, channel)
     },
@@ -156,6 +156,7 @@ export const borrow = (root: Root): Effect.Effect<void, DbError> =>
 /** The same engine for one target, made again within this time, is the mistake of providing a layer per request. */
 const soon = 5000
 const recent = new Map<string, number>()
+const warned = new Set<string>()
 
 const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
   Effect.suspend(() => {
@@ -165,11 +166,12 @@ const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
     const before = recent.get(key)
     for (const [other, at] of recent) if (now - at > soon) recent.delete(other)
     recent.set(key, now)
-    return before === undefined || now - before > soon
-      ? Effect.void
-      : Effect.logWarning(
-          `effect-db: the engine "${core.name}" was built twice for the same database within ${now - before} ms. Build its layer once, at the edge of the program: Effect.provide(DbLayer(...)) inside a request handler opens a pool for each request.`
-        )
+    if (before === undefined || now - before > soon || warned.has(key)) return Effect.void
+    // Once: whoever makes the mistake makes it for each request.
+    warned.add(key)
+    return Effect.logWarning(
+      `effect-db: the engine "${core.name}" was built twice for the same database within ${now - before} ms. Build its layer once, at the edge of the program: Effect.provide(DbLayer(...)) inside a request handler opens a pool for each request.`
+    )
   })
 
 /** @internal */

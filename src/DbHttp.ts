@@ -3,16 +3,21 @@
  *
  * @since 0.1.0
  */
+import * as HttpApp from "@effect/platform/HttpApp"
+import * as HttpRouter from "@effect/platform/HttpRouter"
+import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
-import type * as HttpApp from "@effect/platform/HttpApp"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { identity } from "effect/Function"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Database } from "./Database.js"
+import * as Database from "./Database.js"
 import { coreOf } from "./DbEngine.js"
 import type { DbEngine } from "./DbEngine.js"
 import { DbEngine as DefaultEngine } from "./Default.js"
@@ -34,11 +39,12 @@ export interface MiddlewareOptions<Name extends string = "default"> extends Sess
    * the body was sent in full. Default: `"close"`; one response opts in with `DbHttp.keepOpen(response)`.
    */
   readonly streams?: "close" | "keepOpen" | undefined
-  /** The databases that get a session for the request. Default: the default one. */
-  readonly databases?: ReadonlyArray<Pick<Database<Name>, "DbEngine">> | undefined
+  /** The databases (of `Database.make`) that get a session for the request. Default: the default one. */
+  readonly databases?: ReadonlyArray<{ readonly name: Name }> | undefined
 }
 
-const kept = new WeakSet<HttpServerResponse.HttpServerResponse>()
+// By the body: other combinators make another response around the same one.
+const kept = new WeakSet<object>()
 
 /**
  * Keeps the request's session open until the streamed body of this response has been sent; then it commits, or rolls
@@ -49,7 +55,7 @@ const kept = new WeakSet<HttpServerResponse.HttpServerResponse>()
  * @category combinators
  */
 export const keepOpen = (response: HttpServerResponse.HttpServerResponse): HttpServerResponse.HttpServerResponse => {
-  kept.add(response)
+  kept.add(response.body)
   return response
 }
 
@@ -75,10 +81,12 @@ const before = (slots: ReadonlyArray<Slot>): Effect.Effect<void, SqlError> =>
     discard: true
   })
 
-/** Runs the hooks and ends the sessions: by success they commit. */
-const finish = (slots: ReadonlyArray<Slot>, success: boolean): Effect.Effect<void, SqlError> =>
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** Runs the hooks, which are the user's and may be interrupted, and ends the sessions: by success they commit. */
+const finish = (slots: ReadonlyArray<Slot>, success: boolean, restore: Restore): Effect.Effect<void, SqlError> =>
   success
-    ? Effect.matchCauseEffect(before(slots), {
+    ? Effect.matchCauseEffect(restore(before(slots)), {
         onSuccess: () => endAll(slots, true),
         onFailure: (cause) => Effect.zipRight(endAll(slots, false), Effect.failCause(cause))
       })
@@ -87,10 +95,58 @@ const finish = (slots: ReadonlyArray<Slot>, success: boolean): Effect.Effect<voi
 const withSlots = <A, E, R>(effect: Effect.Effect<A, E, R>, slots: ReadonlyArray<Slot>): Effect.Effect<A, E, R> =>
   slots.reduce((inner, slot) => Ambient.locally(inner, slot.engine, inSlot(slot)), effect)
 
+const withStream = <Body extends object>(body: Body, stream: Stream.Stream<Uint8Array, unknown>): Body =>
+  Object.assign(Object.create(Object.getPrototypeOf(body)), body, { stream })
+
+/** Ends the sessions of a request, or sees to it that its streamed body does. Runs where they are ambient. */
+const answer = (
+  response: HttpServerResponse.HttpServerResponse,
+  slots: ReadonlyArray<Slot>,
+  success: boolean,
+  streams: "close" | "keepOpen" | undefined,
+  restore: Restore
+): Effect.Effect<HttpServerResponse.HttpServerResponse, SqlError> => {
+  const { body } = response
+  if (body._tag !== "Stream") return Effect.as(finish(slots, success, restore), response)
+  return Effect.contextWithEffect((context: Context.Context<never>) => {
+    const request = Context.getOption(
+      context,
+      HttpServerRequest.HttpServerRequest as never
+    ) as Option.Option<HttpServerRequest.HttpServerRequest>
+    // What is ambient here, for a body that is sent later.
+    const carrier = Context.pick(SqlClient.TransactionConnection)(context as never) as Context.Context<never>
+    const stream = Stream.provideSomeContext(body.stream, carrier)
+    const withBody = (stream: Stream.Stream<Uint8Array, unknown>) =>
+      HttpServerResponse.setBody(response, withStream(body, stream))
+    // Nobody runs the body of an answer to HEAD.
+    const runs = Option.isNone(request) || request.value.method !== "HEAD"
+    if (!runs || !(streams === "keepOpen" || kept.has(body))) {
+      return Effect.as(finish(slots, success, restore), withBody(stream))
+    }
+    const ending = Stream.ensuringWith(stream, (exit) =>
+      Effect.orDie(finish(slots, success && Exit.isSuccess(exit), identity))
+    )
+    // And whoever replaces the response drops its body.
+    const scope = Context.getOption(context, Scope.Scope as never) as Option.Option<Scope.Scope>
+    return Effect.as(
+      Option.isNone(scope) ? Effect.void : Scope.addFinalizer(scope.value, Effect.ignore(endAll(slots, false))),
+      withBody(ending)
+    )
+  })
+}
+
+/** What becomes of an app's errors: one whose errors are all the server's business stays so, as `HttpApiBuilder` asks. */
+type Failure<E> = [E] extends [never] ? never : E | SqlError
+
+type Engines<Name extends string> = { [One in Name]: DbEngine<One> }[Name]
+
 /**
  * Gives every request a lazy session. A response with a status below 400 commits; 400 and above, a failure, a defect
  * and a client that goes away roll back. The commit happens before the response leaves, so that a failed commit is a
  * 5xx. A handler that uses no database borrows nothing, and a request that has a session already is left alone.
+ *
+ * Around a route, a router, an app, or as the middleware of `HttpServer.serve` and `HttpApiBuilder.serve`; in the last
+ * two a failure counts by the status of the response that the server makes of it.
  *
  * ```ts
  * HttpServer.serve(router, DbHttp.middleware())
@@ -101,61 +157,41 @@ const withSlots = <A, E, R>(effect: Effect.Effect<A, E, R>, slots: ReadonlyArray
  */
 export const middleware =
   <Name extends string = "default">(options: MiddlewareOptions<Name> = {}) =>
-  <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<E | SqlError, R | DbEngine<Name>> => {
-    const tags = options.databases?.map((_) => _.DbEngine) ?? [DefaultEngine as never as Database<Name>["DbEngine"]]
+  <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<Failure<E>, R | Engines<Name>> => {
+    type App = Effect.Effect<HttpServerResponse.HttpServerResponse, E | SqlError, any>
+    const tags = options.databases?.map((_) => Database.make(_.name).DbEngine) ?? [DefaultEngine]
     const commits = options.commits ?? ((response) => response.status < 400)
-    return Effect.flatMap(Effect.all(tags), (services) =>
+    const around = (slots: ReadonlyArray<Slot>, restore: Restore): App => {
+      let answered = false
+      const once = (response: HttpServerResponse.HttpServerResponse) =>
+        Effect.uninterruptibleMask((restore) => {
+          if (answered) return Effect.succeed(response)
+          const success = commits(response)
+          answered = true
+          return answer(response, slots, success, options.streams, restore)
+        })
+      // As a server's middleware the app sends the response as well: the handler comes in between. Around a route it
+      // is called when all is over.
+      const handler = HttpApp.appendPreResponseHandler(
+        (_, response) => once(response) as Effect.Effect<typeof response>
+      )
+      const whole = withSlots(restore(Effect.flatMap(Effect.zipRight(handler, app), once)), slots)
+      return Effect.flatMap(Effect.exit(whole), (exit) =>
+        answered ? exit : Effect.zipRight(Effect.exit(endAll(slots, false)), exit)
+      )
+    }
+    return Effect.flatMap(Effect.all(tags as ReadonlyArray<typeof DefaultEngine>), (services) =>
       Effect.withFiberRuntime<HttpServerResponse.HttpServerResponse, E | SqlError, any>((fiber) => {
-        const fresh = services.map(coreOf).filter((core) => Ambient.entry(fiber, core).slot === undefined)
-        if (fresh.length === 0) return app as HttpApp.Default<E, any>
+        const fresh = [...new Set(services.map(coreOf))].filter((core) => Ambient.entry(fiber, core).slot === undefined)
+        if (fresh.length === 0) return app as App
+        // A server runs what is no route uninterruptibly, also when the client has gone away.
+        const routed = fiber.currentContext.unsafeMap.has(HttpRouter.RouteContext.key)
         return Effect.uninterruptibleMask((restore) =>
           Effect.flatMap(
             Effect.forEach(fresh, (core) => makeSlot(core, Ambient.entry(fiber, core), options, false)),
-            (slots): Effect.Effect<HttpServerResponse.HttpServerResponse, E | SqlError, any> =>
-              // What is ambient in the handler, for a body that is sent after it.
-              restore(withSlots(Effect.zip(app as HttpApp.Default<E, any>, Effect.context<never>()), slots)).pipe(
-                Effect.exit,
-                Effect.flatMap((exit): Effect.Effect<HttpServerResponse.HttpServerResponse, E | SqlError, any> => {
-                  if (Exit.isFailure(exit)) {
-                    return Effect.zipRight(Effect.exit(endAll(slots, false)), Effect.failCause(exit.cause))
-                  }
-                  const [response, context] = exit.value
-                  const success = commits(response)
-                  const { body } = response
-                  if (body._tag !== "Stream") return Effect.as(restoring(restore, slots, success), response)
-                  const open = options.streams === "keepOpen" || kept.has(response)
-                  const carrier = Context.pick(SqlClient.TransactionConnection)(context as never)
-                  const stream = Stream.provideSomeContext(body.stream, carrier as Context.Context<never>)
-                  const ending = open
-                    ? Stream.ensuringWith(stream, (exit) =>
-                        Effect.matchCauseEffect(finish(slots, success && Exit.isSuccess(exit)), {
-                          onSuccess: () => Effect.void,
-                          onFailure: (cause) => Effect.die(Cause.squash(cause))
-                        })
-                      )
-                    : stream
-                  const wrapped = HttpServerResponse.setBody(response, withStream(body, ending))
-                  return open ? Effect.succeed(wrapped) : Effect.as(restoring(restore, slots, success), wrapped)
-                })
-              )
+            (slots) => around(slots, routed ? restore : Effect.interruptible)
           )
         )
       })
-    ) as HttpApp.Default<E | SqlError, R | DbEngine<Name>>
+    ) as HttpApp.Default<Failure<E>, R | Engines<Name>>
   }
-
-const withStream = <Body extends object>(body: Body, stream: Stream.Stream<Uint8Array, unknown>): Body =>
-  Object.assign(Object.create(Object.getPrototypeOf(body)), body, { stream })
-
-/** Hooks are the user's and may be interrupted; then it is rolled back. */
-const restoring = (
-  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>,
-  slots: ReadonlyArray<Slot>,
-  success: boolean
-): Effect.Effect<void, SqlError> =>
-  success
-    ? Effect.matchCauseEffect(restore(before(slots)), {
-        onSuccess: () => endAll(slots, true),
-        onFailure: (cause) => Effect.zipRight(endAll(slots, false), Effect.failCause(cause))
-      })
-    : endAll(slots, false)

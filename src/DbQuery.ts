@@ -7,7 +7,9 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type { Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import type * as Stream from "effect/Stream"
 import { DbError } from "./DbError.js"
+import { copyIn, copyOut } from "./internal/copy.js"
 
 /**
  * What a statement did: the tag of the server's answer.
@@ -85,3 +87,34 @@ export const status = (statement: Statement<any>): Effect.Effect<CommandStatus, 
     const last = (Array.isArray(raw) ? raw[raw.length - 1] : raw) as CommandStatus
     return { command: last.command, rowCount: last.rowCount }
   })
+
+/**
+ * `COPY ... FROM STDIN`: sends a stream of text or bytes to the server, in the ambient session as any statement, no
+ * faster than the server takes it. When the source fails or the fiber is interrupted, the server undoes the whole copy,
+ * and inside a session its transaction has failed. Other statements on the same connection wait meanwhile.
+ *
+ * ```ts
+ * DbQuery.copyFrom(sql`COPY entries (account, amount) FROM STDIN WITH (FORMAT csv)`, lines)
+ * ```
+ *
+ * @since 0.1.0
+ * @category copy
+ */
+export const copyFrom = <E, R>(
+  statement: Statement<any>,
+  source: Stream.Stream<string | Uint8Array, E, R>
+): Effect.Effect<CommandStatus, E | SqlError, R> =>
+  Effect.map(copyIn(statement, source), ({ command, rowCount }) => ({ command, rowCount }))
+
+/**
+ * `COPY ... TO STDOUT`: the server's output as it arrives, in bounded memory. Leaving the stream half-way cancels the
+ * statement; inside a session its transaction has then failed.
+ *
+ * ```ts
+ * DbQuery.copyTo(sql`COPY (SELECT * FROM entries) TO STDOUT WITH (FORMAT csv, HEADER)`)
+ * ```
+ *
+ * @since 0.1.0
+ * @category copy
+ */
+export const copyTo = (statement: Statement<any>): Stream.Stream<Uint8Array, SqlError> => copyOut(statement)

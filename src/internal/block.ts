@@ -14,7 +14,7 @@ import type { EngineCore } from "./engine.js"
 import { unitOf } from "./execute.js"
 import type { Frame, FrameKind } from "./frame.js"
 import { makeMarker, prepareOutcome } from "./outcome.js"
-import { commit, endSlot, inSlot, makeSlot, rollback, runBefore, settle, settleOpen, undoOpen } from "./session.js"
+import { afterBefore, endNow, inSlot, newSlot, runBefore, settle, settleOpen, undoOpen } from "./session.js"
 import type { Slot } from "./slot.js"
 import { conflicts, validate } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
@@ -44,8 +44,7 @@ export class Block {
     readonly slot: Slot,
     readonly unit: Unit,
     /** The block on the server that this one is, or has joined. */
-    readonly frame: Frame,
-    readonly joined: boolean
+    readonly frame: Frame
   ) {}
 
   setFiber(fiber: Fiber.RuntimeFiber<any, any>): void {
@@ -69,7 +68,8 @@ export class Block {
         )
       }
       this.ending = { commits: how === "commit", value }
-      if (!this.joined) this.frame.ending = this.ending
+      // For the blocks in it; of a block that was joined, until its guest has ended.
+      this.frame.ending ??= this.ending
       const fiber = this.fiber
       if (fiber !== undefined) fiber.unsafeInterruptAsFork(fiber.id())
       return Effect.interruptible(Effect.never)
@@ -169,13 +169,15 @@ const openFrame = (
 const nested = (slot: Slot, unit: Unit, parent: Frame, body: Body, options: BlockOptions) =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(restore(openFrame(parent, "savepoint", options)), (frame) => {
-      const block = new Block(slot, unit, frame, false)
-      return restore(Ambient.locally(runBody(block, body, options), unit.engine, inSlot(slot, frame))).pipe(
-        Effect.exit,
-        Effect.flatMap((raw) => {
+      const block = new Block(slot, unit, frame)
+      return Ambient.during(
+        restore(runBody(block, body, options)),
+        unit.engine,
+        inSlot(slot, frame),
+        (raw): Effect.Effect<any, any, any> => {
           const { commits, exit } = exitOf(block, raw)
           return settle2(exit, commits, unit.endBlock(frame, commits))
-        })
+        }
       )
     })
   )
@@ -192,35 +194,32 @@ const settle2 = (
 
 /** The whole transaction around an effect, in a session of its own. */
 const outermost = (engine: EngineCore, entry: Entry, body: Body, options: BlockOptions, isolated: boolean) =>
-  Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(makeSlot(engine, entry, options, isolated), (slot) => {
-      const run = Effect.suspend(() => {
-        const unit = slot.get()
-        if (options.verifyOutcome === true) unit.wantsMarker = makeMarker
-        const frame = unit.frame.open("transaction", options)
-        const block = new Block(slot, unit, frame, false)
-        const whole = Effect.tap(runBody(block, body, options), () => runBefore(slot, unit, frame))
-        return restore(Ambient.locally(whole, engine, inSlot(slot, frame))).pipe(
-          Effect.exit,
-          Effect.flatMap((raw) => {
-            const { commits, exit } = exitOf(block, raw)
-            const early = commits && !Exit.isSuccess(raw)
-            const before: Effect.Effect<void, any> = early ? runBefore(slot, unit, frame) : Effect.void
-            return settle2(
-              exit,
-              commits,
-              Effect.matchEffect(before, {
-                onSuccess: () => endSlot(slot, frame, commits),
-                onFailure: (error) => Effect.zipRight(endSlot(slot, frame, false), Effect.fail(error))
+  Effect.uninterruptibleMask((restore) => {
+    const slot = newSlot(engine, entry, options, isolated)
+    const run = (): Effect.Effect<any, any, any> => {
+      const unit = slot.get()
+      if (options.verifyOutcome === true) unit.wantsMarker = makeMarker
+      const frame = unit.frame.open("transaction", options)
+      const block = new Block(slot, unit, frame)
+      return Ambient.during(restore(runBody(block, body, options)), engine, inSlot(slot, frame), (raw) =>
+        afterBefore(slot, frame, raw, restore, (raw) => {
+          const { commits, exit } = exitOf(block, raw)
+          const early = commits && !Exit.isSuccess(raw)
+          const end = early
+            ? Effect.matchEffect(runBefore(slot, unit, frame), {
+                onSuccess: () => endNow(slot, frame, true),
+                onFailure: (error) => Effect.zipRight(endNow(slot, frame, false), Effect.fail(error))
               })
-            )
-          })
-        )
-      })
-      const first = options.verifyOutcome === true ? restore(prepareOutcome(engine)) : Effect.void
-      return Effect.zipRight(first, slot.needsGate ? Effect.zipRight(restore(slot.prepare), run) : run)
-    })
-  )
+            : endNow(slot, frame, commits)
+          return settle2(exit, commits, end)
+        })
+      )
+    }
+    const prepared = slot.needsGate ? Effect.flatMap(restore(slot.prepare), run) : undefined
+    return options.verifyOutcome === true
+      ? Effect.flatMap(restore(prepareOutcome(engine)), () => prepared ?? run())
+      : (prepared ?? run())
+  })
 
 const retryable = (error: unknown): boolean => {
   const reason = DbError.reason(error)
@@ -235,11 +234,15 @@ const retryable = (error: unknown): boolean => {
 
 const defaultRetry = Schedule.intersect(Schedule.jittered(Schedule.exponential("10 millis")), Schedule.recurs(8))
 
-const withRetry = (effect: Effect.Effect<any, any, any>, options: BlockOptions): Effect.Effect<any, any, any> =>
+const withRetry = (
+  effect: Effect.Effect<any, any, any>,
+  options: BlockOptions,
+  mayRetry: () => boolean = () => true
+): Effect.Effect<any, any, any> =>
   options.retry === undefined || options.retry === false
     ? effect
     : Effect.retry(effect, {
-        while: retryable,
+        while: (error) => retryable(error) && mayRetry(),
         schedule: options.retry === true ? defaultRetry : (options.retry as Schedule.Schedule<unknown, unknown>)
       })
 
@@ -248,10 +251,11 @@ const join = (slot: Slot, unit: Unit, frame: Frame, body: Body, options: BlockOp
   Effect.suspend(() => {
     const refused = conflict(unit, frame, options, true)
     if (refused !== undefined) return refused
-    const block = new Block(slot, unit, frame, true)
+    const block = new Block(slot, unit, frame)
     return Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(Effect.exit(restore(runBody(block, body, options))), (raw) => {
         const { commits, exit } = exitOf(block, raw)
+        if (block.ending !== undefined && frame.ending === block.ending) frame.ending = undefined
         if (!commits) markRollbackOnly(frame, `a block that joined "${frame.name}" failed`)
         return exit
       })
@@ -339,45 +343,45 @@ export const atomic = (engine: EngineCore, body: Body, options: AtomicOptions): 
       const at = unitOf(slot, entry.frame)
       if (at instanceof Error) return Effect.fail(at)
       const { unit } = at
-      const raised = refuse(
-        `The session "${unit.name}" has an open transaction, and currentTransaction is "raise".`,
-        'Commit or roll back first, or choose "commit", "rollback" or "append".'
-      )
       if (at.frame.kind !== "session") {
         return options.currentTransaction === "raise"
-          ? raised
+          ? raise(unit)
           : (conflict(unit, at.frame, options, false) ?? nested(slot, unit, at.frame, body, options))
       }
-      return options.currentTransaction === "raise" && unit.open ? raised : inSession(slot, unit, body, options)
+      return inSession(slot, unit, body, options)
     })
     return slot.needsGate ? Effect.zipRight(slot.prepare, inside) : inside
   })
 
-const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): Effect.Effect<any, any, any> =>
-  Effect.uninterruptibleMask((restore) => {
-    const mode = options.currentTransaction ?? "commit"
-    // Waits for its turn first, so that what it ends is not somebody's block.
-    const turn = Effect.async<void, DbError>((resume) => {
-      const leave = unit.frame.turn((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
-      return Effect.sync(leave)
-    })
-    const clear: Effect.Effect<void, SqlError> = Effect.suspend(() =>
-      !unit.open && unit.lost === undefined
-        ? Effect.void
-        : mode === "commit"
-          ? commit(slot, unit)
-          : mode === "rollback"
-            ? rollback(unit)
-            : Effect.void
-    )
-    return Effect.flatMap(Effect.zipRight(restore(turn), clear), () => {
-      const refused = mode === "append" && unit.open ? conflict(unit, unit.frame, options, true) : undefined
-      if (refused !== undefined) return refused
-      return Effect.flatMap(restore(openFrame(unit.frame, "transaction", options)), (frame) => {
+/**
+ * A transaction of its own in the session's place. The block is opened before what the session has open is ended, so
+ * that nobody comes in between; a retry finds what siblings have done meanwhile and ends that as well.
+ */
+const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): Effect.Effect<any, any, any> => {
+  const mode = options.currentTransaction ?? "commit"
+  let appends = false
+  const attempt = Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(restore(openFrame(unit.frame, "transaction", options)), (frame) => {
+      const frames = [unit.frame, frame]
+      const clear: Effect.Effect<void, SqlError> = Effect.suspend(() => {
+        if (!unit.open && unit.lost === undefined) return Effect.void
+        switch (mode) {
+          case "commit":
+            return Effect.zipRight(restore(runBefore(slot, unit, frame)), settleOpen(unit, [unit.frame], unit.frame))
+          case "rollback":
+            return undoOpen(unit, [unit.frame])
+          case "append":
+            appends = true
+            return conflict(unit, unit.frame, options, true) ?? Effect.void
+          default:
+            return raise(unit)
+        }
+      })
+      const run = Effect.suspend(() => {
         if (!unit.begun) unit.options = { ...unit.defaults, ...defined(options) }
-        const block = new Block(slot, unit, frame, false)
+        unit.wantsMarker = options.verifyOutcome === true ? makeMarker : undefined
+        const block = new Block(slot, unit, frame)
         const whole = Effect.tap(runBody(block, body, options), () => runBefore(slot, unit, frame))
-        const frames = [unit.frame, frame]
         return restore(Ambient.locally(whole, unit.engine, inSlot(slot, frame))).pipe(
           Effect.exit,
           Effect.flatMap((raw) => {
@@ -391,15 +395,34 @@ const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): 
                 Effect.zipRight(Effect.sync(() => frame.seal())),
                 Effect.zipRight(
                   Effect.suspend(() => (commits ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)))
-                ),
-                Effect.ensuring(Effect.sync(() => frame.close()))
+                )
               )
             )
           })
         )
       })
+      // What was open before is not this block's: that it can't be ended is no reason to run the block again.
+      return Effect.flatMap(Effect.exit(clear), (cleared): Effect.Effect<Exit.Exit<any, any>, any, any> =>
+        Exit.isFailure(cleared) ? Effect.succeed(cleared) : Effect.map(run, Exit.succeed)
+      ).pipe(
+        Effect.ensuring(
+          Effect.sync(() => {
+            unit.wantsMarker = undefined
+            frame.close()
+          })
+        )
+      )
     })
-  })
+  )
+  const first = options.verifyOutcome === true ? prepareOutcome(unit.engine) : Effect.void
+  return Effect.zipRight(first, Effect.flatten(withRetry(attempt, options, () => !appends)))
+}
+
+const raise = (unit: Unit): Effect.Effect<never, DbError> =>
+  refuse(
+    `The session "${unit.name}" has an open transaction, and currentTransaction is "raise".`,
+    'Commit or roll back first, or choose "commit", "rollback" or "append".'
+  )
 
 /** Without what is there but undefined: it must not hide a default. */
 const defined = (options: TransactionOptions): TransactionOptions => {

@@ -28,7 +28,7 @@ export interface CopyHandler {
   /** COPY ... FROM STDIN has begun: send with `copyData`, end with `copyDone` or `copyFail`. */
   readonly onIn?: ((pipeline: Pipeline) => void) | undefined
   /** COPY ... TO STDOUT: called for each chunk. */
-  readonly onData?: ((chunk: Buffer) => void) | undefined
+  readonly onData?: ((chunk: Buffer, pipeline: Pipeline) => void) | undefined
 }
 
 /** @internal */
@@ -53,6 +53,8 @@ export class Command {
   /** How often it was sent again because a cancel meant for another one had hit it. */
   repeats = 0
   copy: CopyHandler | undefined = undefined
+  /** The same text means something else under another search path: named statements are kept apart by it. */
+  scope = ""
   /** The next command belongs to the same group: both happen or neither. */
   more = false
 
@@ -87,14 +89,15 @@ export class Command {
 export interface Step {
   readonly command: Command | undefined
   readonly control: Control | undefined
-  /** The named statement whose Parse or first Describe this step sent. */
+  /** The named statement that this step runs. */
   prepared: Prepared | undefined
   /** The name that this step closed, to make room. */
   closed: string | undefined
   shape: Shape | undefined
   rows: Array<any>
   results: Array<Result> | undefined
-  failure: unknown
+  /** What a type parser threw. */
+  failure: { readonly cause: unknown } | undefined
 }
 
 /** What one Sync ends. @internal */

@@ -34,7 +34,7 @@ export class EngineCore {
   constructor(
     readonly name: string,
     config: Resolved,
-    private readonly runtime: Runtime.Runtime<never>
+    readonly runtime: Runtime.Runtime<never>
   ) {
     this.config = config
     this.beforeSession = config.options.beforeSession as Effect.Effect<void, DbError> | undefined
@@ -165,19 +165,21 @@ export class EngineCore {
         if (error.reason._tag === "AuthenticationError") return done(error, undefined)
         next(at + 1, password)
       }
+      // Its place is free when the server has seen it go.
+      const refused = (wire: Wire, error: DbError): void => {
+        if (wire.idle) wire.end()
+        else wire.destroy(error)
+        wire.onClose(() => failed(error))
+      }
       stop = dial(config, attempt.host, password, onDeath, (error, wire) => {
         if (wire === undefined) return failed(error!)
         stop = () => wire.destroy(new Error("given up"))
         this.role(config, wire, attempt.strict, (fit) => {
-          if (!fit) {
-            wire.end()
-            return failed(wrongRole(config))
-          }
+          if (!fit) return refused(wire, wrongRole(config))
           const left = Math.max(1, config.connectMillis - (Date.now() - started))
           stop = this.prepare(wire, left, (ok, error) => {
-            if (ok) return done(undefined, wire)
-            wire.destroy(new Error("afterConnect failed"))
-            failed(error!)
+            if (ok) done(undefined, wire)
+            else refused(wire, error!)
           })
         })
       })

@@ -2,6 +2,7 @@
  * Where a statement runs: in the ambient session, else on the ambient connection, else on a connection of its own
  * for just this statement. No fiber, no scope and, without a tracer, no span.
  */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import { DbError } from "../DbError.js"
@@ -16,6 +17,7 @@ import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
 import { isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
+import { isStalePlan } from "./sqlState.js"
 import type { Slot } from "./slot.js"
 import type { Unit } from "./unit.js"
 import type { Wire } from "./wire.js"
@@ -82,7 +84,7 @@ class Solo implements Running, Owner {
       this.controls.length > 0 ? this : undefined,
       (error, result, multiple) => {
         // A plan that the server dropped or may not change: nothing has run, and the name is forgotten.
-        if (error !== undefined && !this.again && isStalePlan(error) && !wire.dead) {
+        if (error !== undefined && !this.again && this.command?.abandoned !== true && canHeal(error, wire)) {
           this.again = true
           return this.start(wire)
         }
@@ -120,19 +122,18 @@ class Solo implements Running, Owner {
   })
 }
 
-const isStalePlan = (error: DbError): boolean =>
-  error.reason.sqlState === "26000" ||
-  (error.reason.sqlState === "0A000" && /cached plan/.test((error.serverError as { message?: string })?.message ?? ""))
+const canHeal = (error: DbError, wire: Wire): boolean =>
+  !wire.dead && wire.status === "I" && (error.reason.sqlState === "26000" || isStalePlan(error.serverError ?? {}))
 
 type Fail = Effect.Effect<never, DbError>
 
-const noSession = (): Fail =>
-  Effect.fail(
-    DbError.make("NoSession", {
-      message: "A statement was run with neither a session nor a connection around it.",
-      hint: 'implicitExecution is "forbid": put DbSession.autocommit, withTransaction or DbConnection.withConnection around it.'
-    })
-  )
+const noSessionError = (): DbError =>
+  DbError.make("NoSession", {
+    message: "A statement was run with neither a session nor a connection around it.",
+    hint: 'implicitExecution is "forbid": put DbSession.autocommit, withTransaction or DbConnection.withConnection around it.'
+  })
+
+const noSession = (): Fail => Effect.fail(noSessionError())
 
 /** The session of a slot and the block of it that the fiber is in; or why there is none. @internal */
 export const unitOf = (slot: Slot, frame: Frame | undefined): { unit: Unit; frame: Frame } | DbError => {
@@ -162,9 +163,8 @@ const start = (engine: EngineCore, bound: Bound, entry: Entry, spec: Spec, done:
       const gone = bound.gone()
       if (gone !== undefined) return Effect.fail(gone)
       // In the session that runs on this connection, when it is the fiber's own.
-      const unit = entry.slot?.unit
-      if (unit !== undefined && !unit.ended && unit.lease === bound.root) {
-        const at = unitOf(entry.slot!, entry.frame)
+      if (entry.slot?.runsOn(bound.root) === true) {
+        const at = unitOf(entry.slot, entry.frame)
         return at instanceof Error ? Effect.fail(at) : at.unit.run(at.frame, spec, done)
       }
       return onRoot(bound.root, engine, entry, spec, done)
@@ -220,6 +220,15 @@ const releasedStack = (): DbError =>
     hint: "A fiber outlived the connection that it was started with. Join it first, or acquire one of its own."
   })
 
+/** The connection of a statement without a session; nothing: one of the pool; or why it can't run. @internal */
+export const homeOf = (engine: EngineCore, bound: Bound, entry: Entry): Root | DbError | undefined => {
+  if (bound._tag === "Root") return bound.gone() ?? bound.root
+  if (entry.stack !== undefined || entry.orphan !== undefined) {
+    return (entry.orphan ?? topOf(entry.stack))?.root() ?? releasedStack()
+  }
+  return engine.config.implicit ? undefined : noSessionError()
+}
+
 const onRoot = (root: Root, engine: EngineCore, entry: Entry, spec: Spec, done: Done, submit = submitOne): Running =>
   new Solo(
     (done) => {
@@ -262,6 +271,7 @@ export const executeGroup = (
     }
     const last = specs.length - 1
     const submit: Submit = (wire, _, owner, settle) => {
+      failure = undefined
       specs.forEach((one, at) => {
         const command = new Command(
           one.text,
@@ -323,15 +333,30 @@ export const executeSpec = <A>(
   map: (result: Result, multiple: Array<Result> | undefined) => A
 ): Effect.Effect<A, DbError> => {
   const entry = Ambient.entry(fiber, engine)
-  const slot = bound._tag === "Slot" ? bound.slot : bound._tag === "Ambient" ? entry.slot : undefined
-  const run = Effect.async<A, DbError>((resume) => {
-    const running = start(engine, bound, entry, spec, (error, result, multiple) => {
-      if (error !== undefined) resume(Effect.fail(error))
-      else if (result !== undefined) resume(Effect.succeed(map(result, multiple)))
+  const slot =
+    bound._tag === "Slot"
+      ? bound.slot
+      : bound._tag === "Ambient" || entry.slot?.runsOn(bound.root) === true
+        ? entry.slot
+        : undefined
+  // An async effect with a finalizer does the same in more steps.
+  const run = Effect.uninterruptibleMask((restore) => {
+    let running: Running | undefined = undefined
+    const answer = Effect.async<A, DbError>((resume) => {
+      const started = start(engine, bound, entry, spec, (error, result, multiple) => {
+        if (error !== undefined) resume(Effect.fail(error))
+        else if (result !== undefined) resume(Effect.succeed(map(result, multiple)))
+      })
+      if ("interrupt" in started) running = started
+      else resume(started)
     })
-    if ("interrupt" in running) return running.interrupt
-    resume(running)
-    return undefined
+    return Effect.matchCauseEffect(restore(answer), {
+      onFailure: (cause) =>
+        running !== undefined && Cause.isInterruptedOnly(cause)
+          ? Effect.zipRight(running.interrupt, Effect.failCause(cause))
+          : Effect.failCause(cause),
+      onSuccess: Effect.succeed
+    })
   })
   return slot !== undefined && slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
 }

@@ -38,6 +38,7 @@ export class Frame implements Owner {
   begun = false
   /** The first statement of this block that the server refused. */
   failure: DbError | undefined = undefined
+  failedStatement: string | undefined = undefined
   rollbackOnly: string | undefined = undefined
   /** How `tx.end` told this block to end, for the blocks inside it. */
   ending: { readonly commits: boolean } | undefined = undefined
@@ -144,11 +145,13 @@ export class Frame implements Owner {
     if (this.ended) return
     this.ended = true
     this.child?.seal()
+    if (this.waiters.length === 0 && this.unit.runs.size === 0) return
     const error = this.closedError()
     for (const waiter of this.waiters.splice(0)) {
       clearTimeout(waiter.timer)
       waiter.done(error)
     }
+    this.unit.abandonIn(this, error)
   }
 
   /** The block is over: the next in line has its turn. */

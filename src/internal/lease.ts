@@ -172,7 +172,7 @@ export class Root {
       this.giveUp()
       this.giveUp = undefined
     }
-    if (permanent) {
+    if (permanent && this.waiting.length + this.claims.length > 0) {
       const error = this.releasedError()
       for (const waiter of this.waiting.splice(0)) waiter(error, undefined)
       for (const claim of this.claims.splice(0)) {

@@ -6,10 +6,10 @@
  * Promises: first come first served; `used + idle + connecting + closing` never exceeds the maximum; a waiter
  * that gives up does not stop the dial that was started for it; every wait is bounded.
  */
-import { DbError } from "../DbError.js"
+import type { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
-import { Command } from "./pipeline.js"
-import { resetText } from "./recycler.js"
+import { acquireTimeout, isTemporary, poolClosed } from "./poolErrors.js"
+import { bounded, ping, reset } from "./recycler.js"
 import type { Host, Wire } from "./wire.js"
 
 /** Who borrows, for error messages and the leak report. @internal */
@@ -21,6 +21,7 @@ interface Waiter {
   readonly done: (error: DbError | undefined, wire: Wire | undefined) => void
   readonly holder: Holder
   readonly since: number
+  readonly timeoutMillis: number
   timer: NodeJS.Timeout | undefined
   /** The pool that it waits in now, after `changeHost`. */
   moved: Pool | undefined
@@ -81,10 +82,10 @@ export class Pool {
   private retry: NodeJS.Timeout | undefined = undefined
   private reaper: NodeJS.Timeout | undefined = undefined
   private drained: Array<() => void> = []
+  /** Somebody has asked for a connection: before that no socket is opened, not for the minimum either. */
+  private wanted = false
 
-  constructor(readonly options: PoolOptions) {
-    if (options.config.min > 0) this.fill()
-  }
+  constructor(readonly options: PoolOptions) {}
 
   get stats(): PoolStats {
     const used = this.loans.size + this.between.size
@@ -118,22 +119,22 @@ export class Pool {
       done(poolClosed(), undefined)
       return () => false
     }
+    this.wanted = true
     if (!this.suspended && this.waiters.length === 0) {
-      const wire = this.pop()
-      if (wire !== undefined && this.isFresh(wire)) {
+      const wire = this.popFresh()
+      if (wire !== undefined) {
         this.lend(wire, holder)
         this.options.onWaited?.(0)
         done(undefined, wire)
         return () => false
       }
-      if (wire !== undefined) this.validate(wire)
     }
-    const waiter: Waiter = { done, holder, since: Date.now(), timer: undefined, moved: undefined }
+    const waiter: Waiter = { done, holder, since: Date.now(), timeoutMillis, timer: undefined, moved: undefined }
     waiter.timer = setTimeout(() => {
-      if (this.forget(waiter)) done(this.timedOut(waiter, timeoutMillis), undefined)
+      if (this.forget(waiter)) done(this.timedOut(waiter), undefined)
     }, timeoutMillis)
     this.waiters.push(waiter)
-    this.dialForWaiters()
+    this.serve()
     return () => (waiter.moved ?? this).forget(waiter)
   }
 
@@ -148,8 +149,9 @@ export class Pool {
     this.between.add(wire)
     if (wire.idle) this.recycle(wire)
     else
-      this.bounded(
+      bounded(
         wire,
+        this.options.config.settleMillis,
         (done) => wire.whenIdle(done),
         () => this.recycle(wire)
       )
@@ -159,7 +161,7 @@ export class Pool {
   evictAll(): void {
     this.generation++
     for (const wire of this.idle.splice(0)) this.end(wire)
-    this.dialForWaiters()
+    this.settled()
   }
 
   suspend(): void {
@@ -168,14 +170,7 @@ export class Pool {
 
   resume(): void {
     this.suspended = false
-    for (;;) {
-      if (this.waiters.length === 0) break
-      const wire = this.pop()
-      if (wire === undefined) break
-      if (this.isFresh(wire)) this.handOver(wire)
-      else this.validate(wire)
-    }
-    this.dialForWaiters()
+    this.serve()
   }
 
   /**
@@ -214,14 +209,14 @@ export class Pool {
   }
 
   private adopt(waiter: Waiter): void {
-    const { acquireMillis } = this.options.config
-    const left = Math.max(1, acquireMillis - (Date.now() - waiter.since))
+    const left = Math.max(1, waiter.timeoutMillis - (Date.now() - waiter.since))
     waiter.timer = setTimeout(() => {
-      if (this.forget(waiter)) waiter.done(this.timedOut(waiter, acquireMillis), undefined)
+      if (this.forget(waiter)) waiter.done(this.timedOut(waiter), undefined)
     }, left)
     waiter.moved = this
+    this.wanted = true
     this.waiters.push(waiter)
-    this.dialForWaiters()
+    this.serve()
   }
 
   /** Ends what is still lent, cancelling what runs. */
@@ -243,17 +238,36 @@ export class Pool {
     return [...this.loans.values()].map((loan) => ({ name: loan.holder.name, millis: now - loan.since }))
   }
 
+  private timedOut(waiter: Waiter): DbError {
+    return acquireTimeout({
+      timeoutMillis: waiter.timeoutMillis,
+      waited: Date.now() - waiter.since,
+      stats: this.stats,
+      holders: this.holders,
+      suspended: this.suspended,
+      lastError: this.lastError
+    })
+  }
+
   private get room(): boolean {
     const stats = this.stats
     return stats.total < stats.max
   }
 
+  /** The one used last: it is the likeliest to be alive, and the others may become old enough to be closed. */
   private pop(): Wire | undefined {
     for (;;) {
       const wire = this.idle.pop()
       if (wire === undefined || this.isUsable(wire)) return wire
       this.end(wire)
     }
+  }
+
+  private popFresh(): Wire | undefined {
+    const wire = this.pop()
+    if (wire === undefined || this.isFresh(wire)) return wire
+    this.idle.push(wire)
+    return undefined
   }
 
   private isUsable(wire: Wire): boolean {
@@ -267,7 +281,7 @@ export class Pool {
   }
 
   private isFresh(wire: Wire): boolean {
-    return Date.now() - wire.lastUsed <= this.options.config.validateMillis
+    return !wire.doubted && Date.now() - wire.lastUsed <= this.options.config.validateMillis
   }
 
   private lend(wire: Wire, holder: Holder): void {
@@ -309,62 +323,45 @@ export class Pool {
   private recycle(wire: Wire): void {
     if (wire.dead) return this.leave(wire)
     const vouched = wire.fromForeign()
-    const { reset } = this.options.config
+    const { reset: when } = this.options.config
     const open = wire.status !== "I"
     if (!vouched || wire.pipeline.suspect || !this.isUsable(wire)) return this.end(wire)
-    if (reset === "never" ? !open : reset === "auto" ? !wire.dirty && !open : false) return this.put(wire)
-    this.bounded(
-      wire,
-      (done) =>
-        run(wire, reset === "never" ? "ROLLBACK" : open ? `ROLLBACK;${resetText}` : resetText, (error) => {
-          if (error !== undefined) wire.doomed = "it could not be reset"
-          done()
-        }),
-      () => {
-        wire.dirty = false
-        if (wire.status !== "I") return this.end(wire)
-        const again = this.options.afterReset
-        if (again === undefined || reset === "never") return this.put(wire)
-        this.bounded(
-          wire,
-          (done) =>
-            again(wire, (ok) => {
-              if (!ok) wire.doomed = "afterConnect failed after a reset"
-              done()
-            }),
-          () => this.put(wire)
-        )
-      }
-    )
+    if (!open && (when === "never" || (when === "auto" && !wire.dirty))) return this.put(wire)
+    reset(wire, this.options.config.settleMillis, when !== "never", () => {
+      const again = this.options.afterReset
+      if (again === undefined || when === "never" || !this.isUsable(wire)) return this.put(wire)
+      bounded(
+        wire,
+        this.options.config.connectMillis,
+        (done) =>
+          again(wire, (ok) => {
+            if (!ok) wire.doomed ??= "afterConnect failed after a reset"
+            done()
+          }),
+        () => this.put(wire)
+      )
+    })
   }
 
   private validate(wire: Wire): void {
+    const { acquireMillis, connectMillis, settleMillis } = this.options.config
     this.between.add(wire)
-    this.bounded(
+    // Whoever waits for it must have time left for another one.
+    const limit = Math.min(connectMillis, settleMillis, acquireMillis / 2)
+    ping(
       wire,
-      (done) => run(wire, "", () => done()),
-      () => this.put(wire)
-    )
-  }
-
-  /** Something between two borrowers that must not hang: in `settleTimeout`, or the connection is destroyed. */
-  private bounded(wire: Wire, work: (done: () => void) => void, next: () => void): void {
-    let finished = false
-    const timer = setTimeout(
-      () => finish(() => wire.destroy(new Error("the server did not answer between two borrowers"))),
-      this.options.config.settleMillis
-    )
-    const finish = (then: () => void): void => {
-      if (finished) return
-      finished = true
-      clearTimeout(timer)
-      then()
-    }
-    work(() =>
-      finish(() => {
-        if (wire.dead) this.leave(wire)
-        else next()
-      })
+      limit,
+      () => {
+        wire.doubted = false
+        this.put(wire)
+      },
+      () => {
+        // The network swallows what is sent: those that have been silent for as long are not worth a wait each.
+        for (const other of this.idle.filter((_) => !this.isFresh(_))) {
+          this.idle.splice(this.idle.indexOf(other), 1)
+          this.end(other)
+        }
+      }
     )
   }
 
@@ -377,7 +374,7 @@ export class Pool {
     const at = this.idle.indexOf(wire)
     if (at !== -1) this.idle.splice(at, 1)
     // What ends one connection from outside has often ended its contemporaries: they are checked before use.
-    for (const other of this.idle) other.lastUsed = 0
+    if (!this.left.has(wire)) for (const other of this.idle) other.doubted = true
     // A lent one counts as used until it is given back.
     if (at !== -1 || this.between.has(wire)) this.leave(wire)
   }
@@ -402,22 +399,30 @@ export class Pool {
       if (stats.total === 0) for (const done of this.drained.splice(0)) done()
       return
     }
-    this.dialForWaiters()
-    if (this.options.config.min > 0) this.fill()
+    this.serve()
+    this.fill()
   }
 
   private fill(): void {
-    const { total } = this.stats
-    for (let i = total; i < this.options.config.min; i++) this.dial()
+    if (!this.wanted) return
+    for (let i = this.stats.total; i < this.options.config.min; i++) this.dial()
   }
 
-  private dialForWaiters(): void {
-    if (this.closed || this.suspended || this.retry !== undefined) return
-    while (this.dials.size + this.validating() < this.waiters.length && this.room) this.dial()
-  }
-
-  private validating(): number {
-    return this.between.size
+  /** Idle connections to those who wait, checked first where they must be, and new ones for the rest. */
+  private serve(): void {
+    if (this.closed || this.suspended) return
+    while (this.waiters.length > 0) {
+      const wire = this.popFresh()
+      if (wire === undefined) break
+      this.handOver(wire)
+    }
+    // What is on its way will serve somebody.
+    while (this.dials.size + this.between.size < this.waiters.length) {
+      const wire = this.pop()
+      if (wire !== undefined) this.validate(wire)
+      else if (this.room && this.retry === undefined) this.dial()
+      else break
+    }
   }
 
   private dial(): void {
@@ -469,29 +474,6 @@ export class Pool {
     if (waiter === undefined) this.retry.unref()
   }
 
-  private timedOut(waiter: Waiter, timeoutMillis: number): DbError {
-    const holders = this.holders
-    const stats = this.stats
-    const down = this.lastError
-    const held = holders.map((_) => `${_.name} for ${_.millis} ms`).join(", ")
-    return DbError.make("AcquireTimeout", {
-      message:
-        down !== undefined
-          ? `No connection within ${timeoutMillis} ms: the database can't be reached (${down.message})`
-          : this.suspended
-            ? `No connection within ${timeoutMillis} ms: the pool is suspended.`
-            : `No connection within ${timeoutMillis} ms: all ${stats.max} are in use (${held}), ${stats.pending} wait.`,
-      hint:
-        down !== undefined
-          ? "Check the server and the network; the error inside says what the last attempt met."
-          : "Hold connections for shorter, raise maxConnections, or look for a fiber that holds one and waits for another.",
-      holders,
-      waited: Date.now() - waiter.since,
-      isRetryable: true,
-      cause: down
-    })
-  }
-
   private scheduleReaper(): void {
     const { idleMillis, ttlMillis, min } = this.options.config
     if (this.reaper !== undefined) return
@@ -503,7 +485,7 @@ export class Pool {
       let spare = this.stats.total - this.stats.connecting - this.closing - min
       for (const wire of [...this.idle]) {
         const expired = now >= wire.expiresAt
-        if (!expired && !(spare > 0 && now - wire.lastUsed >= idleMillis && wire.lastUsed > 0)) continue
+        if (!expired && !(spare > 0 && now - wire.lastUsed >= idleMillis)) continue
         spare--
         this.idle.splice(this.idle.indexOf(wire), 1)
         this.end(wire)
@@ -512,21 +494,6 @@ export class Pool {
     }, every)
     this.reaper.unref()
   }
-}
-
-const run = (wire: Wire, text: string, done: (error: DbError | undefined) => void): void =>
-  wire.submit(new Command(text, [], "array", true, false, true, undefined, (error) => done(error)))
-
-const poolClosed = (): DbError =>
-  DbError.make("PoolClosed", {
-    message: "The engine is closed.",
-    hint: "Its layer's scope has ended. Work that outlives it needs an engine of a longer scope."
-  })
-
-/** Refused for now: too many connections, starting, stopping. */
-const isTemporary = (error: DbError): boolean => {
-  const state = error.reason.sqlState
-  return state !== undefined && (state.startsWith("53") || state === "57P03" || state === "57P02" || state === "57P01")
 }
 
 /** @internal */

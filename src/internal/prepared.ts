@@ -6,7 +6,8 @@ import type { Shape } from "./rows.js"
 
 /** @internal */
 export interface Prepared {
-  readonly text: string
+  /** What it is known by: its text and, when names are looked up elsewhere, where. */
+  readonly key: string
   readonly name: string
   /** Its Parse was answered. */
   ready: boolean
@@ -26,7 +27,7 @@ const unnamed: Naming = { _tag: "Unnamed" }
 
 /** @internal */
 export class PreparedStatements {
-  private readonly byText = new Map<string, Prepared>()
+  private readonly byKey = new Map<string, Prepared>()
   private names = 0
   private clock = 0
   /** Names that the server still knows and the client has given up: closed with the next write. */
@@ -35,20 +36,20 @@ export class PreparedStatements {
   constructor(private readonly most: number) {}
 
   /** What a statement that is worth a name is sent as, in this group. */
-  use(text: string, group: Group): Naming {
+  use(key: string, group: Group): Naming {
     if (this.most === 0) return unnamed
-    const known = this.byText.get(text)
+    const known = this.byKey.get(key)
     if (known === undefined) {
-      const evicted = this.byText.size >= this.most ? this.evict() : undefined
+      const evicted = this.byKey.size >= this.most ? this.evict() : undefined
       const prepared = {
-        text,
+        key,
         name: `edb${++this.names}`,
         ready: false,
         group,
         shape: undefined,
         used: ++this.clock
       }
-      this.byText.set(text, prepared)
+      this.byKey.set(key, prepared)
       return { _tag: "New", prepared, evicted }
     }
     // Its Parse is in flight in another group and may fail there: not yet a name to rely on.
@@ -59,24 +60,23 @@ export class PreparedStatements {
 
   private evict(): string | undefined {
     let oldest: Prepared | undefined = undefined
-    for (const prepared of this.byText.values()) {
+    for (const prepared of this.byKey.values()) {
       if (oldest === undefined || prepared.used < oldest.used) oldest = prepared
     }
     if (oldest === undefined) return undefined
-    this.byText.delete(oldest.text)
+    this.byKey.delete(oldest.key)
     return oldest.name
   }
 
   /** Its Parse failed or was not run. */
   forget(prepared: Prepared): void {
-    if (this.byText.get(prepared.text) === prepared) this.byText.delete(prepared.text)
+    if (this.byKey.get(prepared.key) === prepared) this.byKey.delete(prepared.key)
   }
 
   /** Its plan may not be used any more, but the server keeps the name. */
-  drop(text: string): void {
-    const prepared = this.byText.get(text)
-    if (prepared === undefined || !prepared.ready) return
-    this.byText.delete(text)
+  drop(prepared: Prepared): void {
+    if (this.byKey.get(prepared.key) !== prepared) return
+    this.byKey.delete(prepared.key)
     this.leftovers.push(prepared.name)
   }
 
@@ -94,7 +94,7 @@ export class PreparedStatements {
 
   /** The server's statements are gone (DISCARD ALL, another server behind a pooler): parse them again. */
   forgetAll(): void {
-    this.byText.clear()
+    this.byKey.clear()
     this.leftovers = []
   }
 }

@@ -1,6 +1,10 @@
 /**
- * Which statements leave something behind in the session of the server, and how it is swept away.
+ * What happens to a connection between two borrowers: which statements leave something behind in the session of the
+ * server, how it is swept away, and how a connection is asked whether it is still there.
  */
+import type { DbError } from "../DbError.js"
+import { Command } from "./pipeline.js"
+import type { Wire } from "./wire.js"
 
 /**
  * Everything of a session but its named statements, which the client goes on using (`DISCARD ALL` would drop
@@ -49,4 +53,54 @@ export const leavesState = (tag: string, text: string): boolean => {
     return true
   }
   return byText(text)
+}
+
+const send = (wire: Wire, text: string, done: (error: DbError | undefined) => void): void =>
+  wire.submit(new Command(text, [], "array", true, false, true, undefined, (error) => done(error)))
+
+/** Work on a connection that nobody has must not hang: within the limit, or the connection is destroyed. @internal */
+export const bounded = (
+  wire: Wire,
+  limitMillis: number,
+  work: (done: () => void) => void,
+  next: () => void,
+  late?: () => void
+): void => {
+  let finished = false
+  const timer = setTimeout(() => {
+    finished = true
+    late?.()
+    wire.destroy(new Error("the server did not answer between two borrowers"))
+    next()
+  }, limitMillis)
+  work(() => {
+    if (finished) return
+    finished = true
+    clearTimeout(timer)
+    next()
+  })
+}
+
+/** One empty query: the connection is there, or it is found to be dead. @internal */
+export const ping = (wire: Wire, limitMillis: number, next: () => void, late: () => void): void =>
+  bounded(wire, limitMillis, (done) => send(wire, "", done), next, late)
+
+/** Ends what is open and, with `sweep`, puts the session back to what it was after start-up. @internal */
+export const reset = (wire: Wire, limitMillis: number, sweep: boolean, next: () => void): void => {
+  const open = wire.status !== "I"
+  const text = !sweep ? "ROLLBACK" : open ? `ROLLBACK;${resetText}` : resetText
+  bounded(
+    wire,
+    limitMillis,
+    (done) =>
+      send(wire, text, (error) => {
+        if (error !== undefined) wire.doomed ??= "it could not be reset"
+        done()
+      }),
+    () => {
+      wire.dirty = false
+      if (wire.status !== "I") wire.doomed ??= "it could not be rolled back"
+      next()
+    }
+  )
 }

@@ -29,6 +29,9 @@ export interface Shape {
   readonly array: (buffer: Buffer, start: number, end: number) => unknown
 }
 
+/** Of what returns no rows. @internal */
+export const noShape: Shape = { fields: [], object: () => undefined, array: () => undefined }
+
 // text, varchar, bpchar, name, uuid, unknown, char: `pg` returns them as they are unless told otherwise.
 const verbatim = new Set([25, 1043, 1042, 19, 2950, 705, 18])
 

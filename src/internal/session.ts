@@ -33,10 +33,12 @@ export const makeSlot = (
   isolated: boolean
 ): Effect.Effect<Slot, DbError> => {
   const refused = validate(options)
-  return refused === undefined
-    ? Effect.succeed(new Slot(engine, options, isolated ? undefined : shareableRoot(entry)))
-    : Effect.fail(refused)
+  return refused === undefined ? Effect.succeed(newSlot(engine, entry, options, isolated)) : Effect.fail(refused)
 }
+
+/** With options that have been validated. @internal */
+export const newSlot = (engine: EngineCore, entry: Entry, options: SlotOptions, isolated: boolean): Slot =>
+  new Slot(engine, options, isolated ? undefined : shareableRoot(entry))
 
 /** What is ambient inside a session. @internal */
 export const inSlot =
@@ -137,42 +139,47 @@ export const close = (slot: Slot, unit: Unit): Effect.Effect<void, DbError> =>
     const refused = child !== undefined && !child.manual ? busy(unit, "close") : undefined
     if (refused !== undefined) return Effect.fail(refused)
     if (slot.unit === unit) slot.empty()
-    return endUnit(unit, undefined, false)
+    return Effect.uninterruptible(Effect.suspend(() => endUnit(unit, undefined, false)))
   })
 
 /**
  * The end of a session: by success it commits, else it rolls back; then it gives its connection back and runs the
  * hooks. Manual blocks that were left open are rolled back, as are those of fibers that outlive the session.
  */
-const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect.Effect<void, DbError> =>
-  Effect.uninterruptible(
-    Effect.suspend(() => {
-      if (unit.ended) return Effect.void
-      const frame = block ?? unit.frame
-      const left = frame.child
-      const leftWhole = left !== undefined && left.kind === "transaction"
-      const commits = success && !leftWhole
-      const undo = commits && left !== undefined ? Effect.ignore(unit.endBlock(left, false)) : Effect.void
-      const frames = block === undefined ? [unit.frame] : [unit.frame, block]
-      return undo.pipe(
-        Effect.zipRight(Effect.sync(() => unit.shut())),
-        Effect.zipRight(Effect.suspend(() => (commits ? unit.commit(frame) : unit.rollback()))),
-        Effect.exit,
-        Effect.flatMap((exit) => {
-          unit.release()
-          const hooks = takeHooks(frames, commits && Exit.isSuccess(exit))
-          return Effect.zipRight(runAfter(hooks), exit)
-        })
-      )
-    })
+const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect.Effect<void, DbError> => {
+  if (unit.ended) return Effect.void
+  const frame = block ?? unit.frame
+  const left = frame.child
+  const leftWhole = left !== undefined && left.kind === "transaction"
+  const commits = success && !leftWhole
+  const frames = block === undefined ? [unit.frame] : [unit.frame, block]
+  const end = () => {
+    unit.shut()
+    return commits ? unit.commit(frame) : unit.rollback()
+  }
+  const after = (exit: Exit.Exit<void, DbError>): Effect.Effect<void, DbError> => {
+    unit.release()
+    const hooks = takeHooks(frames, commits && Exit.isSuccess(exit))
+    return hooks.length === 0 ? exit : Effect.zipRight(runAfter(hooks), exit)
+  }
+  return Effect.matchCauseEffect(
+    commits && left !== undefined ? Effect.flatMap(Effect.ignore(unit.endBlock(left, false)), end) : end(),
+    {
+      onFailure: (cause) => after(Exit.failCause(cause)),
+      onSuccess: () => after(Exit.void)
+    }
   )
+}
 
 /** Ends the session of a slot for good. @internal */
 export const endSlot = (slot: Slot, block: Frame | undefined, success: boolean): Effect.Effect<void, DbError> =>
-  Effect.suspend(() => {
-    slot.ended = true
-    return slot.unit === undefined ? Effect.void : endUnit(slot.unit, block, success)
-  })
+  Effect.uninterruptible(Effect.suspend(() => endNow(slot, block, success)))
+
+/** As `endSlot`, begun by the call: only where nothing interrupts. @internal */
+export const endNow = (slot: Slot, block: Frame | undefined, success: boolean): Effect.Effect<void, DbError> => {
+  slot.ended = true
+  return slot.unit === undefined ? Effect.void : endUnit(slot.unit, block, success)
+}
 
 /**
  * Runs an effect in a session of its own: success commits, everything else rolls back. A failed commit is a typed
@@ -181,17 +188,31 @@ export const endSlot = (slot: Slot, block: Frame | undefined, success: boolean):
  */
 export const around = <A, E, R>(slot: Slot, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError, R> =>
   Effect.uninterruptibleMask((restore) =>
-    restore(
-      Ambient.locally(
-        Effect.tap(effect, () => (slot.unit === undefined ? Effect.void : runBefore(slot, slot.unit, undefined))),
-        slot.engine,
-        inSlot(slot)
+    Ambient.during(restore(effect), slot.engine, inSlot(slot), (exit) =>
+      afterBefore(slot, undefined, exit, restore, (exit) =>
+        settle(exit, (success) => endNow(slot, undefined, success))
       )
-    ).pipe(
-      Effect.exit,
-      Effect.flatMap((exit) => settle(exit, (success) => endSlot(slot, undefined, success)))
     )
   )
+
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** Goes on with the exit of the body, which the hooks that run before COMMIT may still turn into a failure. @internal */
+export const afterBefore = <A, E, B, E2>(
+  slot: Slot,
+  frame: Frame | undefined,
+  exit: Exit.Exit<A, E>,
+  restore: Restore,
+  next: (exit: Exit.Exit<A, E | SqlError>) => Effect.Effect<B, E2>
+): Effect.Effect<B, E2> => {
+  const { unit } = slot
+  return Exit.isFailure(exit) || unit === undefined || !hasBefore(slot, unit)
+    ? next(exit)
+    : Effect.flatMap(Effect.exit(Effect.zipRight(restore(runBefore(slot, unit, frame)), exit)), next)
+}
+
+const hasBefore = (slot: Slot, unit: Unit): boolean =>
+  slot.options.beforeCommit !== undefined || unit.beforeCommit.length > 0
 
 /** The exit of the body and the end of the session as one. @internal */
 export const settle = <A, E>(
@@ -199,7 +220,7 @@ export const settle = <A, E>(
   end: (success: boolean) => Effect.Effect<void, DbError>
 ): Effect.Effect<A, E | DbError> =>
   Exit.isSuccess(exit)
-    ? Effect.as(end(true), exit.value)
+    ? Effect.zipRight(end(true), exit)
     : Effect.matchCauseEffect(end(false), {
         onSuccess: () => exit,
         onFailure: (cause) =>

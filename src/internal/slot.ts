@@ -48,6 +48,13 @@ export class Slot implements Stacked {
 
   readonly root = (): Root => this.get().lease
 
+  /** Whether its session is on this connection, or will be when somebody asks for it. */
+  runsOn(root: Root): boolean {
+    const { unit } = this
+    if (unit !== undefined && !unit.ended) return unit.lease === root
+    return !this.ended && this.outer === root && !root.released
+  }
+
   /** The session, created if there is none. */
   get(): Unit {
     if (this.unit === undefined || this.unit.ended) {

@@ -48,16 +48,16 @@ export interface ViewOptions {
   readonly bound: Bound
   readonly withTransaction: SqlClient.SqlClient["withTransaction"]
   /** Rows of a cursor, in the ambient transaction or in one of its own. */
-  readonly stream: (text: string, params: ReadonlyArray<unknown>) => Stream.Stream<any, SqlError>
+  readonly stream: (bound: Bound, text: string, params: ReadonlyArray<unknown>) => Stream.Stream<any, SqlError>
   readonly reserve: Effect.Effect<Bound, DbError, Scope.Scope>
   readonly listen: (channel: string) => Stream.Stream<string, SqlError>
 }
 
-/** A connection as the ecosystem knows it: its statements run where the view's do. */
-class ViewConnection implements Connection {
+/** A connection as the ecosystem knows it: its statements run where the view's do. @internal */
+export class ViewConnection implements Connection {
   constructor(
-    private readonly engine: EngineCore,
-    private readonly bound: Bound,
+    readonly engine: EngineCore,
+    readonly bound: Bound,
     private readonly streamOf: ViewOptions["stream"]
   ) {}
 
@@ -92,7 +92,7 @@ class ViewConnection implements Connection {
   }
 
   executeStream(text: string, params: ReadonlyArray<unknown>, transformRows: TransformRows) {
-    const rows = this.streamOf(text, params)
+    const rows = this.streamOf(this.bound, text, params)
     return transformRows === undefined
       ? rows
       : Stream.mapChunks(rows, (chunk) =>

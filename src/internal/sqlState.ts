@@ -69,8 +69,8 @@ export const isServerError = (u: unknown): u is ServerError =>
   Predicate.hasProperty(u, "severity") &&
   u.severity !== undefined
 
-// the routine is never translated, the text is
-const isStalePlan = (e: ServerError): boolean =>
+/** A named statement whose result has changed since it was planned. The routine is never translated, the text is. */
+export const isStalePlan = (e: ServerError): boolean =>
   e.code === "0A000" &&
   (e.routine === "RevalidateCachedQuery" || e.message === "cached plan must not change result type")
 

@@ -10,17 +10,28 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
-import { execute } from "./execute.js"
+import { execute, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
-import { endSlot, makeSlot } from "./session.js"
+import { endSlot } from "./session.js"
+import { Slot } from "./slot.js"
 
 const rowsPerFetch = 500
 
 let cursors = 0
 
-const readsOnly = /^[\s(]*(?:select|values|table|with)\b/i
+/** Only queries have cursors: INSERT ... RETURNING, also inside of WITH, comes in one piece. */
+const hasCursor = (text: string): boolean =>
+  /^[\s(]*(?:select|values|table)\b/i.test(text) ||
+  (/^[\s(]*with\b/i.test(text) && !/\b(?:insert|update|delete|merge)\b/i.test(text))
+
+const over = (): DbError =>
+  DbError.make("TransactionClosed", {
+    message: "The transaction that a stream reads in has ended, and its cursor with it.",
+    hint: "Commit after the stream, or do what is committed on the way in DbSession.isolated."
+  })
 
 /** @internal */
 export const streamRows = (
@@ -35,36 +46,63 @@ export const streamRows = (
         Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) =>
           execute(fiber, engine, at, text, params, "object", false, (result) => result.rows)
         )
-      // Only queries have cursors: INSERT ... RETURNING comes in one piece.
-      if (!readsOnly.test(text)) {
+      if (!hasCursor(text)) {
         return Effect.succeed(Stream.unwrap(Effect.map(run(text, params, bound), Stream.fromIterable)))
       }
       const entry = Ambient.entry(fiber, engine)
-      const inSession = bound._tag === "Slot" || (bound._tag === "Ambient" && entry.slot !== undefined)
+      const session =
+        bound._tag === "Slot"
+          ? bound.slot
+          : bound._tag === "Ambient" || entry.slot?.runsOn(bound.root) === true
+            ? entry.slot
+            : undefined
+      const home = session === undefined ? homeOf(engine, bound, entry) : undefined
+      if (home instanceof DbError) return Effect.fail(home)
+      const slot = session ?? new Slot(engine, { name: "stream" }, home)
       const cursor = `effect_db_cursor_${++cursors}`
       return Effect.gen(function* () {
         const scope = yield* Effect.scope
-        let at: Bound = bound
-        if (!inSession) {
-          const slot = yield* makeSlot(engine, entry, { name: "stream" }, bound._tag === "Root" && false)
+        if (session === undefined) {
           yield* Scope.addFinalizerExit(scope, (exit) => Effect.ignore(endSlot(slot, undefined, Exit.isSuccess(exit))))
-          at = { _tag: "Slot", slot, unit: undefined }
         }
-        const place = at
-        yield* run(`DECLARE ${cursor} NO SCROLL CURSOR FOR ${text}`, params, place)
-        if (inSession) {
-          // In a failed transaction it is gone already.
-          yield* Scope.addFinalizer(scope, Effect.ignore(run(`CLOSE ${cursor}`, [], place)))
-        }
-        const fetch = Effect.forkIn(run(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`, [], place), scope)
-        let next = yield* fetch
-        const pull = Effect.gen(function* () {
-          const rows = yield* Effect.mapError(Fiber.join(next), Option.some)
-          if (rows.length === 0) return yield* Effect.fail(Option.none())
-          if (rows.length < rowsPerFetch) next = yield* Effect.fork(Effect.succeed([]))
-          else next = yield* fetch
-          return Chunk.unsafeFromArray(rows as Array<any>)
-        })
+        const first: Bound = bound._tag === "Slot" ? bound : { _tag: "Slot", slot, unit: undefined }
+        yield* run(`DECLARE ${cursor} NO SCROLL CURSOR FOR ${text}`, params, first)
+        const unit = slot.get()
+        const at: Bound = { _tag: "Slot", slot, unit }
+        const { transactions } = unit
+        // A cursor is its transaction's: asked for in the next one, it would make that one fail.
+        const inTime = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
+          Effect.suspend(() => (unit.ended || unit.transactions === transactions ? effect : Effect.fail(over())))
+        yield* Scope.addFinalizer(
+          scope,
+          Effect.suspend(() =>
+            session === undefined || unit.aborted ? Effect.void : Effect.ignore(inTime(run(`CLOSE ${cursor}`, [], at)))
+          )
+        )
+        const fetchOne = inTime(run(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`, [], at))
+        let next: Fiber.Fiber<ReadonlyArray<any>, SqlError> | undefined = undefined
+        const fetch = Effect.uninterruptible(
+          Effect.map(Effect.forkDaemon(Effect.interruptible(fetchOne)), (fiber) => {
+            next = fiber
+          })
+        )
+        yield* Scope.addFinalizerExit(scope, (exit) =>
+          Effect.suspend(() => {
+            // Who stops reading has not asked for a failed transaction, which is what a cancelled FETCH leaves.
+            if (next === undefined) return Effect.void
+            return Exit.isInterrupted(exit) ? Fiber.interrupt(next) : Fiber.await(next)
+          })
+        )
+        yield* fetch
+        const pull = Effect.suspend(() =>
+          next === undefined ? Effect.fail(Option.none()) : Effect.mapError(Fiber.join(next), Option.some)
+        ).pipe(
+          Effect.tap((rows) => {
+            next = undefined
+            return rows.length < rowsPerFetch ? Effect.void : fetch
+          }),
+          Effect.map(Chunk.unsafeFromArray as (rows: ReadonlyArray<any>) => Chunk.Chunk<any>)
+        )
         return Stream.repeatEffectChunkOption(pull)
       })
     })

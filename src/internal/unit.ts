@@ -37,6 +37,8 @@ export class Run {
   private wire: Wire | undefined = undefined
   private waiter: (() => void) | undefined = undefined
   settled = false
+  /** The block that it runs in: of manual ones the innermost. */
+  block: Frame
 
   constructor(
     private readonly unit: Unit,
@@ -44,6 +46,7 @@ export class Run {
     private readonly spec: Spec,
     private readonly done: Done
   ) {
+    this.block = frame
     unit.runs.add(this)
     let hasTurn = false
     const leaveQueue = frame.turn((error) => {
@@ -67,7 +70,7 @@ export class Run {
   private submit(wire: Wire): void {
     const { frame, spec, unit } = this
     this.wire = wire
-    const owner = frame.top
+    const owner = (this.block = frame.top)
     const command = new Command(
       spec.text,
       spec.params,
@@ -151,6 +154,8 @@ export class Unit implements PathState {
   begun = false
   /** The server answers 25P02 until a rollback. */
   aborted = false
+  /** How many transactions have ended: what belongs to one of them can tell that it is over. */
+  transactions = 0
   /** Why there is no transaction any more, though nobody ended it. */
   lost: DbError | undefined = undefined
   ended = false
@@ -301,23 +306,24 @@ export class Unit implements PathState {
     if (!this.begun || !command.sent) return error
     if (error.reason.sqlState === undefined && error.reason._tag !== "TransactionAborted") return error
     this.aborted = true
-    const first = this.firstFailure
-    if (first === undefined) {
+    if (this.firstFailed === undefined) {
       frame.failure = error
+      frame.failedStatement = command.text
       return error
     }
     return error.reason._tag === "TransactionAborted" ? this.abortedError(frame) : error
   }
 
-  private get firstFailure(): DbError | undefined {
+  private get firstFailed(): Frame | undefined {
     for (let frame: Frame | undefined = this.frame; frame !== undefined; frame = frame.child) {
-      if (frame.failure !== undefined) return frame.failure
+      if (frame.failure !== undefined) return frame
     }
     return undefined
   }
 
   abortedError(frame: Frame): DbError {
-    const first = this.firstFailure
+    const failed = this.firstFailed
+    const first = failed?.failure
     const why = frame.rollbackOnly
     return DbError.make("TransactionAborted", {
       message:
@@ -325,9 +331,7 @@ export class Unit implements PathState {
           ? `The transaction was rolled back: ${why}.`
           : `The transaction was rolled back: a statement in it had failed${first === undefined ? "" : ` (${first.message})`}.`,
       hint: "After an error PostgreSQL refuses everything until a rollback. Let the error fail the block, or put the statement in a withTransaction of its own.",
-      ...(first?.reason !== undefined && "statement" in first.reason && typeof first.reason.statement === "string"
-        ? { statement: first.reason.statement }
-        : {}),
+      statement: failed?.failedStatement,
       firstError: first,
       cause: first
     })
@@ -450,7 +454,9 @@ export class Unit implements PathState {
   commit(frame: Frame): Effect.Effect<void, DbError> {
     return Effect.suspend(() => {
       if (!this.open) return this.lost === undefined ? Effect.void : this.failCommit(this.lost)
-      return Effect.zipRight(this.whenQuiet, this.commitQuiet(frame))
+      return this.submitted === 0
+        ? this.commitQuiet(frame)
+        : Effect.flatMap(this.whenQuiet, () => this.commitQuiet(frame))
     })
   }
 
@@ -459,20 +465,17 @@ export class Unit implements PathState {
   }
 
   private commitQuiet(frame: Frame): Effect.Effect<void, DbError> {
-    return Effect.suspend(() => {
-      const refused = this.refusal(frame)
-      if (refused !== undefined) return this.failCommit(refused)
-      if (!this.begun) return Effect.void
-      const send = Effect.suspend(() => {
+    const refused = this.refusal(frame)
+    if (refused !== undefined) return this.failCommit(refused)
+    if (!this.begun) return Effect.void
+    if (this.wantsMarker === undefined) return this.sendCommit()
+    this.marker = this.wantsMarker(this)
+    return Effect.matchEffect(this.marker.write, {
+      onSuccess: () => {
         const again = this.refusal(frame)
         return again === undefined ? this.sendCommit() : this.failCommit(again)
-      })
-      if (this.wantsMarker === undefined) return send
-      this.marker = this.wantsMarker(this)
-      return Effect.matchEffect(this.marker.write, {
-        onSuccess: () => send,
-        onFailure: (error) => this.failCommit(error)
-      })
+      },
+      onFailure: (error) => this.failCommit(error)
     })
   }
 
@@ -499,24 +502,25 @@ export class Unit implements PathState {
         },
         onFailure: (error) => {
           const lost = this.lease.wire === undefined || this.lease.wire.dead
+          const marker = this.marker
           this.over()
           if (!lost) return Effect.fail(error)
           this.dropWire()
           if (error.reason._tag === "ConnectionError" && error.reason.phase === "send") return Effect.fail(error)
-          return this.settleOutcome(error)
+          return this.settleOutcome(error, marker)
         }
       })
     )
   }
 
-  private settleOutcome(error: DbError): Effect.Effect<void, DbError> {
+  private settleOutcome(error: DbError, marker: OutcomeMarker | undefined): Effect.Effect<void, DbError> {
     const unknown = DbError.make("CommitUnknown", {
       message: "The connection was lost while COMMIT was on its way: it may have been committed, or not.",
       hint: "Look for its effects before doing it again, or use verifyOutcome: true, which finds out.",
       cause: error
     })
-    if (this.marker === undefined) return Effect.fail(unknown)
-    return Effect.matchEffect(this.marker.settle, {
+    if (marker === undefined) return Effect.fail(unknown)
+    return Effect.matchEffect(marker.settle, {
       onSuccess: (outcome) =>
         outcome === "committed"
           ? Effect.void
@@ -569,6 +573,7 @@ export class Unit implements PathState {
 
   /** The transaction is over, one way or the other. */
   private over(): void {
+    this.transactions++
     this.begun = false
     this.aborted = false
     this.path = undefined
@@ -577,15 +582,22 @@ export class Unit implements PathState {
     this.pending = []
     this.marker = undefined
     this.frame.failure = undefined
+    this.frame.failedStatement = undefined
     this.frame.rollbackOnly = undefined
     this.lease.unclaim(this)
+  }
+
+  /** A block ends: what was issued in it and has not been sent never happens. */
+  abandonIn(block: Frame, error: DbError): void {
+    for (const run of [...this.runs]) if (run.block.isWithin(block)) run.abandon(error)
   }
 
   /** No new statements; what has not been sent fails. */
   shut(): void {
     this.ended = true
-    const error = this.closedError()
     this.frame.seal()
+    if (this.runs.size === 0) return
+    const error = this.closedError()
     for (const run of [...this.runs]) run.abandon(error)
   }
 

@@ -13,6 +13,7 @@ import type { Command } from "./pipeline.js"
 import { leavesState } from "./recycler.js"
 import { makeResult } from "./rows.js"
 import type { Field } from "./rows.js"
+import { connectionIsLost, isServerError } from "./sqlState.js"
 
 /** @internal */
 export interface Host {
@@ -51,6 +52,8 @@ export class Wire {
   generation = 0
   /** What a borrower may have left behind: reset before the next one. */
   dirty = false
+  /** A connection of the same pool has died: this one is looked at before it is used. */
+  doubted = false
   /** Why it must not be used again, though its socket may be alive. */
   doomed: string | undefined = undefined
   closed = false
@@ -68,9 +71,11 @@ export class Wire {
   ) {
     const internals = this.internals
     const stream = internals.connection.stream
+    const readWriteTarget = config.attrs === "read-write" || config.attrs === "primary"
     this.pipeline = new Pipeline(stream, {
       types: config.options.types ?? Pg.types,
       typesAreDefault: config.options.types === undefined,
+      readWriteTarget,
       pipelining: config.pipelining,
       preparedStatements: config.prepared,
       settleMillis: config.settleMillis,
@@ -83,6 +88,11 @@ export class Wire {
       onTag: (tag, command) => {
         if (!this.dirty && leavesState(tag, command.text)) this.dirty = true
         if (tag === "DISCARD ALL" || tag.startsWith("DEALLOCATE")) this.pipeline.forgetAll()
+      },
+      onServerError: (message, healed) => {
+        if (!healed && connectionIsLost(message, { readWriteTarget })) {
+          this.doomed ??= `the server answered ${message.code ?? "without a SQLSTATE"}`
+        }
       }
     })
     // pg's parser would see every message as well: it gets the socket back for `raw` only.
@@ -175,6 +185,7 @@ export class Wire {
   private died(error: DbError): void {
     for (const listener of this.listeners) listener.closed(error)
     this.listeners.clear()
+    this.foreign?.fail(error)
     this.onDeath(this)
   }
 
@@ -231,7 +242,8 @@ class ForeignQueue {
 
   interrupt(command: Command): boolean {
     if (command.settled) return false
-    if (command !== this.current) {
+    // Behind a query of the user's it has not been sent either, and a cancel would hit that one.
+    if (!command.sent) {
       command.state = 3
       return false
     }
@@ -241,6 +253,13 @@ class ForeignQueue {
       if (error !== undefined && !command.settled) this.wire.destroy(error)
     })
     return true
+  }
+
+  /** The connection is gone: pg answers for what it was given, and here is the rest. */
+  fail(error: DbError): void {
+    for (const command of [...(this.current?.sent === false ? [this.current] : []), ...this.queue.splice(0)]) {
+      command.settle(error, undefined, undefined)
+    }
   }
 
   private next(): void {
@@ -254,7 +273,7 @@ class ForeignQueue {
     this.current = command
     // pg calls it deprecated to queue behind a query of the user's.
     if (!(this.client as unknown as Internals).readyForQuery) {
-      this.client.once("drain", () => this.run(command))
+      this.client.once("drain", () => (command.settled ? this.next() : this.run(command)))
     } else {
       this.run(command)
     }
@@ -263,10 +282,10 @@ class ForeignQueue {
   private settle(command: Command, error: unknown, result: Pg.QueryArrayResult | undefined): void {
     command.state = 3
     if (error !== null && error !== undefined) {
+      if (!isServerError(error) || connectionIsLost(error)) this.wire.doomed ??= "it failed while pg had it"
       command.done(
-        typeof (error as { code?: unknown }).code === "string" &&
-          (error as { severity?: unknown }).severity !== undefined
-          ? DbError.fromServer(error as never, { statement: command.text, canceledByUs: command.canceled })
+        isServerError(error)
+          ? DbError.fromServer(error, { statement: command.text, canceledByUs: command.canceled })
           : DbError.fromSocket(error, "read"),
         undefined,
         undefined

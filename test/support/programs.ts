@@ -21,10 +21,10 @@ import { type PgProxy, proxy } from "./proxy.js"
 export type Services = DbEngine | DbConnection | DbSession | SqlClient.SqlClient | PgClient.PgClient
 
 /** Waits, without a clock, until something that is under way has come true; dies when it does not. */
-export const until = (what: string, holds: Effect.Effect<boolean>): Effect.Effect<void> =>
+export const until = <R>(what: string, holds: Effect.Effect<boolean, never, R>): Effect.Effect<void, never, R> =>
   Effect.suspend(() => {
     const deadline = performance.now() + 5000
-    const look: Effect.Effect<void> = Effect.flatMap(holds, (now) => {
+    const look: Effect.Effect<void, never, R> = Effect.flatMap(holds, (now) => {
       if (now) return Effect.void
       if (performance.now() > deadline) return Effect.dieMessage(`never: ${what}`)
       return Effect.zipRight(
@@ -143,13 +143,10 @@ export const outcome = <A, E>(exit: Exit.Exit<A, E>): string => {
   return "interrupted"
 }
 
+export type Around = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | DbEngine>
+
 /** Every way to have an ambient session around an effect: the combinator, the Scope form, the Layer. */
-export const sessionForms: ReadonlyArray<
-  readonly [
-    name: string,
-    around: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | DbEngine>
-  ]
-> = [
+export const sessionForms: ReadonlyArray<readonly [name: string, around: Around]> = [
   ["autocommit", (effect) => DbSession.autocommit(effect)],
   ["scoped", (effect) => Effect.scoped(Effect.zipRight(DbSession.scoped(), effect)) as never],
   ["layer", (effect) => Effect.provide(effect, DbSession.layer()) as never]

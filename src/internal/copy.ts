@@ -1,0 +1,170 @@
+/**
+ * COPY in and out, in the session or on the connection where a statement would run.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import type { Statement } from "@effect/sql/Statement"
+import * as Chunk from "effect/Chunk"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Runtime from "effect/Runtime"
+import * as Stream from "effect/Stream"
+import { DbError } from "../DbError.js"
+import * as Ambient from "./ambient.js"
+import type { CopyHandler } from "./command.js"
+import { executeSpec } from "./execute.js"
+import type { Pipeline } from "./pipeline.js"
+import type { Result } from "./rows.js"
+import { ViewConnection } from "./sqlClient.js"
+import { isRefused, makeSpec } from "./statement.js"
+
+const refuse = (message: string, hint: string): DbError => DbError.make("InvalidInput", { message, hint })
+
+/** Runs the statement of one of our clients with a handler for its data. */
+const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Effect.Effect<Result, SqlError> =>
+  Effect.scoped(
+    Effect.flatMap((statement as unknown as { acquirer: Effect.Effect<unknown, SqlError> }).acquirer, (connection) =>
+      Effect.withFiberRuntime<Result, SqlError>((fiber) => {
+        if (!(connection instanceof ViewConnection)) {
+          return Effect.fail(
+            refuse("The statement belongs to another SqlClient.", "Use the sql of DbSession or DbEngine.")
+          )
+        }
+        const [text, params] = statement.compile()
+        if (!pattern.test(text)) {
+          return Effect.fail(
+            refuse(
+              "The statement is not the COPY that this function is for.",
+              "COPY ... FROM STDIN, or COPY ... TO STDOUT."
+            )
+          )
+        }
+        if (params.length > 0) {
+          return Effect.fail(
+            refuse("COPY takes no parameters.", "Put names in with sql(name), values with sql.literal.")
+          )
+        }
+        const path = Ambient.searchPath(Ambient.entry(fiber, connection.engine))
+        const spec = makeSpec(text, [], "array", { several: false, prepare: false, copy, path })
+        return isRefused(spec)
+          ? Effect.fail(spec)
+          : executeSpec(fiber, connection.engine, connection.bound, spec, (result) => result)
+      })
+    )
+  )
+
+/** Bytes go out as they come; text is UTF-8. */
+const bytes = (chunk: string | Uint8Array): Buffer =>
+  typeof chunk === "string" ? Buffer.from(chunk, "utf8") : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength)
+
+/** @internal */
+export const copyIn = <E, R>(
+  statement: Statement<any>,
+  source: Stream.Stream<string | Uint8Array, E, R>
+): Effect.Effect<Result, E | SqlError, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Deferred.make<Pipeline>(), (begun) => {
+      let pipeline: Pipeline | undefined = undefined
+      const onIn = (given: Pipeline): void => {
+        pipeline = given
+        Deferred.unsafeDone(begun, Exit.succeed(given))
+      }
+      const pump = Effect.flatMap(Deferred.await(begun), (pipeline) =>
+        Effect.zipRight(
+          Stream.runForEachChunk(source, (chunk) =>
+            Effect.suspend(() => {
+              for (const part of Chunk.toReadonlyArray(chunk)) pipeline.copyData(bytes(part))
+              // No faster than the server takes it.
+              return Effect.async<void>((resume) => pipeline.whenWritable(() => resume(Effect.void)))
+            })
+          ),
+          Effect.sync(() => pipeline.copyDone())
+        )
+      )
+      // At once, so that it keeps its place among the statements of other fibers.
+      return Effect.flatMap(
+        Effect.map(Effect.runtime<never>(), (runtime) =>
+          Runtime.runFork(runtime)(run(statement, /^\s*copy\b[\s\S]*\bfrom\s+stdin\b/i, { onIn }))
+        ),
+        (fiber) =>
+          restore(Effect.raceFirst(Fiber.join(fiber), Effect.zipRight(pump, Fiber.join(fiber)))).pipe(
+            Effect.onExit((exit) => {
+              if (Exit.isSuccess(exit)) return Effect.void
+              // Told that there will be no more, the server undoes what it has taken.
+              if (pipeline === undefined) return Fiber.interrupt(fiber)
+              return Effect.suspend(() => {
+                if (fiber.unsafePoll() === null) pipeline?.copyFail("the source of the copy failed or was interrupted")
+                return Effect.asVoid(Fiber.await(fiber))
+              })
+            })
+          )
+      )
+    })
+  )
+
+/** How much is kept for a consumer that is slower than the server, before the socket is paused. */
+const highWater = 1 << 20
+
+/** @internal */
+export const copyOut = (statement: Statement<any>): Stream.Stream<Uint8Array, SqlError> =>
+  Stream.unwrapScoped(
+    Effect.gen(function* () {
+      const chunks: Array<Buffer> = []
+      let size = 0
+      let left = false
+      let pipeline: Pipeline | undefined = undefined
+      let wake: (() => void) | undefined = undefined
+      const notify = (): void => {
+        const f = wake
+        wake = undefined
+        f?.()
+      }
+      const onData = (chunk: Buffer, from: Pipeline): void => {
+        pipeline = from
+        if (left) return
+        chunks.push(chunk)
+        size += chunk.length
+        if (size > highWater) from.stream.pause()
+        notify()
+      }
+      let end: Exit.Exit<Result, SqlError> | undefined = undefined
+      const fiber = yield* Effect.forkScoped(
+        Effect.onExit(run(statement, /^\s*copy\b[\s\S]*\bto\s+stdout\b/i, { onData }), (exit) =>
+          Effect.sync(() => {
+            end = exit
+            notify()
+          })
+        )
+      )
+      // Whoever leaves half-way cancels the rest, whose answer has to be read.
+      yield* Effect.addFinalizer(() =>
+        Effect.suspend(() => {
+          left = true
+          pipeline?.stream.resume()
+          return Fiber.interrupt(fiber)
+        })
+      )
+      const pull: Effect.Effect<Chunk.Chunk<Uint8Array>, SqlError | undefined> = Effect.suspend(() => {
+        if (chunks.length > 0) {
+          const taken = chunks.splice(0)
+          size = 0
+          pipeline?.stream.resume()
+          return Effect.succeed(Chunk.unsafeFromArray(taken as Array<Uint8Array>))
+        }
+        if (end !== undefined) {
+          return Exit.isSuccess(end) ? Effect.fail(undefined) : Effect.failCause(end.cause)
+        }
+        return Effect.zipRight(
+          Effect.async<void>((resume) => {
+            wake = () => resume(Effect.void)
+          }),
+          pull
+        )
+      })
+      return Stream.repeatEffectChunkOption(
+        Effect.mapError(pull, (error) => (error === undefined ? Option.none() : Option.some(error)))
+      )
+    })
+  )

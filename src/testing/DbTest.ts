@@ -1,0 +1,210 @@
+/**
+ * Tests against a real database that leave nothing behind.
+ *
+ * @since 0.1.0
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as ConfigError from "effect/ConfigError"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
+import { randomBytes } from "node:crypto"
+import * as Pg from "pg"
+import { DbError } from "../DbError.js"
+import { borrow, coreOf, makeService } from "../DbEngine.js"
+import type { EngineService } from "../DbEngine.js"
+import { contextOf } from "../DbLayer.js"
+import type { Provided } from "../DbLayer.js"
+import type { DbOptions } from "../DbOptions.js"
+import { resolveTarget } from "../DbOptions.js"
+import { DbConnection, DbEngine, DbLayer, DbSession } from "../Default.js"
+import { Command } from "../internal/command.js"
+import { checkIdentifier, quoteIdentifier } from "../internal/input.js"
+import { Root } from "../internal/lease.js"
+import type { Wire } from "../internal/wire.js"
+import { SandboxEngine } from "./sandbox.js"
+
+const statement = (wire: Wire, text: string): Effect.Effect<void, SqlError> =>
+  Effect.async<void, SqlError>((resume) => {
+    wire.submit(
+      new Command(text, [], "array", true, false, false, undefined, (error) =>
+        resume(error === undefined ? Effect.void : Effect.fail(error))
+      )
+    )
+  })
+
+/** An engine on one borrowed connection, in a transaction that is rolled back when the scope closes. */
+const sandboxed = (engine: EngineService): Effect.Effect<EngineService, SqlError, Scope.Scope> => {
+  const core = coreOf(engine)
+  return Effect.acquireRelease(
+    Effect.suspend(() => {
+      const root = new Root(core, { name: "sandbox" }, core.config.acquireMillis)
+      return Effect.flatMap(borrow(root), () => {
+        const wire = root.wire!
+        return statement(wire, "BEGIN").pipe(
+          Effect.tapErrorCause(() => Effect.sync(() => root.release(true))),
+          Effect.as({ root, wire })
+        )
+      })
+    }),
+    ({ root, wire }) =>
+      Effect.zipRight(
+        Effect.ignore(statement(wire, "ROLLBACK")),
+        Effect.sync(() => root.release(true))
+      )
+  ).pipe(
+    Effect.flatMap(({ wire }) =>
+      Effect.map(
+        Effect.acquireRelease(
+          Effect.sync(() => new SandboxEngine(core, wire)),
+          (sandbox) => sandbox.close
+        ),
+        makeService
+      )
+    )
+  )
+}
+
+const tags = { engine: DbEngine, connection: DbConnection, session: DbSession }
+
+/**
+ * Runs an effect in a sandbox: everything inside, commits, rollbacks, closes and isolated sessions included, stays on
+ * one connection of the ambient engine and is rolled back at the end, whatever the outcome. Sandboxes nest.
+ *
+ * Its limits are those of one connection: the transactions of several sessions take turns, one inside the other, so
+ * an isolated session does not survive the rollback of the transaction that it was opened in; isolation levels are
+ * those of the sandbox; `connection.raw` is not available.
+ *
+ * @since 0.1.0
+ * @category sandbox
+ */
+export const sandbox = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError, R | DbEngine> =>
+  Effect.scopedWith((scope) =>
+    Effect.flatMap(DbEngine, (engine) =>
+      Effect.flatMap(Scope.extend(sandboxed(engine), scope), (service) =>
+        Effect.mapInputContext(effect, (context: Context.Context<R>) =>
+          Context.merge(context, contextOf("default", tags, service))
+        )
+      )
+    )
+  ) as Effect.Effect<A, E | SqlError, R | DbEngine>
+
+/**
+ * Everything that `DbLayer` provides, in a sandbox that lasts as long as the layer. Without options the database is
+ * that of the environment (`DATABASE_URL`, else `PGHOST` and so on). With `it.layer` of `@effect/vitest` the tests of
+ * a group share it; `DbTest.sandbox` around each of them keeps them apart.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = (options?: DbOptions): Layer.Layer<Provided<"default">, SqlError | ConfigError.ConfigError> =>
+  Layer.provide(sandboxLayer, options === undefined ? DbLayer.env : DbLayer(options))
+
+/**
+ * A sandbox over an engine that is there already.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const sandboxLayer: Layer.Layer<Provided<"default">, SqlError, DbEngine> = Layer.scopedContext(
+  Effect.map(Effect.flatMap(DbEngine, sandboxed), (service) => contextOf("default", tags, service))
+)
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface DatabaseOptions extends DbOptions {
+  /** The beginning of the name. Default: `"test"`. */
+  readonly prefix?: string | undefined
+  /** The whole name, instead of a prefix and something random. */
+  readonly name?: string | undefined
+  /** The database to copy: one that is migrated already makes a new one in milliseconds. Default: the server's. */
+  readonly template?: string | undefined
+  /** Use the database of `name` if it exists, with what is in it, and don't drop it. Default: false. */
+  readonly useExisting?: boolean | undefined
+  /** Keep it at the end. Default: false. */
+  readonly keep?: boolean | undefined
+}
+
+/**
+ * A database of its own for the scope.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface TestDatabase {
+  readonly name: string
+  /** The options of an engine on it. */
+  readonly options: DbOptions
+  readonly layer: Layer.Layer<Provided<"default">, SqlError>
+}
+
+const admin = (options: DbOptions, text: string): Effect.Effect<Pg.QueryResult, SqlError> =>
+  Effect.gen(function* () {
+    const target = yield* resolveTarget(options)
+    const password = yield* Effect.mapError(target.password, (cause) =>
+      DbError.make("AuthenticationError", { message: "The effect that yields the password failed.", cause })
+    )
+    const host = target.hosts[0]!
+    return yield* Effect.acquireUseRelease(
+      Effect.tryPromise({
+        try: async () => {
+          const client = new Pg.Client({
+            host: host.host,
+            port: host.port,
+            database: target.database ?? "postgres",
+            ...(target.username === undefined ? {} : { user: target.username }),
+            ...(password === undefined ? {} : { password: Redacted.value(password) }),
+            ...(target.ssl === undefined ? {} : { ssl: target.ssl })
+          })
+          client.on("error", () => {})
+          await client.connect()
+          return client
+        },
+        catch: (cause) => DbError.fromSocket(cause, "connect", `${host.host}:${host.port}`)
+      }),
+      (client) =>
+        Effect.tryPromise({
+          try: () => client.query(text),
+          catch: (cause) => DbError.fromSocket(cause, "read")
+        }),
+      (client) => Effect.promise(() => client.end())
+    )
+  })
+
+/**
+ * Creates a database for the scope and drops it at the end, with `FORCE`: backends that are still attached, a leaked
+ * one of the program under test for example, don't keep it. A failing body drops it too. The options say how to reach
+ * the server, through a database that exists.
+ *
+ * @since 0.1.0
+ * @category databases
+ */
+export const database = (options: DatabaseOptions): Effect.Effect<TestDatabase, SqlError, Scope.Scope> => {
+  const { keep, name: given, prefix, template, useExisting, ...server } = options
+  const name = given ?? `${prefix ?? "test"}_${randomBytes(6).toString("hex")}`
+  const create = Effect.gen(function* () {
+    const refused = checkIdentifier(name) ?? (template === undefined ? undefined : checkIdentifier(template))
+    if (refused !== undefined) return yield* Effect.fail(refused)
+    if (useExisting === true) {
+      const literal = `'${name.replace(/'/g, "''")}'`
+      const found = yield* admin(server, `SELECT 1 FROM pg_database WHERE datname = ${literal}`)
+      if (found.rows.length > 0) return false
+    }
+    const from = template === undefined ? "" : ` TEMPLATE ${quoteIdentifier(template)}`
+    yield* admin(server, `CREATE DATABASE ${quoteIdentifier(name)}${from}`)
+    return true
+  })
+  const engine: DbOptions = { ...server, database: name }
+  return Effect.as(
+    Effect.acquireRelease(create, (created) =>
+      created && keep !== true
+        ? Effect.orDie(admin(server, `DROP DATABASE IF EXISTS ${quoteIdentifier(name)} WITH (FORCE)`))
+        : Effect.void
+    ),
+    { name, options: engine, layer: DbLayer(engine) }
+  )
+}

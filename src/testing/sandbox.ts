@@ -1,0 +1,403 @@
+/**
+ * Many connections played on one: each virtual connection's transaction is a savepoint of the real one, so that
+ * whatever a program commits, rolls back or closes stays inside a transaction that is rolled back at the end.
+ */
+import * as Effect from "effect/Effect"
+import { DbError } from "../DbError.js"
+import { EngineCore } from "../internal/engine.js"
+import { Command } from "../internal/command.js"
+import type { Control, Owner } from "../internal/command.js"
+import type { Pool, PoolStats } from "../internal/pool.js"
+import type { Wire } from "../internal/wire.js"
+
+const queued = 1
+const settled = 3
+
+interface Entry {
+  readonly wire: VirtualWire
+  readonly opens: boolean
+  readonly go: () => void
+}
+
+let savepoints = 0
+
+/** The real connection, and whose transaction is innermost on it. */
+export class Sandbox {
+  private readonly stack: Array<VirtualWire> = []
+  private queue: Array<Entry> = []
+  private running = 0
+
+  constructor(readonly real: Wire) {}
+
+  /**
+   * Lets a command go when its transaction is the innermost, or opens one when nothing is on its way: a savepoint
+   * behind a statement that fails would not be there.
+   */
+  enter(entry: Entry): () => void {
+    this.queue.push(entry)
+    this.pump()
+    return () => {
+      this.queue = this.queue.filter((_) => _ !== entry)
+    }
+  }
+
+  private admits(entry: Entry): boolean {
+    return entry.opens ? this.running === 0 : this.stack[this.stack.length - 1] === entry.wire
+  }
+
+  private pump(): void {
+    for (;;) {
+      const at = this.queue.findIndex((_) => this.admits(_))
+      if (at === -1) return
+      const [entry] = this.queue.splice(at, 1)
+      if (entry!.opens) this.stack.push(entry!.wire)
+      entry!.go()
+    }
+  }
+
+  leave(wire: VirtualWire): void {
+    const at = this.stack.indexOf(wire)
+    if (at !== -1) this.stack.splice(at, 1)
+  }
+
+  submit(command: Command): void {
+    this.real.submit(command)
+  }
+
+  begin(): void {
+    this.running++
+  }
+
+  end(): void {
+    this.running--
+    this.pump()
+  }
+
+  /** Statements of ours, in one message. */
+  control(text: string, done: (error: DbError | undefined) => void): void {
+    this.begin()
+    this.real.submit(
+      new Command(text, [], "array", true, false, true, undefined, (error) => {
+        done(error)
+        this.end()
+      })
+    )
+  }
+}
+
+const noResult = (command: string) => ({ command, rowCount: null, oid: 0, rows: [], fields: [] })
+
+/** What the engine takes for a raw connection. */
+export class VirtualWire {
+  doomed: string | undefined = undefined
+  dirty = false
+  lastUsed = Date.now()
+  readonly listeners: Wire["listeners"]
+  private savepoint: string | undefined = undefined
+  private readonly before: Array<readonly [name: string, value: string]> = []
+  private readonly clones = new WeakMap<Command, Command>()
+  private readonly leavers = new WeakMap<Command, () => void>()
+  private outstanding = 0
+  private idleWaiters: Array<() => void> = []
+
+  constructor(private readonly sandbox: Sandbox) {
+    this.listeners = sandbox.real.listeners
+  }
+
+  get pid(): number {
+    return this.sandbox.real.pid
+  }
+
+  get pipeline(): { readonly dead: DbError | undefined; readonly suspect: boolean } {
+    return { dead: this.sandbox.real.pipeline.dead, suspect: false }
+  }
+
+  get dead(): boolean {
+    return this.sandbox.real.dead
+  }
+
+  get status(): "I" | "T" | "E" {
+    return this.savepoint === undefined ? "I" : this.sandbox.real.status
+  }
+
+  get idle(): boolean {
+    return this.outstanding === 0
+  }
+
+  whenIdle(f: () => void): void {
+    if (this.idle) f()
+    else this.idleWaiters.push(f)
+  }
+
+  destroy(): void {
+    this.doomed = "destroyed"
+  }
+
+  toForeign(done: (client: never) => void): void {
+    done(undefined as never)
+  }
+
+  submit(command: Command): void {
+    this.outstanding++
+    command.state = queued
+    const opens = this.savepoint === undefined && command.text !== "COMMIT" && command.text !== "ROLLBACK"
+    if (opens) this.savepoint = `effect_db_sandbox_${++savepoints}`
+    else if (this.savepoint === undefined) return this.finish(command, undefined, command.text)
+    const go = (): void => {
+      if (command.solo && command.text === "COMMIT") return this.commit(command)
+      if (command.solo && command.text === "ROLLBACK") return this.rollback(command)
+      if (command.solo && command.text === "BEGIN") return this.open(command)
+      if (command.solo && opens) return this.alone(command)
+      return this.inside(command)
+    }
+    this.leavers.set(command, this.sandbox.enter({ wire: this, opens, go }))
+  }
+
+  interrupt(command: Command): boolean {
+    if (command.settled) return false
+    const clone = this.clones.get(command)
+    if (clone !== undefined) return this.sandbox.real.interrupt(clone)
+    this.leavers.get(command)?.()
+    command.state = settled
+    this.over()
+    return false
+  }
+
+  private over(): void {
+    this.outstanding--
+    if (this.outstanding === 0) for (const waiter of this.idleWaiters.splice(0)) waiter()
+  }
+
+  private finish(command: Command, error: DbError | undefined, tag: string): void {
+    command.state = settled
+    this.over()
+    command.done(error, error === undefined ? noResult(tag) : undefined, undefined)
+  }
+
+  private close(): void {
+    this.savepoint = undefined
+    this.before.length = 0
+    this.sandbox.leave(this)
+  }
+
+  private open(command: Command): void {
+    this.sandbox.control(`SAVEPOINT ${this.savepoint}`, (error) => {
+      if (error !== undefined) this.close()
+      this.finish(command, error, "BEGIN")
+    })
+  }
+
+  /** Deferred constraints are checked at COMMIT: in a savepoint of their own, which takes the mode back again. */
+  private commit(command: Command): void {
+    const check = `${this.savepoint}_check`
+    const text = `SAVEPOINT ${check};SET CONSTRAINTS ALL IMMEDIATE;ROLLBACK TO SAVEPOINT ${check};RELEASE SAVEPOINT ${this.savepoint}${this.restore()}`
+    this.sandbox.control(text, (error) => {
+      if (error === undefined) {
+        this.close()
+        return this.finish(command, undefined, "COMMIT")
+      }
+      this.undo(() => {
+        const aborted = error.reason.sqlState === "25P02"
+        this.finish(command, aborted ? undefined : error, "ROLLBACK")
+      })
+    })
+  }
+
+  private rollback(command: Command): void {
+    this.undo(() => this.finish(command, undefined, "ROLLBACK"))
+  }
+
+  private undo(done: () => void): void {
+    this.sandbox.control(`ROLLBACK TO SAVEPOINT ${this.savepoint};RELEASE SAVEPOINT ${this.savepoint}`, () => {
+      this.close()
+      done()
+    })
+  }
+
+  /** Settings that ended with the transaction are put back: a released savepoint keeps them. */
+  private restore(): string {
+    return this.before
+      .map(([name, value]) => `;SELECT set_config('${name.replace(/'/g, "''")}', '${value.replace(/'/g, "''")}', true)`)
+      .join("")
+  }
+
+  /** An implicit statement: a transaction of one statement. */
+  private alone(command: Command): void {
+    const savepoint = this.savepoint
+    const owner: Owner = {
+      takePrefix: () => [
+        { text: `SAVEPOINT ${savepoint}`, params: [], opens: false, named: false },
+        ...this.translated(command.owner?.takePrefix() ?? [])
+      ]
+    }
+    this.forward(command, owner, (error, settle) => {
+      if (error !== undefined && !this.sandbox.real.dead) return this.undo(settle)
+      this.sandbox.control(`RELEASE SAVEPOINT ${savepoint}${this.restore()}`, () => {
+        this.close()
+        settle()
+      })
+    })
+  }
+
+  private inside(command: Command): void {
+    const { owner } = command
+    const translated: Owner | undefined =
+      owner === undefined ? undefined : { takePrefix: () => this.translated(owner.takePrefix()) }
+    this.forward(command, translated, (_, settle) => settle())
+  }
+
+  /** The same statement on the real connection, whose progress is the original's. */
+  private forward(
+    command: Command,
+    owner: Owner | undefined,
+    after: (error: DbError | undefined, settle: () => void) => void
+  ): void {
+    this.sandbox.begin()
+    const clone: Command = new Command(
+      command.text,
+      command.params,
+      command.rowMode,
+      false,
+      command.prepare,
+      command.simple,
+      owner,
+      (error, result, multiple) => {
+        after(error, () => {
+          command.state = settled
+          this.over()
+          command.done(error, result, multiple)
+        })
+        this.sandbox.end()
+      }
+    )
+    clone.copy = command.copy
+    clone.scope = command.scope
+    this.clones.set(command, clone)
+    // Until the end its state is what its owner asks about.
+    let state = -1
+    Object.defineProperty(command, "state", {
+      get: () => (state === settled ? settled : clone.state === settled ? 2 : clone.state),
+      set: (next: number) => {
+        state = next
+      }
+    })
+    this.sandbox.submit(clone)
+  }
+
+  private translated(controls: ReadonlyArray<Control>): ReadonlyArray<Control> {
+    return controls.flatMap((control): ReadonlyArray<Control> => {
+      if (control.opens) {
+        const savepoint: Control = { ...control, text: `SAVEPOINT ${this.savepoint}`, opens: false, named: false }
+        return control.text.includes("READ ONLY")
+          ? [savepoint, { text: "SET TRANSACTION READ ONLY", params: [], opens: false, named: false }]
+          : [savepoint]
+      }
+      return control.text.startsWith("SELECT set_config(") ? [this.remembering(control)] : [control]
+    })
+  }
+
+  /** Asks for the values that a change of settings replaces. */
+  private remembering(control: Control): Control {
+    const names = control.text.includes("'search_path'")
+      ? ["search_path"]
+      : control.params.filter((_, i) => i % 2 === 0)
+    const count = control.params.length
+    const asks = names.map((_, i) => `current_setting($${count + i + 1}, true)`).join(", ")
+    return {
+      ...control,
+      named: false,
+      text: `SELECT ${asks}, ${control.text.slice("SELECT ".length)}`,
+      params: [...control.params, ...names],
+      done: (ok, row) => {
+        if (ok && row !== undefined) names.forEach((name, i) => this.before.unshift([name, (row[i] as string) ?? ""]))
+        control.done?.(ok, row)
+      }
+    }
+  }
+}
+
+/** Lends as many virtual connections as are asked for. */
+class VirtualPool {
+  private readonly lent = new Set<VirtualWire>()
+  private closed = false
+
+  constructor(private readonly sandbox: Sandbox) {}
+
+  readonly holders = []
+  readonly connectError = undefined
+
+  get stats(): PoolStats {
+    const used = this.lent.size
+    return { total: used, idle: 0, used, connecting: 0, closing: 0, pending: 0, max: used + 1 }
+  }
+
+  take(
+    _holder: unknown,
+    _millis: number,
+    done: (error: DbError | undefined, wire: Wire | undefined) => void
+  ): () => boolean {
+    if (this.closed || this.sandbox.real.dead) {
+      done(
+        this.sandbox.real.pipeline.dead ??
+          DbError.make("PoolClosed", { message: "The sandbox has ended.", hint: "Work outlived the test." }),
+        undefined
+      )
+      return () => false
+    }
+    const wire = new VirtualWire(this.sandbox)
+    this.lent.add(wire)
+    done(undefined, wire as unknown as Wire)
+    return () => false
+  }
+
+  give(wire: Wire): void {
+    const virtual = wire as unknown as VirtualWire
+    if (!this.lent.delete(virtual)) return
+    if (virtual.status !== "I") {
+      virtual.submit(new Command("ROLLBACK", [], "array", true, false, false, undefined, () => {}))
+    }
+  }
+
+  evictAll(): void {}
+  suspend(): void {}
+  resume(): void {}
+
+  close(done: () => void): void {
+    this.closed = true
+    done()
+  }
+
+  destroyAll(): void {}
+}
+
+/** An engine whose connections are virtual ones of one real connection. */
+export class SandboxEngine extends EngineCore {
+  private readonly virtual: VirtualPool
+
+  constructor(of: EngineCore, real: Wire) {
+    // Its own pool is never used, and opens nothing.
+    super(of.name, { ...of.config, min: 0 }, of.runtime)
+    this.virtual = new VirtualPool(new Sandbox(real))
+  }
+
+  override pool(): Pool {
+    return this.virtual as unknown as Pool
+  }
+
+  override get stats(): PoolStats {
+    return this.virtual.stats
+  }
+
+  override giveBack(wire: Wire): void {
+    this.virtual.give(wire)
+  }
+
+  override changeHost(): boolean {
+    return false
+  }
+
+  override readonly close: Effect.Effect<void> = Effect.sync(() => {
+    this.closed = true
+    this.virtual.close(() => {})
+  })
+}

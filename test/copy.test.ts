@@ -1,0 +1,165 @@
+import { assert, describe, expect, it } from "@effect/vitest"
+import { Chunk, Deferred, Effect, Fiber, Option, Stream } from "effect"
+import { DbEngine, DbError, DbLayer, DbQuery, DbSession } from "effect-db"
+import { testDatabase, untilActivity } from "./support/database.js"
+
+const database = testDatabase()
+
+const lines = (from: number, to: number) =>
+  Stream.range(from, to).pipe(
+    Stream.map((n) => `${n},row ${n}\n`),
+    Stream.rechunk(500)
+  )
+
+const count = Effect.flatMap(DbEngine, ({ sql }) => DbQuery.scalar<string>(sql`SELECT count(*) FROM entries`)).pipe(
+  Effect.map((n) => Number(Option.getOrThrow(n)))
+)
+
+/** A fresh table; afterwards nothing is borrowed. */
+const run = <A, E>(effect: Effect.Effect<A, E, DbEngine | DbSession>) =>
+  Effect.gen(function* () {
+    const { sql } = yield* DbEngine
+    yield* sql`DROP TABLE IF EXISTS entries`
+    yield* sql`CREATE TABLE entries (id int PRIMARY KEY, name text)`
+    const result = yield* effect
+    const stats = yield* DbEngine.stats
+    expect({ used: stats.used, pending: stats.pending }).toEqual({ used: 0, pending: 0 })
+    return result
+  }).pipe(Effect.provide(DbLayer({ url: database.url, maxConnections: 1 })))
+
+describe("COPY", () => {
+  it.live("copyFrom sends a stream of 100 000 lines and says how many rows arrived", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const done = yield* DbQuery.copyFrom(sql`COPY entries FROM STDIN WITH (FORMAT csv)`, lines(1, 100_000))
+        expect(done).toEqual({ command: "COPY", rowCount: 100_000 })
+        expect(yield* count).toBe(100_000)
+      })
+    )
+  )
+
+  it.live("copyFrom runs in the ambient session and is undone with it", () =>
+    run(
+      Effect.gen(function* () {
+        const error = yield* Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          yield* DbQuery.copyFrom(sql`COPY entries FROM STDIN WITH (FORMAT csv)`, lines(1, 10))
+          expect(yield* count).toBe(10)
+          return yield* Effect.fail("undo")
+        }).pipe(DbSession.autocommit, Effect.flip)
+        expect(error).toBe("undo")
+        expect(yield* count).toBe(0)
+      })
+    )
+  )
+
+  it.live("a statement of a sibling fiber waits for the copy and gets its own answer", () =>
+    run(
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const [copied, rows] = yield* Effect.all(
+            [
+              DbQuery.copyFrom(sql`COPY entries FROM STDIN WITH (FORMAT csv)`, lines(1, 1000)),
+              sql<{ n: string }>`SELECT count(*) AS n FROM entries`
+            ],
+            { concurrency: "unbounded" }
+          )
+          expect(copied.rowCount).toBe(1000)
+          expect(rows[0]?.n).toBe("1000")
+        })
+      )
+    )
+  )
+
+  it.live("a source that fails undoes the whole copy, and its error is the result", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const source = Stream.concat(lines(1, 5000), Stream.fail("no more"))
+        const error = yield* Effect.flip(DbQuery.copyFrom(sql`COPY entries FROM STDIN WITH (FORMAT csv)`, source))
+        expect(error).toBe("no more")
+        expect(yield* count).toBe(0)
+      })
+    )
+  )
+
+  it.live("an interrupted copy leaves nothing, and the connection serves the next borrower", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const reached = yield* Deferred.make<void>()
+        const source = Stream.concat(
+          lines(1, 1000),
+          Stream.fromEffect(Effect.zipRight(Deferred.succeed(reached, undefined), Effect.never))
+        )
+        const fiber = yield* Effect.fork(DbQuery.copyFrom(sql`COPY entries FROM STDIN WITH (FORMAT csv)`, source))
+        yield* Deferred.await(reached)
+        yield* Fiber.interrupt(fiber)
+        expect(yield* count).toBe(0)
+      })
+    )
+  )
+
+  it.live("a row that the server refuses is a typed error, and nothing is kept", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const error = yield* Effect.flip(
+          DbQuery.copyFrom(sql`COPY entries FROM STDIN WITH (FORMAT csv)`, Stream.make("1,a\n", "1,b\n"))
+        )
+        expect(DbError.reason(error)?._tag).toBe("UniqueViolation")
+        expect(yield* count).toBe(0)
+      })
+    )
+  )
+
+  it.live("copyFrom refuses a statement that is not COPY FROM STDIN before anything is sent", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const error = yield* Effect.flip(DbQuery.copyFrom(sql`SELECT 1`, Stream.empty))
+        expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+      })
+    )
+  )
+
+  it.live("COPY FROM STDIN without a source is a typed error, and the connection is usable", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const error = yield* Effect.flip(sql`COPY entries FROM STDIN`)
+        assert.isTrue(DbError.is(error))
+        expect(yield* count).toBe(0)
+      })
+    )
+  )
+
+  it.live("copyTo streams what the server sends", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const text = yield* DbQuery.copyTo(
+          sql`COPY (SELECT n, 'x' FROM generate_series(1, 3) n) TO STDOUT WITH (FORMAT csv)`
+        ).pipe(Stream.decodeText(), Stream.mkString)
+        expect(text).toBe("1,x\n2,x\n3,x\n")
+      })
+    )
+  )
+
+  it.live("leaving copyTo half-way ends the statement on the server", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const some = yield* DbQuery.copyTo(sql`COPY (SELECT generate_series(1, 1000000000)) TO STDOUT`).pipe(
+          Stream.take(3),
+          Stream.runCollect
+        )
+        expect(Chunk.size(some)).toBe(3)
+        yield* untilActivity(database.url, (activity) => activity.active === 0)
+        expect(yield* count).toBe(0)
+      })
+    )
+  )
+})

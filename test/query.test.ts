@@ -1,0 +1,802 @@
+import { describe, it } from "@effect/vitest"
+import type * as Statement from "@effect/sql/Statement"
+import { Chunk, Deferred, Effect, Fiber, Option, Redacted, Stream } from "effect"
+import { DbConnection, DbEngine, DbError, DbQuery, DbSession, withTransaction } from "effect-db"
+import { expect } from "vitest"
+import { testDatabase, untilActivity } from "./support/database.js"
+import {
+  committed,
+  insert,
+  onDatabase,
+  outcome,
+  pid,
+  programsOn,
+  proxiedOn,
+  reason,
+  seen,
+  until,
+  used
+} from "./support/programs.js"
+
+const database = testDatabase()
+const test = programsOn(database)
+const proxied = proxiedOn(database)
+
+const client = Effect.map(DbEngine, ({ sql }) => sql)
+
+/** The whole numbers from 1 on, as a stream of rows. */
+const numbers = (n: number) =>
+  Stream.unwrap(Effect.map(client, (sql) => sql<{ n: number }>`SELECT n FROM generate_series(1, ${n}::int) n`.stream))
+
+const collect = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
+  Effect.map(Stream.runCollect(stream), Chunk.toReadonlyArray)
+
+const upTo = (n: number) => Array.from({ length: n }, (_, i) => ({ n: i + 1 }))
+
+/** Cursors that are open in the transaction of the fiber. */
+const openCursors = Effect.flatMap(client, (sql) =>
+  Effect.map(sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_cursors`, (rows) => rows[0]!.n)
+)
+
+describe("41 stream", () => {
+  for (const n of [0, 1, 499, 500, 501, 1000, 1700]) {
+    test(`gives all of ${n} rows, in order`, () =>
+      Effect.map(collect(numbers(n)), (rows) => expect(rows).toEqual(upTo(n))))
+  }
+
+  test("without a transaction opens its own for its scope, on one connection", () =>
+    Effect.gen(function* () {
+      const rows = yield* Stream.runFold(
+        Stream.mapEffect(Stream.take(numbers(1200), 600), () => used),
+        new Set<number>(),
+        (all, used) => all.add(used)
+      )
+      expect([...rows]).toEqual([1])
+      expect(yield* used).toBe(0)
+    }))
+
+  test("in a session reads what the session has written, in its transaction", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          yield* insert(2)
+          const sql = yield* client
+          expect(yield* collect(sql<{ id: number }>`SELECT id FROM t ORDER BY id`.stream)).toEqual([
+            { id: 1 },
+            { id: 2 }
+          ])
+          expect(yield* used).toBe(1)
+          yield* DbSession.rollback
+        })
+      )
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  for (const [name, around] of [
+    ["a session", DbSession.autocommit],
+    ["a transaction", withTransaction]
+  ] as const) {
+    test(
+      `in ${name}: statements inside the loop run, for 1 500 rows`,
+      () =>
+        Effect.gen(function* () {
+          yield* around(
+            Stream.runForEach(numbers(1500), ({ n }) => insert(n)) as Effect.Effect<void, unknown, DbEngine | DbSession>
+          )
+          expect((yield* committed(database)).length).toBe(1500)
+        }),
+      { maxConnections: 1 }
+    )
+  }
+
+  test("in a session: a nested block for each row keeps the good and undoes the bad", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Stream.runForEach(numbers(600), ({ n }) =>
+          Effect.ignore(withTransaction(Effect.zipRight(insert(n), n % 2 === 0 ? Effect.fail("even") : Effect.void)))
+        )
+      )
+      expect(yield* committed(database)).toEqual(upTo(600).flatMap(({ n }) => (n % 2 === 0 ? [] : [n])))
+    }))
+
+  test("left half-way: the cursor is closed and the session goes on", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        expect(yield* collect(Stream.take(numbers(2000), 3))).toEqual(upTo(3))
+        expect(yield* openCursors).toBe(0)
+        yield* insert(1)
+      })
+    ).pipe(Effect.zipRight(Effect.map(committed(database), (ids) => expect(ids).toEqual([1])))))
+
+  test(
+    "left half-way without a transaction: the connection is usable",
+    () =>
+      Effect.gen(function* () {
+        expect(yield* collect(Stream.take(numbers(2000), 3))).toEqual(upTo(3))
+        expect(yield* used).toBe(0)
+        yield* insert(1)
+      }),
+    { maxConnections: 1 }
+  )
+
+  test("left while the next rows are still being computed: the session's transaction is unharmed", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const sql = yield* client
+        // The second FETCH takes its time.
+        const slow = sql<{ n: number }>`
+          SELECT n FROM generate_series(1, 1000) n WHERE n <> 600 OR pg_sleep(0.3) IS NOT NULL`.stream
+        expect(yield* collect(Stream.take(slow, 3))).toEqual(upTo(3))
+        yield* insert(1)
+      })
+    ).pipe(Effect.zipRight(Effect.map(committed(database), (ids) => expect(ids).toEqual([1])))))
+
+  test("a consumer that fails leaves the session's transaction unharmed", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const failed = Stream.runForEach(numbers(2000), ({ n }) => (n === 3 ? Effect.fail("enough") : Effect.void))
+        expect(yield* Effect.flip(failed)).toBe("enough")
+        expect(yield* openCursors).toBe(0)
+        yield* insert(1)
+      })
+    ).pipe(Effect.zipRight(Effect.map(committed(database), (ids) => expect(ids).toEqual([1])))))
+
+  test(
+    "interrupted half-way gives everything back",
+    () =>
+      Effect.gen(function* () {
+        const third = yield* Deferred.make<void>()
+        const reading = yield* Effect.fork(
+          Stream.runForEach(numbers(2000), ({ n }) =>
+            n === 3 ? Effect.zipRight(Deferred.succeed(third, undefined), Effect.never) : Effect.void
+          )
+        )
+        yield* Deferred.await(third)
+        yield* Fiber.interrupt(reading)
+        expect(yield* used).toBe(0)
+        yield* insert(1)
+      }),
+    { maxConnections: 1 }
+  )
+
+  test("interrupted while the server computes stops the server", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const reading = yield* Effect.fork(Stream.runDrain(sql`SELECT pg_sleep(60)`.stream))
+      yield* untilActivity(database.url, ({ active }) => active === 1)
+      yield* Fiber.interrupt(reading)
+      yield* untilActivity(database.url, ({ active }) => active === 0)
+    }))
+
+  test("a query that the server refuses fails the stream with its reason", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      expect(yield* reason(Stream.runDrain(sql`SELECT * FROM nowhere`.stream))).toBe("SqlSyntaxError")
+      expect(yield* reason(Stream.runDrain(sql`SELECT 1 / (1000 - n) FROM generate_series(1, 2000) n`.stream))).toBe(
+        "UnknownError"
+      )
+    }))
+
+  test("outlives no commit: what is read after it is TransactionClosed, and the new transaction is unharmed", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          const committing = Stream.runForEach(numbers(2000), ({ n }) => (n === 1 ? DbSession.commit : Effect.void))
+          expect(yield* reason(committing)).toBe("TransactionClosed")
+          yield* insert(1)
+        })
+      )
+      expect(yield* committed(database)).toEqual([1])
+    }))
+
+  test("left half-way after a commit: the new transaction is unharmed", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* Stream.runDrain(Stream.tap(Stream.take(numbers(2000), 1), () => DbSession.commit))
+          yield* insert(1)
+        })
+      )
+      expect(yield* committed(database)).toEqual([1])
+    }))
+
+  test("two streams of one session are read side by side", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const pairs = yield* collect(Stream.zip(numbers(1100), numbers(1100)))
+        expect(pairs.length).toBe(1100)
+        expect(pairs.every(([a, b]) => a.n === b.n)).toBe(true)
+        expect(yield* used).toBe(1)
+      })
+    ))
+
+  test("INSERT ... RETURNING can be streamed, also inside of WITH", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      expect(
+        yield* collect(sql`INSERT INTO t (id) SELECT n FROM generate_series(1, 3) n RETURNING id AS n`.stream)
+      ).toEqual(upTo(3))
+      expect(
+        yield* collect(sql`WITH gone AS (DELETE FROM t RETURNING id) SELECT id AS n FROM gone ORDER BY id`.stream)
+      ).toEqual(upTo(3))
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  test("WITH of a query has a cursor", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const sql = yield* client
+        const stream = sql<{ n: number }>`WITH s AS (SELECT n FROM generate_series(1, 800) n) SELECT n FROM s`.stream
+        const cursors = yield* Stream.runHead(Stream.mapEffect(stream, () => openCursors))
+        expect(cursors).toEqual(Option.some(1))
+      })
+    ))
+
+  test("of an ambient connection runs there", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const sql = yield* client
+        const own = yield* pid
+        expect(yield* collect(sql`SELECT pg_backend_pid() AS pid`.stream)).toEqual([{ pid: own }])
+        expect(yield* used).toBe(1)
+      })
+    ))
+
+  test("of an orphan's effect runs on the orphan", () =>
+    DbConnection.withConnection(
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          const sql = yield* client
+          const own = yield* pid
+          expect(yield* collect(sql`SELECT pg_backend_pid() AS pid`.stream)).toEqual([{ pid: own }])
+          expect(yield* used).toBe(2)
+        }),
+        { reuse: false, reusable: false }
+      )
+    ))
+
+  test("of connection.sql runs on that connection, whatever is on top of the stack", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const a = yield* DbConnection.acquire()
+        yield* DbConnection.acquire()
+        expect(yield* collect(a.sql`SELECT pg_backend_pid() AS pid`.stream)).toEqual([{ pid: yield* a.pid }])
+        yield* a.release()
+        expect(yield* reason(Stream.runDrain(a.sql`SELECT 1`.stream))).toBe("ConnectionReleased")
+      })
+    ))
+
+  test("of connection.sql runs in the session that is on that connection", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const a = yield* DbConnection.acquire()
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            expect(yield* collect(a.sql`SELECT id AS n FROM t`.stream)).toEqual(upTo(1))
+          })
+        )
+      })
+    ))
+
+  test("of a reserved connection runs on it", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const sql = yield* client
+        const reserved = yield* sql.reserve
+        const [[own]] = (yield* reserved.executeValues("SELECT pg_backend_pid()", [])) as [[number]]
+        const rows = yield* collect(reserved.executeStream("SELECT pg_backend_pid() AS pid", [], undefined))
+        expect(rows).toEqual([{ pid: own }])
+      })
+    ))
+
+  test("of a session handle runs in that session, from wherever it is read", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const handle = yield* DbSession.make()
+        yield* handle.sql`INSERT INTO t (id) VALUES (1)`
+        expect(yield* collect(handle.sql`SELECT id AS n FROM t`.stream)).toEqual(upTo(1))
+        expect(yield* collect((yield* client)`SELECT id AS n FROM t`.stream)).toEqual([])
+        yield* handle.close
+        expect(yield* reason(Stream.runDrain(handle.sql`SELECT 1`.stream))).toBe("SessionClosed")
+      })
+    ))
+
+  test("of a fiber that outlives its connection is ConnectionReleased", () =>
+    Effect.gen(function* () {
+      const over = yield* Deferred.make<void>()
+      const daemon = yield* DbConnection.withConnection(
+        Effect.forkDaemon(Effect.zipRight(Deferred.await(over), Effect.exit(Stream.runDrain(numbers(1)))))
+      )
+      yield* Deferred.succeed(over, undefined)
+      expect(outcome(yield* Fiber.join(daemon))).toBe("ConnectionReleased")
+    }))
+
+  test(
+    "with neither session nor connection is NoSession when implicit execution is forbidden",
+    () =>
+      Effect.gen(function* () {
+        expect(yield* reason(Stream.runDrain(numbers(1)))).toBe("NoSession")
+        expect(yield* DbSession.autocommit(collect(numbers(2)))).toEqual(upTo(2))
+      }),
+    { implicitExecution: "forbid" }
+  )
+
+  test(
+    "a statement of the same connection without a session waits for it, for no longer than blockTimeout",
+    () =>
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          const error = yield* Effect.flip(
+            Stream.runForEach(numbers(2000), ({ n }) => insert(n)) as Effect.Effect<void, unknown, DbEngine | DbSession>
+          )
+          const why = DbError.reason(error)
+          expect(why?._tag).toBe("SessionBusy")
+          expect(why?.message).toContain("stream")
+        })
+      ),
+    { blockTimeout: "100 millis" }
+  )
+
+  test(
+    "gives the names that the client's transform makes",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        expect(yield* collect(sql`SELECT 1 AS some_name`.stream)).toEqual([{ someName: 1 }])
+      }),
+    { transformResultNames: (name) => name.replace(/_(.)/g, (_, c: string) => c.toUpperCase()) }
+  )
+})
+
+describe("42 DbQuery", () => {
+  const of = (n: number) =>
+    Effect.map(client, (sql) => sql<{ n: number | null }>`SELECT n FROM generate_series(1, ${n}::int) n`)
+  const nullRow = Effect.map(client, (sql) => sql<{ n: number | null }>`SELECT NULL::int AS n`)
+  const expected: ReadonlyArray<
+    readonly [
+      name: string,
+      query: (
+        statement: Statement.Statement<{ n: number | null }>
+      ) => Effect.Effect<unknown, import("@effect/sql/SqlError").SqlError>,
+      results: readonly [none: unknown, one: unknown, two: unknown, nothing: unknown]
+    ]
+  > = [
+    ["one", DbQuery.one, ["NoResultFound", { n: 1 }, "MultipleResultsFound", { n: null }]],
+    [
+      "oneOrNone",
+      DbQuery.oneOrNone,
+      [Option.none(), Option.some({ n: 1 }), "MultipleResultsFound", Option.some({ n: null })]
+    ],
+    ["first", DbQuery.first, [Option.none(), Option.some({ n: 1 }), Option.some({ n: 1 }), Option.some({ n: null })]],
+    ["scalar", DbQuery.scalar, [Option.none(), Option.some(1), Option.some(1), Option.none()]]
+  ]
+  for (const [name, query, results] of expected) {
+    for (const [at, [rows, statement]] of (
+      [
+        ["no row", of(0)],
+        ["one row", of(1)],
+        ["two rows", of(2)],
+        ["a NULL", nullRow]
+      ] as const
+    ).entries()) {
+      const wanted = results[at]
+      const shown = typeof wanted === "string" ? wanted : JSON.stringify(wanted)
+      test(`${name} of ${rows} is ${shown}`, () =>
+        Effect.gen(function* () {
+          const result = query(yield* statement)
+          expect(yield* typeof wanted === "string" ? reason(result) : result).toEqual(wanted)
+        }))
+    }
+  }
+
+  test("status tells what the statement did", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const inserted = sql`INSERT INTO t (id) SELECT n FROM generate_series(1, 3) n`
+      expect(yield* DbQuery.status(inserted)).toEqual({ command: "INSERT", rowCount: 3 })
+      expect(yield* DbQuery.status(sql`UPDATE t SET note = 'x' WHERE id > 1`)).toEqual({
+        command: "UPDATE",
+        rowCount: 2
+      })
+      expect(yield* DbQuery.status(sql`CREATE TEMP TABLE gone (id int)`)).toEqual({ command: "CREATE", rowCount: null })
+      expect(yield* DbQuery.status(sql.unsafe("DELETE FROM t WHERE id = 1; DELETE FROM t"))).toEqual({
+        command: "DELETE",
+        rowCount: 2
+      })
+    }))
+
+  test("a failing query keeps its own reason", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const query of [DbQuery.one, DbQuery.oneOrNone, DbQuery.first, DbQuery.scalar, DbQuery.status]) {
+        expect(yield* reason<unknown, unknown, never>(query(sql`SELECT * FROM nowhere`))).toBe("SqlSyntaxError")
+      }
+    }))
+})
+
+describe("batch", () => {
+  proxied("outside of a session: one round trip, one transaction", (proxy) =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* sql`SELECT 1`
+      proxy.reset()
+      const result = yield* DbSession.batch([
+        sql`INSERT INTO t (id) VALUES (1)`,
+        sql<{ id: number }>`SELECT id FROM t`,
+        sql<{ xid: string }>`SELECT pg_current_xact_id()::text AS xid`,
+        sql<{ xid: string }>`SELECT pg_current_xact_id()::text AS xid`
+      ])
+      expect(proxy.flights()).toBe(1)
+      expect(result[1]).toEqual([{ id: 1 }])
+      expect(result[2]).toEqual(result[3])
+      expect(yield* committed(database)).toEqual([1])
+    })
+  )
+
+  proxied("in a session: one round trip, in its transaction", (proxy) =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* sql`SELECT 1`
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          proxy.reset()
+          const [, rows] = yield* DbSession.batch([
+            sql`INSERT INTO t (id) VALUES (1)`,
+            sql<{ id: number }>`SELECT id FROM t`
+          ])
+          expect(proxy.flights()).toBe(1)
+          expect(rows).toEqual([{ id: 1 }])
+          yield* DbSession.rollback
+        })
+      )
+      expect(yield* committed(database)).toEqual([])
+    })
+  )
+
+  test("one that fails undoes all of it, and is the one that is reported", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const failing = DbSession.batch([
+        sql`INSERT INTO t (id) VALUES (1)`,
+        sql`INSERT INTO t (id) VALUES (1)`,
+        sql`SELECT * FROM nowhere`
+      ])
+      expect(yield* reason(failing)).toBe("UniqueViolation")
+      expect(yield* committed(database)).toEqual([])
+      expect(yield* reason(DbSession.autocommit(failing))).toBe("UniqueViolation")
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  test("in a block of its own undoes only itself", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          const failing = DbSession.batch([sql`INSERT INTO t (id) VALUES (2)`, sql`INSERT INTO t (id) VALUES (1)`])
+          expect(yield* reason(withTransaction(failing))).toBe("UniqueViolation")
+        })
+      )
+      expect(yield* committed(database)).toEqual([1])
+    }))
+
+  test("of nothing is nothing", () =>
+    Effect.gen(function* () {
+      expect(yield* DbSession.batch([])).toEqual([])
+      expect((yield* DbEngine.stats).total).toBe(0)
+    }))
+
+  test("on an ambient connection runs there", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const sql = yield* client
+        const [[row]] = yield* DbSession.batch([sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`])
+        expect(row).toEqual({ pid: yield* pid })
+        expect(yield* used).toBe(1)
+      })
+    ))
+
+  test(
+    "without a session is NoSession when implicit execution is forbidden",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        expect(yield* reason(DbSession.batch([sql`SELECT 1`]))).toBe("NoSession")
+      }),
+    { implicitExecution: "forbid" }
+  )
+
+  test("several statements in one text are refused, and nothing of the batch has run", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const batch = DbSession.batch([
+        sql`INSERT INTO t (id) VALUES (1)`,
+        sql.unsafe("INSERT INTO t (id) VALUES (2); INSERT INTO t (id) VALUES (3)")
+      ])
+      expect(yield* reason(batch)).not.toBe("success")
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  proxied("bad input anywhere in it sends nothing", (proxy) =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* sql`SELECT 1`
+      proxy.reset()
+      const batch = DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, sql`SELECT ${"\0"}`])
+      expect(yield* reason(batch)).toBe("InvalidInput")
+      expect(proxy.flights()).toBe(0)
+    })
+  )
+
+  test(
+    "applies the client's transform to each",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const result = yield* DbSession.batch([sql`SELECT 1 AS a_b`, sql`SELECT 1 AS a_b`.withoutTransform as never])
+        expect(result[0]).toEqual([{ "a-b": 1 }])
+      }),
+    { transformResultNames: (name) => name.replaceAll("_", "-") }
+  )
+
+  test("interrupted undoes all of it", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const running = yield* Effect.fork(
+        DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, sql`SELECT pg_sleep(60)`])
+      )
+      yield* untilActivity(database.url, ({ active }) => active === 1)
+      yield* Fiber.interrupt(running)
+      yield* untilActivity(database.url, ({ active }) => active === 0)
+      expect(yield* committed(database)).toEqual([])
+    }))
+})
+
+describe("several statements in one text", () => {
+  test("run without parameters, and give the rows of each", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      expect(yield* sql.unsafe("INSERT INTO t (id) VALUES (1); SELECT id FROM t; SELECT 2 AS two")).toEqual([
+        [],
+        [{ id: 1 }],
+        [{ two: 2 }]
+      ])
+    }))
+
+  test("outside of a session are one transaction", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const failing = sql.unsafe("INSERT INTO t (id) VALUES (1); INSERT INTO t (id) VALUES (1)")
+      expect(yield* reason(failing)).toBe("UniqueViolation")
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  test("in a session are part of its transaction", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* sql.unsafe("INSERT INTO t (id) VALUES (1); INSERT INTO t (id) VALUES (2)")
+          expect(yield* seen).toEqual([1, 2])
+          yield* DbSession.rollback
+        })
+      )
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  test("with parameters are refused by the server, and the connection is unharmed", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const sql = yield* client
+        const before = yield* pid
+        expect(yield* reason(sql.unsafe("SELECT $1::int; SELECT 2", [1]))).toBe("SqlSyntaxError")
+        expect(yield* pid).toBe(before)
+      })
+    ))
+
+  test("a semicolon at the end or in a literal is one statement", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      expect(yield* sql.unsafe("SELECT 1 AS n; ")).toEqual([{ n: 1 }])
+      expect(yield* sql.unsafe("SELECT 'a;b' AS v")).toEqual([{ v: "a;b" }])
+    }))
+
+  test(
+    'are refused with multipleStatements: "forbid", with nothing run and the connection unharmed',
+    () =>
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          const sql = yield* client
+          const before = yield* pid
+          expect(yield* reason(sql.unsafe("INSERT INTO t (id) VALUES (1); INSERT INTO t (id) VALUES (2)"))).toBe(
+            "SqlSyntaxError"
+          )
+          expect(yield* committed(database)).toEqual([])
+          expect(yield* pid).toBe(before)
+          expect(yield* sql.unsafe("SELECT 'a;b' AS v;")).toEqual([{ v: "a;b" }])
+        })
+      ),
+    { multipleStatements: "forbid" }
+  )
+
+  test("that hide a COMMIT in a session are found out", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const hidden = DbSession.autocommit(Effect.zipRight(insert(1), sql.unsafe("SELECT 1; COMMIT")))
+      expect(yield* reason(hidden)).toBe("TransactionAborted")
+    }))
+})
+
+describe("COPY", () => {
+  for (const [name, around] of [
+    ["outside of a session", <A, E>(effect: Effect.Effect<A, E, DbEngine>) => DbConnection.withConnection(effect)],
+    ["in a session", <A, E>(effect: Effect.Effect<A, E, DbEngine>) => DbSession.autocommit(withTransaction(effect))]
+  ] as const) {
+    test(`FROM STDIN as a statement is refused ${name}, with a typed error`, () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* DbConnection.withConnection(
+          Effect.gen(function* () {
+            const before = yield* pid
+            expect(yield* reason(around(sql.unsafe("COPY t FROM STDIN")))).toMatch(/QueryCanceled|InvalidInput/)
+            expect(yield* pid).toBe(before)
+            expect(yield* committed(database)).toEqual([])
+          })
+        )
+      }))
+  }
+
+  test("FROM STDIN among several statements is refused, and nothing of them is kept", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const sql = yield* client
+        const before = yield* pid
+        const copying = sql.unsafe("INSERT INTO t (id) VALUES (1); COPY t FROM STDIN; INSERT INTO t (id) VALUES (2)")
+        expect(yield* reason(copying)).toMatch(/QueryCanceled|InvalidInput/)
+        expect(yield* pid).toBe(before)
+        expect(yield* committed(database)).toEqual([])
+      })
+    ))
+
+  test("refused beside statements of other fibers leaves them their own answers", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const sql = yield* client
+        const results = yield* Effect.all(
+          Array.from({ length: 12 }, (_, n) =>
+            n % 3 === 0
+              ? Effect.as(reason(sql.unsafe("COPY t FROM STDIN")), "refused")
+              : Effect.map(sql<{ n: number }>`SELECT ${n}::int AS n`, (rows) => rows[0]!.n)
+          ),
+          { concurrency: "unbounded" }
+        )
+        expect(results).toEqual(Array.from({ length: 12 }, (_, n) => (n % 3 === 0 ? "refused" : n)))
+      })
+    ))
+
+  test("TO STDOUT leaves the connection usable", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const sql = yield* client
+        const before = yield* pid
+        yield* insert(1)
+        yield* Effect.exit(sql.unsafe("COPY t TO STDOUT"))
+        expect(yield* pid).toBe(before)
+        expect(yield* seen).toEqual([1])
+      })
+    ))
+})
+
+describe("bad input is refused before the wire", () => {
+  const circular: Record<string, unknown> = {}
+  circular.self = circular
+  const bad: ReadonlyArray<readonly [name: string, text: unknown, params: ReadonlyArray<unknown>]> = [
+    ["a NUL in the text", "SELECT 1 \0", []],
+    ["a lone surrogate in the text", "SELECT '\ud800'", []],
+    ["text that is no string", 1, []],
+    ["text that is an object", { text: "SELECT 1" }, []],
+    ["a NUL in a parameter", "SELECT $1::text", ["a\0b"]],
+    ["a NUL in an array", "SELECT $1::text[]", [["a\0b"]]],
+    ["a NUL in JSON's own text", "SELECT $1::text", [{ toPostgres: () => "\0" }]],
+    ["a lone surrogate in a parameter", "SELECT $1::text", ["\udc00"]],
+    ["an invalid Date", "SELECT $1::timestamptz", [new Date(NaN)]],
+    ["an invalid Date in an array", "SELECT $1::timestamptz[]", [[new Date(NaN)]]],
+    ["a function", "SELECT $1::text", [() => 1]],
+    ["a symbol", "SELECT $1::text", [Symbol("s")]],
+    ["a Redacted", "SELECT $1::text", [Redacted.make("secret")]],
+    ["circular JSON", "SELECT $1::json", [circular]],
+    ["a bigint in JSON", "SELECT $1::json", [{ n: 1n }]],
+    [
+      "a conversion that throws",
+      "SELECT $1::text",
+      [
+        {
+          toPostgres: () => {
+            throw new Error("secret")
+          }
+        }
+      ]
+    ],
+    ["65 536 parameters", "SELECT 1", Array.from({ length: 65_536 }, () => 1)]
+  ]
+  for (const [name, text, params] of bad) {
+    proxied(`${name}: InvalidInput, nothing is sent, and connection and transaction are unharmed`, (proxy) =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const statement = sql.unsafe(text as string, params as ReadonlyArray<never>)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            const before = yield* pid
+            proxy.reset()
+            const error = yield* Effect.flip(statement)
+            expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+            expect(proxy.log).toEqual([])
+            expect(JSON.stringify(error) + String(error)).not.toContain("secret")
+            expect(yield* pid).toBe(before)
+          })
+        )
+        proxy.reset()
+        expect(yield* reason(statement)).toBe("InvalidInput")
+        expect(proxy.log).toEqual([])
+        expect(yield* committed(database)).toEqual([1])
+      })
+    )
+  }
+
+  test("65 535 parameters are sent", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const n = 65_535
+      const text = `SELECT ${Array.from({ length: n }, (_, i) => `$${i + 1}::int`).join("+")} AS sum`
+      const deep = sql.unsafe(
+        `SELECT count(*)::int AS n FROM unnest(ARRAY[${text.slice(7, -7).replaceAll("+", ",")}])`,
+        Array.from({ length: n }, () => 1)
+      )
+      expect(yield* deep).toEqual([{ n }])
+    }))
+
+  test(
+    "a bad statement does not wait for a connection",
+    () =>
+      Effect.scoped(
+        Effect.gen(function* () {
+          yield* DbConnection.acquire({ reusable: false })
+          const sql = yield* client
+          expect(yield* reason(sql`SELECT ${"\0"}`)).toBe("InvalidInput")
+          expect((yield* DbEngine.stats).pending).toBe(0)
+        })
+      ),
+    { maxConnections: 1 }
+  )
+
+  test("a channel that is no identifier is refused by listen", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const channel of ["", "\0", "x".repeat(64)]) {
+        expect(yield* reason(Stream.runDrain(sql.listen(channel)))).toBe("InvalidInput")
+      }
+      expect((yield* DbEngine.stats).total).toBe(0)
+    }))
+
+  it.scopedLive("what is refused in one fiber harms no other's statement", () =>
+    onDatabase(database)(
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          const sql = yield* client
+          const answers = yield* Effect.all(
+            Array.from({ length: 30 }, (_, n) =>
+              n % 2 === 0
+                ? Effect.as(reason(sql`SELECT ${"\0"}`), -1)
+                : Effect.map(sql<{ n: number }>`SELECT ${n}::int AS n`, (rows) => rows[0]!.n)
+            ),
+            { concurrency: "unbounded" }
+          )
+          expect(answers).toEqual(Array.from({ length: 30 }, (_, n) => (n % 2 === 0 ? -1 : n)))
+        })
+      )
+    )
+  )
+})

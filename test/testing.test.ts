@@ -1,0 +1,267 @@
+import { describe, expect, it } from "@effect/vitest"
+import { Effect, Layer, Option } from "effect"
+import { DbEngine, DbError, DbLayer, DbQuery, DbSession, withTransaction } from "effect-db"
+import { DbTest } from "effect-db/testing"
+import { query, testDatabase } from "./support/database.js"
+
+const database = testDatabase()
+
+const insert = (name: string) => Effect.flatMap(DbSession, ({ sql }) => sql`INSERT INTO users (name) VALUES (${name})`)
+
+const names = Effect.flatMap(DbEngine, ({ sql }) => sql<{ name: string }>`SELECT name FROM users ORDER BY name`).pipe(
+  Effect.map((rows) => rows.map((_) => _.name).join(" "))
+)
+
+/** In a sandbox over a fresh table; afterwards the table is as empty as before, and nothing is borrowed. */
+const sandboxed = <A, E>(effect: Effect.Effect<A, E, DbEngine | DbSession>) =>
+  Effect.gen(function* () {
+    const { sql } = yield* DbEngine
+    yield* sql`DROP TABLE IF EXISTS users`
+    yield* sql`CREATE TABLE users (name text PRIMARY KEY, boss text REFERENCES users DEFERRABLE INITIALLY DEFERRED)`
+    const result = yield* DbTest.sandbox(effect)
+    expect(yield* names).toBe("")
+    const stats = yield* DbEngine.stats
+    expect({ used: stats.used, pending: stats.pending }).toEqual({ used: 0, pending: 0 })
+    return result
+  }).pipe(Effect.provide(DbLayer({ url: database.url })))
+
+describe("DbTest.sandbox", () => {
+  it.live("keeps commits inside", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* DbSession.autocommit(insert("ada"))
+        expect(yield* names).toBe("ada")
+      })
+    )
+  )
+
+  it.live("rolls back inside what the program rolls back", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* DbSession.autocommit(insert("ada"))
+        yield* DbSession.autocommit(Effect.zipRight(insert("bob"), Effect.fail("no"))).pipe(Effect.ignore)
+        expect(yield* names).toBe("ada")
+      })
+    )
+  )
+
+  it.live("plays commit, rollback, close and a new session of one program", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const db = yield* DbSession
+            yield* insert("kept")
+            yield* db.commit
+            yield* insert("rolled back")
+            yield* db.rollback
+            yield* insert("closed")
+            yield* db.close
+            yield* insert("new session")
+          })
+        )
+        expect(yield* names).toBe("kept new session")
+      })
+    )
+  )
+
+  it.live("keeps isolated sessions inside, in parallel too", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* DbSession.autocommit(Effect.zipRight(insert("outer"), DbSession.isolated(insert("inner"))))
+        yield* Effect.all(
+          ["p", "q", "r", "s"].map((name) => DbSession.isolated(insert(name))),
+          { concurrency: "unbounded" }
+        )
+        expect(yield* names).toBe("inner outer p q r s")
+      })
+    )
+  )
+
+  it.live("plays nested blocks", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* withTransaction(
+          Effect.gen(function* () {
+            yield* insert("outer")
+            yield* withTransaction(Effect.zipRight(insert("inner"), Effect.fail("no"))).pipe(Effect.ignore)
+          })
+        )
+        expect(yield* names).toBe("outer")
+      })
+    )
+  )
+
+  it.live("a failed implicit statement does not spoil the sandbox", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        yield* insert("ada")
+        const error = yield* Effect.flip(insert("ada"))
+        expect(DbError.reason(error)?._tag).toBe("UniqueViolation")
+        expect(yield* DbQuery.scalar(sql`SELECT count(*)::int FROM users`)).toEqual(Option.some(1))
+      })
+    )
+  )
+
+  it.live("checks deferred constraints when the program commits", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const error = yield* DbSession.autocommit(sql`INSERT INTO users VALUES ('ada', 'nobody')`).pipe(Effect.flip)
+        expect(DbError.reason(error)?._tag).toBe("ForeignKeyViolation")
+        yield* DbSession.autocommit(
+          Effect.zipRight(sql`INSERT INTO users VALUES ('ada', 'bob')`, sql`INSERT INTO users VALUES ('bob', NULL)`)
+        )
+        expect(yield* names).toBe("ada bob")
+      })
+    )
+  )
+
+  it.live("a swallowed error is TransactionAborted, as without a sandbox", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* insert("ada")
+        const error = yield* DbSession.autocommit(Effect.zipRight(insert("bob"), Effect.ignore(insert("ada")))).pipe(
+          Effect.flip
+        )
+        expect(DbError.reason(error)?._tag).toBe("TransactionAborted")
+        expect(yield* names).toBe("ada")
+      })
+    )
+  )
+
+  it.live("settings end with the program's transaction", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        yield* DbSession.autocommit(insert("ada"), { settings: { "app.tenant": "acme" } })
+        const rows = yield* sql<{ tenant: string }>`SELECT current_setting('app.tenant', true) AS tenant`
+        expect(rows[0]?.tenant ?? "").toBe("")
+      })
+    )
+  )
+
+  it.live("sandboxes nest", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        yield* DbSession.autocommit(insert("ada"))
+        yield* DbTest.sandbox(Effect.zipRight(DbSession.autocommit(insert("bob")), insert("eve")))
+        expect(yield* names).toBe("ada")
+      })
+    )
+  )
+
+  it.live("rolls back when the body fails", () =>
+    sandboxed(Effect.void).pipe(
+      Effect.zipRight(
+        DbTest.sandbox(Effect.zipRight(insert("ada"), Effect.fail("no"))).pipe(
+          Effect.flip,
+          Effect.provide(DbLayer({ url: database.url }))
+        )
+      ),
+      Effect.tap((error) => Effect.sync(() => expect(error).toBe("no"))),
+      Effect.zipRight(query<{ n: number }>(database.url, "SELECT count(*)::int AS n FROM users")),
+      Effect.tap((rows) => Effect.sync(() => expect(rows[0]?.n).toBe(0)))
+    )
+  )
+})
+
+describe("DbTest.layer", () => {
+  // The database exists when the tests run, not yet when they are collected.
+  it.layer(Layer.unwrapEffect(Effect.sync(() => DbTest.layer({ url: database.url }))))("with it.layer", (it) => {
+    it.effect("tests share the sandbox of their group", () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        yield* DbSession.autocommit(sql`CREATE TABLE only_here (n int)`)
+        yield* sql`INSERT INTO only_here VALUES (1)`
+        const outside = yield* query<{ found: boolean }>(
+          database.url,
+          "SELECT to_regclass('only_here') IS NOT NULL AS found"
+        )
+        expect(outside[0]?.found).toBe(false)
+      })
+    )
+
+    it.effect("and see what those before them did", () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        expect(yield* sql`SELECT n FROM only_here`).toEqual([{ n: 1 }])
+      })
+    )
+  })
+})
+
+const exists = (name: string) =>
+  Effect.map(
+    query<{ found: boolean }>(database.url, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS found", [
+      name
+    ]),
+    (rows) => rows[0]?.found
+  )
+
+describe("DbTest.database", () => {
+  it.live("creates a database for its scope and drops it at the end, others attached or not", () =>
+    Effect.gen(function* () {
+      const name = yield* Effect.scoped(
+        Effect.gen(function* () {
+          const own = yield* DbTest.database({ url: database.url, prefix: "spec" })
+          expect(own.name).toMatch(/^spec_/)
+          // Still attached when it is dropped.
+          const other = yield* Effect.flatMap(
+            DbEngine,
+            ({ sql }) => sql<{ name: string }>`SELECT current_database() AS name`
+          ).pipe(Effect.provide(own.layer))
+          expect(other[0]?.name).toBe(own.name)
+          expect(yield* exists(own.name)).toBe(true)
+          return own.name
+        })
+      )
+      expect(yield* exists(name)).toBe(false)
+    })
+  )
+
+  it.live("a failing body still drops it", () =>
+    Effect.gen(function* () {
+      let name = ""
+      yield* Effect.scoped(
+        Effect.flatMap(DbTest.database({ url: database.url }), (own) => {
+          name = own.name
+          return Effect.fail("no")
+        })
+      ).pipe(Effect.ignore)
+      expect(yield* exists(name)).toBe(false)
+    })
+  )
+
+  it.live("copies a template", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const template = yield* DbTest.database({ url: database.url, prefix: "template" })
+        yield* query(database.url.replace(database.database, template.name), "CREATE TABLE ready (n int)")
+        const copy = yield* DbTest.database({ url: database.url, template: template.name })
+        const found = yield* Effect.flatMap(DbEngine, ({ sql }) => sql`SELECT * FROM ready`).pipe(
+          Effect.provide(copy.layer)
+        )
+        expect(found).toEqual([])
+      })
+    )
+  )
+
+  it.live("useExisting keeps the tables that are there, and the database", () =>
+    Effect.gen(function* () {
+      const outer = yield* DbTest.database({ url: database.url, prefix: "existing" })
+      yield* query(database.url.replace(database.database, outer.name), "CREATE TABLE kept (n int)")
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const again = yield* DbTest.database({ url: database.url, name: outer.name, useExisting: true })
+          const rows = yield* Effect.flatMap(DbEngine, ({ sql }) => sql`SELECT * FROM kept`).pipe(
+            Effect.provide(again.layer)
+          )
+          expect(rows).toEqual([])
+        })
+      )
+      expect(yield* exists(outer.name)).toBe(true)
+    }).pipe(Effect.scoped)
+  )
+})

@@ -1,0 +1,311 @@
+import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import Pg from "pg"
+import { beforeEach, describe, expect } from "vitest"
+import { testDatabase, untilActivity } from "./support/database.js"
+import type { Logged } from "./support/proxy.js"
+import { answered, executes, forkUntil, reasonOf, seen, took, until, wired } from "./support/wired.js"
+
+const database = testDatabase()
+
+beforeEach(async () => {
+  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int)"))
+})
+
+const one = { maxConnections: 1 }
+const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
+const sleep = "SELECT pg_sleep(60)"
+const isCancel = (_: Logged): boolean => _.type === "cancel"
+const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
+
+/** The query is on the server and runs. */
+const running = (n = 1) => untilActivity(database.url, (_) => _.active === n)
+const noneActive = untilActivity(database.url, (_) => _.active === 0)
+
+/** Holds an advisory lock on a connection of its own until `release`. */
+const locked = (key: number) =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const client = new Pg.Client({ connectionString: database.url, application_name: "effect-db test support" })
+      client.on("error", () => {})
+      await client.connect()
+      await client.query("SELECT pg_advisory_lock($1)", [key])
+      return { release: Effect.promise(() => client.query("SELECT pg_advisory_unlock_all()")), client }
+    }),
+    ({ client }) => Effect.promise(() => client.end())
+  )
+
+describe("interrupting a statement that was not sent", () => {
+  wired(database, "one that waits for the pool never happens", one, (at) =>
+    Effect.gen(function* () {
+      const holder = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
+      const waiting = yield* Effect.forkScoped(run("INSERT INTO t VALUES (1)"))
+      yield* until(
+        "it waits",
+        Effect.map(DbEngine.stats, (_) => _.pending === 1)
+      )
+      expect(yield* took(Fiber.interrupt(waiting))).toBeLessThan(50)
+      yield* Fiber.interrupt(holder)
+      yield* run("SELECT 1")
+      expect(at.proxy.statements()).toEqual([sleep, "SELECT 1"])
+    })
+  )
+
+  wired(database, "one that waits for the answer before it never happens", { ...one, pipelining: false }, (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const first = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
+        const { sql } = yield* DbEngine
+        const second = yield* Effect.forkScoped(run("INSERT INTO t VALUES (1)"))
+        const batch = yield* Effect.forkScoped(
+          DbSession.batch([sql`INSERT INTO t VALUES (2)`, sql`INSERT INTO t VALUES (3)`])
+        )
+        yield* Effect.yieldNow()
+        expect(yield* took(Fiber.interruptAll([second, batch]))).toBeLessThan(50)
+        yield* Fiber.interrupt(first)
+        yield* run("INSERT INTO t VALUES (4)")
+        expect(yield* ids).toEqual([4])
+      })
+    )
+  )
+
+  wired(database, "a session whose only statement was never sent commits nothing and opens nothing", one, (at) =>
+    Effect.gen(function* () {
+      const holder = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
+      const waiting = yield* Effect.forkScoped(DbSession.autocommit(run("INSERT INTO t VALUES (1)")))
+      yield* until(
+        "it waits",
+        Effect.map(DbEngine.stats, (_) => _.pending === 1)
+      )
+      yield* Fiber.interrupt(waiting)
+      yield* Fiber.interrupt(holder)
+      expect(at.proxy.statements()).toEqual([sleep])
+    })
+  )
+})
+
+describe("interrupting a statement that runs", () => {
+  wired(database, "FAULTS 26: it is cancelled at once, with a pool of one, and the connection goes on", one, (at) =>
+    Effect.gen(function* () {
+      const fiber = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
+      yield* running()
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      yield* noneActive
+      expect(at.proxy.cancels.length).toBe(1)
+      expect(at.proxy.log.filter((_) => _.dir === "backend" && _.type === "E").map((_) => _.name)).toEqual(["57014"])
+      expect(yield* run("SELECT 2 AS two")).toEqual([{ two: 2 }])
+      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+    })
+  )
+
+  wired(database, "a timeout over it ends on time", one, () =>
+    Effect.gen(function* () {
+      const elapsed = yield* took(Effect.timeoutOption(run(sleep), "100 millis"))
+      expect(elapsed).toBeGreaterThan(95)
+      expect(elapsed).toBeLessThan(600)
+      yield* noneActive
+    })
+  )
+
+  wired(database, "in a session: everything is rolled back, and the connection goes on", one, (at) =>
+    Effect.gen(function* () {
+      const work = DbSession.autocommit(Effect.zipRight(run("INSERT INTO t VALUES (1)"), run(sleep)))
+      const fiber = yield* forkUntil(at, executes(/pg_sleep/), work)
+      yield* running()
+      const exit = yield* Fiber.interrupt(fiber)
+      expect(Exit.isInterrupted(exit)).toBe(true)
+      expect(yield* ids).toEqual([])
+      expect(at.proxy.statements().at(-1)).toBe("ROLLBACK")
+      yield* run("SELECT 1")
+      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+    })
+  )
+
+  wired(database, "a nested block's statement: the block fails, the session goes on", one, (at) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        yield* run("INSERT INTO t VALUES (1)")
+        const inner = withTransaction(Effect.zipRight(run("INSERT INTO t VALUES (2)"), run(sleep)))
+        const fiber = yield* forkUntil(at, executes(/pg_sleep/), inner)
+        yield* running()
+        yield* Fiber.interrupt(fiber)
+        yield* run("INSERT INTO t VALUES (3)")
+      })
+    ).pipe(Effect.zipRight(Effect.tap(ids, (found) => Effect.sync(() => expect(found).toEqual([1, 3])))))
+  )
+
+  wired(database, "a BEGIN and statement that wait for a lock are cancelled together", one, (at) =>
+    Effect.gen(function* () {
+      const lock = yield* locked(1)
+      const fiber = yield* forkUntil(at, executes(/advisory/), withTransaction(run("SELECT pg_advisory_xact_lock(1)")))
+      yield* running()
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      yield* lock.release
+    })
+  )
+
+  wired(database, "a batch is cancelled as one, and nothing of it is done", one, (at) =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      const batch = DbSession.batch([sql`INSERT INTO t VALUES (1)`, sql.unsafe(sleep), sql`INSERT INTO t VALUES (2)`])
+      const fiber = yield* forkUntil(at, answered(/^INSERT/), batch)
+      yield* running()
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      expect(yield* ids).toEqual([])
+      yield* run("SELECT 1")
+      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+    })
+  )
+
+  wired(database, "a cancel that is refused is asked for again", one, (at) =>
+    Effect.gen(function* () {
+      const fiber = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
+      yield* running()
+      at.proxy.accept("refuse")
+      const before = at.proxy.accepted
+      const interrupting = yield* Effect.forkScoped(Fiber.interrupt(fiber))
+      yield* until("refused once", () => at.proxy.accepted > before)
+      at.proxy.accept("relay")
+      yield* Fiber.join(interrupting)
+      expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
+      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+    })
+  )
+})
+
+describe("interrupting a statement behind others", () => {
+  wired(database, "the interrupt returns at once, and the one in front is not harmed", one, (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const lock = yield* locked(2)
+        const front = yield* forkUntil(
+          at,
+          executes(/advisory/),
+          run("SELECT pg_advisory_xact_lock(2), 'mine' AS whose")
+        )
+        const behind = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
+        expect(yield* took(Fiber.interrupt(behind))).toBeLessThan(50)
+        expect(at.proxy.cancels).toEqual([])
+        const canceled = seen(at, isCancel)
+        yield* lock.release
+        expect((yield* Fiber.join(front))[0]).toMatchObject({ whose: "mine" })
+        // Its turn has come.
+        yield* canceled
+        expect(yield* took(run("SELECT 1"))).toBeLessThan(500)
+      })
+    )
+  )
+
+  wired(database, "two are interrupted while the first cancel is on its way: both end", one, (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const first = yield* forkUntil(at, executes(/'first'/), run("SELECT pg_sleep(60), 'first'"))
+        const second = yield* forkUntil(at, executes(/'second'/), run("SELECT pg_sleep(60), 'second'"))
+        yield* running()
+        // The cancel reaches the server; that it was taken is not seen yet.
+        const held = at.proxy.holdAt(isCancel, { forward: true })
+        const a = yield* Effect.forkScoped(Fiber.interrupt(first))
+        yield* Effect.promise(() => held)
+        yield* seen(at, (_) => _.dir === "backend" && _.type === "E")
+        yield* Fiber.join(a)
+        const b = yield* Effect.forkScoped(Fiber.interrupt(second))
+        yield* Effect.yieldNow()
+        at.proxy.resume()
+        expect(yield* took(Fiber.join(b))).toBeLessThan(1000)
+        yield* noneActive
+      })
+    )
+  )
+
+  const stray = (text: string) => (at: Parameters<Parameters<typeof wired>[3]>[0]) =>
+    Effect.gen(function* () {
+      const lock = yield* locked(3)
+      const first = yield* forkUntil(at, executes(/advisory/), run("SELECT pg_advisory_xact_lock(3)"))
+      const innocent = yield* forkUntil(at, executes(/pg_sleep/), run(text))
+      const held = at.proxy.holdAt(isCancel, { forward: false })
+      const done = seen(at, answered(/^SELECT/))
+      yield* Effect.forkScoped(Fiber.interrupt(first))
+      yield* Effect.promise(() => held)
+      // The first one is over before the cancel arrives, and the other one runs.
+      yield* lock.release
+      yield* done
+      yield* running()
+      at.proxy.resume()
+      return innocent
+    })
+
+  wired(database, "FAULTS 27: a cancel that arrives late does no harm to the next fiber's statement", one, (at) =>
+    Effect.gen(function* () {
+      yield* DbConnection.withConnection(
+        Effect.gen(function* () {
+          const innocent = yield* stray("SELECT pg_sleep(0.3), 'mine' AS whose")(at)
+          expect((yield* Fiber.join(innocent))[0]).toMatchObject({ whose: "mine" })
+          expect(at.proxy.log.filter(executes(/mine/)).length).toBe(2)
+        })
+      )
+      // It was not confirmed by the one that it was meant for.
+      yield* run("SELECT 1")
+      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(2)
+    })
+  )
+
+  wired(database, "FAULTS 27: one that may have done something is not sent again, but fails typed", one, (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const innocent = yield* stray("DO $$ BEGIN PERFORM pg_sleep(5); END $$")(at)
+        expect((yield* reasonOf(Fiber.join(innocent)))._tag).toBe("QueryCanceled")
+        expect(at.proxy.log.filter(executes(/^DO/)).length).toBe(1)
+      })
+    )
+  )
+})
+
+describe("late cancels", () => {
+  wired(database, "FAULTS 27: never hit the next borrower, in 150 rounds", one, () =>
+    Effect.gen(function* () {
+      for (let round = 0; round < 150; round++) {
+        const fiber = yield* Effect.fork(run(`/* ${round} */ SELECT pg_sleep(0.002)`))
+        for (let i = 0; i < round % 10; i++) yield* Effect.promise(() => new Promise((r) => setImmediate(r)))
+        if (round % 3 === 0) yield* Effect.sleep(round % 7)
+        yield* Fiber.interruptFork(fiber)
+        expect(yield* run("SELECT pg_sleep(0.002), 'mine' AS whose")).toMatchObject([{ whose: "mine" }])
+      }
+    })
+  )
+})
+
+describe("a cancel that is not confirmed", () => {
+  const limits = { maxConnections: 1, settleTimeout: 300, connectTimeout: 2000 }
+  const short = "SELECT pg_sleep(2)"
+
+  for (const mode of ["silent", "refuse"] as const) {
+    wired(database, `FAULTS 26: (${mode}) the connection is destroyed within settleTimeout`, limits, (at) =>
+      Effect.gen(function* () {
+        const fiber = yield* forkUntil(at, executes(/pg_sleep/), run(short))
+        yield* running()
+        at.proxy.accept(mode)
+        const elapsed = yield* took(Fiber.interrupt(fiber))
+        expect(elapsed).toBeGreaterThan(290)
+        expect(elapsed).toBeLessThan(600)
+        expect(at.proxy.connections.length).toBe(0)
+        at.proxy.accept("relay")
+        expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
+      })
+    )
+  }
+
+  wired(database, "in a transaction: it is over within settleTimeout, and nothing is kept", limits, (at) =>
+    Effect.gen(function* () {
+      const work = withTransaction(Effect.zipRight(run("INSERT INTO t VALUES (1)"), run(short)))
+      const fiber = yield* forkUntil(at, executes(/pg_sleep/), work)
+      yield* running()
+      at.proxy.accept("silent")
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(700)
+      at.proxy.accept("relay")
+      yield* run("SELECT 1")
+      expect(yield* ids).toEqual([])
+    })
+  )
+})
