@@ -91,7 +91,7 @@ try {
       const samples = await measure(works, {
         n: args.quick ? workload.quick : workload.n,
         rounds: args.rounds !== undefined ? Number(args.rounds) : args.quick ? 2 : workload.rounds,
-        warmUp: args.quick ? 0 : workload.n
+        warmUp: args.quick ? 0 : workload.warmUp
       })
       const result = resultOf(workload, samples)
       results.push(result)

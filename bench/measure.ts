@@ -20,7 +20,6 @@ export const median = (values: ReadonlyArray<number>): number => {
 export const ratio = (a: Sample, b: Sample): number => median(a.micros.map((_, i) => _ / b.micros[i]!))
 
 const once = async (work: Work, n: number): Promise<number> => {
-  globalThis.gc?.()
   const start = performance.now()
   const own = await work(n)
   return own ?? ((performance.now() - start) * 1000) / n
@@ -32,7 +31,8 @@ export const measure = async (
 ): Promise<ReadonlyArray<Sample>> => {
   const all = [...contenders]
   const micros = new Map<string, Array<number>>(all.map(([name]) => [name, []]))
-  if (warmUp > 0) for (const [, work] of all) await work(warmUp)
+  // Long enough for the compiler; a forced garbage collection in between would throw its work away.
+  for (let round = 0; round < warmUp; round++) for (const [, work] of all) await work(n)
   for (let round = 0; round < rounds; round++) {
     for (let i = 0; i < all.length; i++) {
       const [name, work] = all[(i + round) % all.length]!

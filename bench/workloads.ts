@@ -18,6 +18,8 @@ export interface Workload {
   readonly n: number
   readonly quick: number
   readonly rounds: number
+  /** Turns of everybody before the rounds that count. */
+  readonly warmUp: number
   /** Over the link that adds a millisecond to each round trip. */
   readonly slow?: boolean
   readonly goals: ReadonlyArray<Goal>
@@ -27,21 +29,23 @@ export const workloads: ReadonlyArray<Workload> = [
   {
     name: "insert",
     title: "transaction with one insert",
-    n: 400,
+    n: 1000,
     quick: 20,
     rounds: 15,
+    warmUp: 4,
     goals: [
       { against: "pg", most: 0.95, beyond: 0.8 },
       { against: "@effect/sql-pg", most: 0.55, beyond: 0.45 }
     ]
   },
-  { name: "five", title: "transaction with five statements", n: 200, quick: 10, rounds: 11, goals: [] },
+  { name: "five", title: "transaction with five statements", n: 400, quick: 10, rounds: 11, warmUp: 2, goals: [] },
   {
     name: "twenty",
     title: "transaction with twenty inserts at once",
     n: 100,
     quick: 5,
     rounds: 15,
+    warmUp: 4,
     goals: [
       { against: "@effect/sql-pg", most: 0.2, beyond: 0.15 },
       { against: "postgres", most: 1, beyond: 0.7 }
@@ -50,9 +54,10 @@ export const workloads: ReadonlyArray<Workload> = [
   {
     name: "select",
     title: "one select, no transaction",
-    n: 800,
+    n: 2000,
     quick: 40,
     rounds: 15,
+    warmUp: 4,
     goals: [
       { against: "@effect/sql-pg", most: 0.6, beyond: 0.5 },
       { against: "pg", most: 1, beyond: 0.9 }
@@ -61,9 +66,10 @@ export const workloads: ReadonlyArray<Workload> = [
   {
     name: "fibersInsert",
     title: `${fibers} fibers, each transaction one insert`,
-    n: fibers * 20,
+    n: fibers * 30,
     quick: fibers,
     rounds: 15,
+    warmUp: 4,
     goals: [
       { against: "@effect/sql-pg", most: 0.5, beyond: 0.4 },
       { against: "pg", most: 1.1, beyond: 0.9 }
@@ -72,9 +78,10 @@ export const workloads: ReadonlyArray<Workload> = [
   {
     name: "fibersSelect",
     title: `${fibers} fibers, one select each time`,
-    n: fibers * 40,
+    n: fibers * 60,
     quick: fibers,
     rounds: 15,
+    warmUp: 4,
     goals: [
       { against: "pg", most: 0.7, beyond: 0.5 },
       { against: "postgres", most: 1.3, beyond: 1 }
@@ -86,6 +93,7 @@ export const workloads: ReadonlyArray<Workload> = [
     n: 40,
     quick: 3,
     rounds: 9,
+    warmUp: 1,
     slow: true,
     goals: [{ against: "pg", most: 0.87 }]
   },
@@ -95,6 +103,7 @@ export const workloads: ReadonlyArray<Workload> = [
     n: 1,
     quick: 1,
     rounds: 5,
+    warmUp: 1,
     goals: [{ against: "@effect/sql-pg", most: 0.8, beyond: 0.6 }]
   }
 ]

@@ -2,8 +2,8 @@
  * `npm run docs:check`: every TypeScript block of README.md and docs/ compiles, and every relative link of the words
  * leads somewhere.
  *
- * A block that imports is a program as it stands. One that does not is given the imports of the names that it uses,
- * the cast below and, where it has a `yield*` of its own, a generator around it. "```ts ignore" is not looked at.
+ * A block that imports is a program as it stands. One that does not is given the imports of the names that it uses and
+ * the cast below. Only "```ts" is looked at.
  */
 import { spawnSync } from "node:child_process"
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
@@ -114,10 +114,7 @@ const uses = (code, name) =>
 const moduleOf = (code) => {
   if (/^import\b/m.test(code)) return [code, 0]
   const head = importsFor(code)
-  const yields = code.split("\n").some((line) => /^\S.*\byield\*/.test(line) && !/function\*.*yield\*/.test(line))
-  if (yields) head.push("export const run = Effect.gen(function* () {")
-  if (yields && !/\bEffect\b/.test(head.join("\n").replace(/export.*/, ""))) head.unshift(`import { Effect } from "effect"`)
-  return [[...head, code, yields ? "})" : "export {}"].join("\n"), head.length]
+  return [[...head, code, "export {}"].join("\n"), head.length]
 }
 
 /** @type {Array<string>} */
@@ -154,7 +151,9 @@ if (tsc.error !== undefined) throw tsc.error
 for (const message of tsc.stdout.split("\n").filter((line) => line !== "")) {
   const at = /^([^(]+)\((\d+),\d+\): (.*)$/.exec(message)
   const place = at === null ? undefined : places.get(at[1] ?? "")
-  found.push(place === undefined ? message : `${place.page}:${place.line + Number(at?.[2])} ${at?.[3]}`)
+  if (place !== undefined) found.push(`${place.page}:${place.line + Number(at?.[2])} ${at?.[3]}`)
+  // what is wrong in src is told by `npm run types`
+  else if (at === null && !message.startsWith(" ")) found.push(message)
 }
 
 /** The anchor that GitHub gives a heading. @param {string} heading */
@@ -181,6 +180,16 @@ for (const page of words) {
       found.push(`${page} links to ${link}, which has no such heading`)
     }
   }
+}
+
+// The headings of the FAQ are our error messages, "…" for what differs.
+const sources = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" })
+  .filter((name) => name.endsWith(".ts"))
+  .map((name) => readFileSync(join(root, "src", name), "utf8"))
+for (const [, heading = ""] of proseOf("docs/faq.md").matchAll(/^### (.*)$/gm)) {
+  const parts = heading.split("…").map((part) => part.trim())
+  const lost = parts.filter((part) => part.length > 3 && !sources.some((source) => source.includes(part)))
+  for (const part of lost) found.push(`docs/faq.md: no error says "${part}"`)
 }
 
 for (const message of found) console.error(message)

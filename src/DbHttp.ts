@@ -13,6 +13,8 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as FiberRef from "effect/FiberRef"
 import { identity } from "effect/Function"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
@@ -138,6 +140,21 @@ const answer = (
 /** What becomes of an app's errors: one whose errors are all the server's business stays so, as `HttpApiBuilder` asks. */
 type Failure<E> = [E] extends [never] ? never : E | SqlError
 
+/**
+ * A server runs what is no route uninterruptibly, also when the client has gone away. Here it is interrupted, unless it
+ * has come to a route that asks not to be. A daemon, because children get every interruption of their parent's.
+ */
+const leavable: Restore = (app) =>
+  Effect.flatMap(Effect.forkDaemon(Effect.interruptible(app)), (fiber) =>
+    Effect.flatMap(Effect.exit(Effect.interruptible(Fiber.join(fiber))), (exit) => {
+      if (Exit.isSuccess(exit) || !Cause.isInterrupted(exit.cause)) return exit
+      const route = Context.getOption(fiber.getFiberRef(FiberRef.currentContext), HttpRouter.RouteContext as never)
+      return Option.exists(route as Option.Option<HttpRouter.RouteContext>, (_) => _.route.uninterruptible)
+        ? Fiber.join(fiber)
+        : Effect.zipRight(Fiber.interrupt(fiber), exit)
+    })
+  )
+
 type Engines<Name extends string> = { [One in Name]: DbEngine<One> }[Name]
 
 /**
@@ -166,9 +183,9 @@ export const middleware =
       const once = (response: HttpServerResponse.HttpServerResponse) =>
         Effect.uninterruptibleMask((restore) => {
           if (answered) return Effect.succeed(response)
-          const success = commits(response)
           answered = true
-          return answer(response, slots, success, options.streams, restore)
+          const ended = Effect.suspend(() => answer(response, slots, commits(response), options.streams, restore))
+          return Effect.onError(ended, () => Effect.ignore(endAll(slots, false)))
         })
       // As a server's middleware the app sends the response as well: the handler comes in between. Around a route it
       // is called when all is over.
@@ -176,20 +193,21 @@ export const middleware =
         (_, response) => once(response) as Effect.Effect<typeof response>
       )
       const whole = withSlots(restore(Effect.flatMap(Effect.zipRight(handler, app), once)), slots)
-      return Effect.flatMap(Effect.exit(whole), (exit) =>
-        answered ? exit : Effect.zipRight(Effect.exit(endAll(slots, false)), exit)
-      )
+      return Effect.flatMap(Effect.exit(whole), (exit) => {
+        if (answered) return exit
+        answered = true
+        return Effect.zipRight(Effect.exit(endAll(slots, false)), exit)
+      })
     }
     return Effect.flatMap(Effect.all(tags as ReadonlyArray<typeof DefaultEngine>), (services) =>
       Effect.withFiberRuntime<HttpServerResponse.HttpServerResponse, E | SqlError, any>((fiber) => {
         const fresh = [...new Set(services.map(coreOf))].filter((core) => Ambient.entry(fiber, core).slot === undefined)
         if (fresh.length === 0) return app as App
-        // A server runs what is no route uninterruptibly, also when the client has gone away.
         const routed = fiber.currentContext.unsafeMap.has(HttpRouter.RouteContext.key)
         return Effect.uninterruptibleMask((restore) =>
           Effect.flatMap(
             Effect.forEach(fresh, (core) => makeSlot(core, Ambient.entry(fiber, core), options, false)),
-            (slots) => around(slots, routed ? restore : Effect.interruptible)
+            (slots) => around(slots, routed ? restore : leavable)
           )
         )
       })

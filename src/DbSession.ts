@@ -174,8 +174,8 @@ const makeSession = (
     use,
     batch: (statements) => use(runBatch(core, statements)),
     beforeCommit: hook((at, hook) => void at.unit.beforeCommit.push(hook)),
-    afterCommit: hook((at, hook) => void at.frame.afterCommit.push(hook)),
-    afterRollback: hook((at, hook) => void at.frame.afterRollback.push(hook))
+    afterCommit: hook((at, hook) => void at.frame.top.afterCommit.push(hook)),
+    afterRollback: hook((at, hook) => void at.frame.top.afterRollback.push(hook))
   }
 }
 
@@ -332,7 +332,7 @@ const inAll = (f: (slot: Slot, unit: Unit) => Effect.Effect<void, SqlError>): Ef
     )
   )
 
-/** No two-phase commit: after the first failure the rest is rolled back, and what was committed stays. */
+/** No two-phase commit: after the first failure what was committed stays, the rest is rolled back, all are released. */
 const commitAll: Effect.Effect<void, SqlError> = Effect.flatMap(allOpen, (open) => {
   const next = (at: number): Effect.Effect<void, SqlError> => {
     const one = open[at]
@@ -341,7 +341,7 @@ const commitAll: Effect.Effect<void, SqlError> = Effect.flatMap(allOpen, (open) 
       onSuccess: () => next(at + 1),
       onFailure: (cause) =>
         Effect.zipRight(
-          Effect.forEach(open.slice(at), ({ slot, unit }) => Effect.ignore(sessions.close(slot, unit)), {
+          Effect.forEach(open, ({ slot, unit }) => Effect.ignore(sessions.close(slot, unit)), {
             discard: true
           }),
           Effect.failCause(cause)

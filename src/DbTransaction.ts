@@ -128,6 +128,12 @@ export interface ManualTransaction extends Omit<Transaction, "end"> {
   readonly rollback: Effect.Effect<void, SqlError>
 }
 
+// An effect, without saying of what: `Effect<any, any, any>` would make `any` of the body's own E and R where they
+// are inferred from what is returned.
+interface AnyBody {
+  readonly [Effect.EffectTypeId]: unknown
+}
+
 /**
  * A combinator that also takes a function of the block that it opens.
  *
@@ -135,7 +141,7 @@ export interface ManualTransaction extends Omit<Transaction, "end"> {
  * @category models
  */
 export interface TransactionCombinator<Options, Name extends string> {
-  <Arg extends Effect.Effect<any, any, any> | ((tx: Transaction) => Effect.Effect<any, any, any>) | Options>(
+  <Arg extends Effect.Effect<any, any, any> | ((tx: Transaction) => AnyBody) | Options>(
     effectOrOptions: Arg,
     ...rest: CombinatorRest<Options>
   ): Arg extends (tx: Transaction) => infer Result
@@ -335,11 +341,13 @@ export const make = <Name extends string>(
 ): TransactionModule<Name> => ({
   current: Effect.flatMap(engine, (service) =>
     Effect.withFiberRuntime((fiber) => {
-      const { frame } = Ambient.entry(fiber, coreOf(service))
+      const { frame, slot } = Ambient.entry(fiber, coreOf(service))
+      // A block that was begun by hand belongs to no fiber: it is found through the session.
+      const at = (frame ?? slot?.unit?.frame)?.top
       return Effect.succeed(
-        frame === undefined || frame.ended || frame.kind === "session"
+        at === undefined || at.ended || at.kind === "session"
           ? Option.none()
-          : Option.some(handleOf(frame.unit, frame.top, noEnd))
+          : Option.some(handleOf(at.unit, at, noEnd))
       )
     })
   ),
@@ -356,7 +364,7 @@ export const make = <Name extends string>(
       }
       const at = unitOf(slot, frame)
       if (at instanceof Error) return Effect.fail(at)
-      blocks.markRollbackOnly(at.frame, "setRollbackOnly was called")
+      blocks.markRollbackOnly(at.frame.top, "setRollbackOnly was called")
       return Effect.void
     })
   ),

@@ -1,4 +1,5 @@
 import { describe, it } from "@effect/vitest"
+import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import { Chunk, Deferred, Effect, Fiber, Option, Redacted, Stream } from "effect"
 import { DbConnection, DbEngine, DbError, DbQuery, DbSession, withTransaction } from "effect-db"
@@ -14,7 +15,6 @@ import {
   proxiedOn,
   reason,
   seen,
-  until,
   used
 } from "./support/programs.js"
 
@@ -35,7 +35,10 @@ const upTo = (n: number) => Array.from({ length: n }, (_, i) => ({ n: i + 1 }))
 
 /** Cursors that are open in the transaction of the fiber. */
 const openCursors = Effect.flatMap(client, (sql) =>
-  Effect.map(sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_cursors`, (rows) => rows[0]!.n)
+  Effect.map(
+    sql<{ n: number }>`SELECT count(*)::int AS n FROM pg_cursors WHERE name LIKE 'effect_db%'`,
+    (rows) => rows[0]!.n
+  )
 )
 
 describe("41 stream", () => {
@@ -74,16 +77,14 @@ describe("41 stream", () => {
     }))
 
   for (const [name, around] of [
-    ["a session", DbSession.autocommit],
-    ["a transaction", withTransaction]
+    ["a session", <A, E, R>(effect: Effect.Effect<A, E, R>) => DbSession.autocommit(effect)],
+    ["a transaction", <A, E, R>(effect: Effect.Effect<A, E, R>) => withTransaction(effect)]
   ] as const) {
     test(
       `in ${name}: statements inside the loop run, for 1 500 rows`,
       () =>
         Effect.gen(function* () {
-          yield* around(
-            Stream.runForEach(numbers(1500), ({ n }) => insert(n)) as Effect.Effect<void, unknown, DbEngine | DbSession>
-          )
+          yield* around(Stream.runForEach(numbers(1500), ({ n }) => insert(n)))
           expect((yield* committed(database)).length).toBe(1500)
         }),
       { maxConnections: 1 }
@@ -328,9 +329,7 @@ describe("41 stream", () => {
     () =>
       DbConnection.withConnection(
         Effect.gen(function* () {
-          const error = yield* Effect.flip(
-            Stream.runForEach(numbers(2000), ({ n }) => insert(n)) as Effect.Effect<void, unknown, DbEngine | DbSession>
-          )
+          const error = yield* Effect.flip(Stream.runForEach(numbers(2000), ({ n }) => insert(n)))
           const why = DbError.reason(error)
           expect(why?._tag).toBe("SessionBusy")
           expect(why?.message).toContain("stream")
@@ -357,9 +356,7 @@ describe("42 DbQuery", () => {
   const expected: ReadonlyArray<
     readonly [
       name: string,
-      query: (
-        statement: Statement.Statement<{ n: number | null }>
-      ) => Effect.Effect<unknown, import("@effect/sql/SqlError").SqlError>,
+      query: (statement: Statement.Statement<{ n: number | null }>) => Effect.Effect<unknown, SqlError>,
       results: readonly [none: unknown, one: unknown, two: unknown, nothing: unknown]
     ]
   > = [
@@ -535,8 +532,10 @@ describe("batch", () => {
     () =>
       Effect.gen(function* () {
         const sql = yield* client
-        const result = yield* DbSession.batch([sql`SELECT 1 AS a_b`, sql`SELECT 1 AS a_b`.withoutTransform as never])
-        expect(result[0]).toEqual([{ "a-b": 1 }])
+        expect(yield* DbSession.batch([sql`SELECT 1 AS a_b`, sql`SELECT 2 AS c_d`])).toEqual([
+          [{ "a-b": 1 }],
+          [{ "c-d": 2 }]
+        ])
       }),
     { transformResultNames: (name) => name.replaceAll("_", "-") }
   )
@@ -640,7 +639,7 @@ describe("COPY", () => {
         yield* DbConnection.withConnection(
           Effect.gen(function* () {
             const before = yield* pid
-            expect(yield* reason(around(sql.unsafe("COPY t FROM STDIN")))).toMatch(/QueryCanceled|InvalidInput/)
+            expect(yield* reason(around(sql.unsafe("COPY t FROM STDIN")))).toBe("InvalidInput")
             expect(yield* pid).toBe(before)
             expect(yield* committed(database)).toEqual([])
           })
@@ -654,7 +653,7 @@ describe("COPY", () => {
         const sql = yield* client
         const before = yield* pid
         const copying = sql.unsafe("INSERT INTO t (id) VALUES (1); COPY t FROM STDIN; INSERT INTO t (id) VALUES (2)")
-        expect(yield* reason(copying)).toMatch(/QueryCanceled|InvalidInput/)
+        expect(yield* reason(copying)).toBe("InvalidInput")
         expect(yield* pid).toBe(before)
         expect(yield* committed(database)).toEqual([])
       })

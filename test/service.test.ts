@@ -10,6 +10,7 @@ import * as Http from "node:http"
 import * as Net from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { Readable } from "node:stream"
 import { fileURLToPath } from "node:url"
 import Pg from "pg"
 import { MigrationsLive } from "../examples/service/database.js"
@@ -354,17 +355,20 @@ describe("import and export", () => {
   }
   let prefix = "import "
 
-  const upload = async function* (body: string | AsyncIterable<Uint8Array>, signal?: AbortSignal) {
-    const response = await fetch(`${url}/import`, {
-      method: "POST",
-      body: body as BodyInit,
-      duplex: "half",
-      ...(signal === undefined ? {} : { signal })
-    } as RequestInit)
-    expect(response.status).toBe(200)
+  /** The lines of the answer, while the file is on its way. */
+  const upload = async function* (file: string | AsyncIterable<Uint8Array>, signal?: AbortSignal) {
+    const request = Http.request(`${url}/import`, { method: "POST", ...(signal === undefined ? {} : { signal }) })
+    const answer = new Promise<Http.IncomingMessage>((resolve, reject) =>
+      request.once("response", resolve).once("error", reject)
+    )
+    request.on("error", () => {})
+    const sending = Readable.from(typeof file === "string" ? [file] : file)
+    sending.on("error", () => {}).pipe(request)
+    const response = await answer
+    expect(response.statusCode).toBe(200)
     let text = ""
-    for await (const chunk of response.body!.pipeThrough(new TextDecoderStream())) {
-      const lines = (text + chunk).split("\n")
+    for await (const chunk of response.setEncoding("utf8")) {
+      const lines = (text + String(chunk)).split("\n")
       text = lines.pop()!
       for (const line of lines) yield JSON.parse(line) as Record<string, unknown>
     }
@@ -416,7 +420,6 @@ describe("import and export", () => {
       const before = await rows<{ readonly n: number }>("SELECT count(*)::int AS n FROM transfers")
       globalThis.gc?.()
       const idle = process.memoryUsage()
-      const trace: Array<string> = []
       let most = 0
       const progress: Array<Record<string, unknown>> = []
       // 50 MB, of which never more than a few batches are held
@@ -424,14 +427,12 @@ describe("import and export", () => {
         progress.push(step)
         globalThis.gc?.()
         const { arrayBuffers, heapUsed } = process.memoryUsage()
-        trace.push(`${(heapUsed/1e6).toFixed(0)}/${(arrayBuffers/1e6).toFixed(0)}`)
         most = Math.max(most, heapUsed - idle.heapUsed + arrayBuffers - idle.arrayBuffers)
       }
       expect(progress.filter((step) => "staged" in step).map(({ staged }) => staged)).toEqual(
         Array.from({ length: 20 }, (_, i) => (i + 1) * 5000)
       )
       expect(progress.slice(20)).toEqual([{ posting: 100_000 }, { done: true, transfers: 100_000, accountsOpened: 50 }])
-      console.log(idle, trace.join(" "))
       expect(most).toBeLessThan(25 * 1024 * 1024)
       const [sums] = await rows(`
       SELECT count(*)::int AS accounts, sum(balance)::text AS balance FROM accounts WHERE name LIKE 'import %'`)
@@ -497,8 +498,16 @@ describe("import and export", () => {
 describe("npm start", { timeout: 60_000 }, () => {
   const root = fileURLToPath(new URL("..", import.meta.url))
 
+  /** What a test that failed would leave behind. */
+  const running = new Set<() => void>()
+  afterEach(() => {
+    for (const kill of running) kill()
+  })
+
   interface Running {
     readonly child: ChildProcess
+    /** Ctrl-C. */
+    readonly interrupt: () => void
     readonly out: () => string
     readonly err: () => string
     readonly exit: Promise<number | null>
@@ -506,13 +515,26 @@ describe("npm start", { timeout: 60_000 }, () => {
 
   const start = (command: string, args: ReadonlyArray<string>, cwd: string, env: Record<string, string>): Running => {
     const { DATABASE_URL: _, ...inherited } = process.env
-    const child = spawn(command, args, { cwd, env: { ...inherited, ...env }, stdio: ["ignore", "pipe", "pipe"] })
+    // a process group of its own, as a terminal would give it: Ctrl-C goes to all of it
+    const child = spawn(command, args, {
+      cwd,
+      env: { ...inherited, ...env },
+      stdio: ["ignore", "pipe", "pipe"],
+      detached: true
+    })
+    const interrupt = () => process.kill(-child.pid!, "SIGINT")
+    const kill = () => process.kill(-child.pid!, "SIGKILL")
+    running.add(kill)
     let out = ""
     let err = ""
     child.stdout.on("data", (chunk: Buffer) => (out += chunk.toString()))
     child.stderr.on("data", (chunk: Buffer) => (err += chunk.toString()))
-    const exit = new Promise<number | null>((resolve) => child.once("close", resolve))
-    return { child, out: () => out, err: () => err, exit }
+    // npm ends itself by the signal that it was sent, which a shell reports as 130
+    const exit = new Promise<number | null>((resolve) =>
+      child.once("close", (code, signal) => resolve(signal === "SIGINT" ? 130 : code))
+    )
+    void exit.then(() => running.delete(kill))
+    return { child, interrupt, out: () => out, err: () => err, exit }
   }
   const npmStart = (env: Record<string, string>) => start("npm", ["start"], root, env)
 
@@ -580,7 +602,7 @@ describe("npm start", { timeout: 60_000 }, () => {
       await client.query("SELECT FROM accounts WHERE id = $1 FOR UPDATE", [ada.id])
       const answer = fetch(`${there}/accounts/${ada.id}/deposits`, { method: "POST", body: '{"amount":5}' })
       await untilWaitingForLock()
-      running.child.kill("SIGINT")
+      running.interrupt()
       // it takes nothing new from now on
       for (;;) {
         const refused = await fetch(`${there}/health`).then(
@@ -609,7 +631,7 @@ describe("npm start", { timeout: 60_000 }, () => {
       try {
         return await use(await listening(running))
       } finally {
-        running.child.kill("SIGINT")
+        running.interrupt()
         expect([0, 130]).toContain(await running.exit)
         expect(running.err()).toBe("")
       }

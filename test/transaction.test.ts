@@ -753,6 +753,30 @@ describe("23 manual transactions", () => {
       })
     ).pipe(Effect.zipRight(Effect.map(rows, (ids) => expect(ids).toEqual([])))))
 
+  test("DbTransaction.current and setRollbackOnly mean the innermost that is open", () =>
+    Effect.gen(function* () {
+      const depth = Effect.map(
+        DbTransaction.current,
+        Option.map((_) => _.depth)
+      )
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          expect(yield* depth).toEqual(Option.none())
+          const one = yield* DbSession.begin()
+          yield* insert(1)
+          const two = yield* DbSession.begin()
+          yield* insert(2)
+          expect(yield* depth).toEqual(Option.some(2))
+          yield* DbTransaction.setRollbackOnly
+          expect(yield* reason(two.commit)).toBe("TransactionAborted")
+          expect(yield* depth).toEqual(Option.some(1))
+          yield* one.commit
+          expect(yield* depth).toEqual(Option.none())
+        })
+      )
+      expect(yield* rows).toEqual([1])
+    }))
+
   test("a handle of make has them too", () =>
     Effect.gen(function* () {
       yield* Effect.scoped(

@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as FiberRef from "effect/FiberRef"
+import * as FiberRefs from "effect/FiberRefs"
 import { identity } from "effect/Function"
 import { globalValue } from "effect/GlobalValue"
 import * as Stream from "effect/Stream"
@@ -99,8 +100,9 @@ class Carrier implements Connection {
     return Effect.fail(refuse())
   }
 
-  executeUnprepared() {
-    return Effect.fail(refuse())
+  // Its savepoint was refused, so there is nothing to undo; a failure here would replace that error by a defect.
+  executeUnprepared(sql: string) {
+    return sql.startsWith("ROLLBACK TO SAVEPOINT effect_sql_") ? Effect.succeed([]) : Effect.fail(refuse())
   }
 }
 
@@ -143,7 +145,14 @@ const change = (ambient: Ambient, key: object, f: (entry: Entry) => Entry): Ambi
 }
 
 const put = (ambient: Ambient, context: Context.Context<never>): Effect.Effect<void> =>
-  Effect.zipRight(FiberRef.set(ref, ambient), FiberRef.set(FiberRef.currentContext, context))
+  Effect.updateFiberRefs((id, refs) =>
+    FiberRefs.updateManyAs(refs, {
+      entries: [
+        [ref, [[id, ambient]]],
+        [FiberRef.currentContext, [[id, context]]]
+      ]
+    })
+  )
 
 /** Both carriers at once, for callers that nothing interrupts: two times `Effect.locally` costs four times as much. */
 const swap = <A, E, R, B, E2, R2>(
@@ -179,8 +188,7 @@ export const locally = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   key: object,
   f: (entry: Entry) => Entry
-): Effect.Effect<A, E, R> =>
-  Effect.uninterruptibleMask((restore) => during(restore(effect), key, f, identity))
+): Effect.Effect<A, E, R> => Effect.uninterruptibleMask((restore) => during(restore(effect), key, f, identity))
 
 /**
  * As `locally`, with what comes next, whatever the exit. Only where nothing interrupts; the effect itself is restored

@@ -204,12 +204,16 @@ export class Answers {
   }
 
   private ready(group: Group, status: "I" | "T" | "E"): void {
+    const step = group.steps[group.at]
+    const early = step !== undefined && group.error === undefined
+    // Before the group is taken off: what it has not been told fails with the connection.
+    if (early && (!group.simple || step.command === undefined)) {
+      throw new ProtocolViolation("ReadyForQuery before the answer")
+    }
     this.groups.shift()
     this.status = status
     if (group.opens) this.opening = false
-    const step = group.steps[group.at]
-    if (step !== undefined && group.error === undefined) {
-      if (!group.simple || step.command === undefined) throw new ProtocolViolation("ReadyForQuery before the answer")
+    if (early && step.command !== undefined) {
       const results = step.results ?? []
       this.advance(group)
       step.command.settle(

@@ -205,7 +205,7 @@ const outermost = (engine: EngineCore, entry: Entry, body: Body, options: BlockO
         afterBefore(slot, frame, raw, restore, (raw) => {
           const { commits, exit } = exitOf(block, raw)
           const early = commits && !Exit.isSuccess(raw)
-          const end = early
+          const end: Effect.Effect<void, any> = early
             ? Effect.matchEffect(runBefore(slot, unit, frame), {
                 onSuccess: () => endNow(slot, frame, true),
                 onFailure: (error) => Effect.zipRight(endNow(slot, frame, false), Effect.fail(error))

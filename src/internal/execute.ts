@@ -101,25 +101,27 @@ class Solo implements Running, Owner {
     this.waiter?.()
   }
 
-  readonly interrupt: Effect.Effect<void> = Effect.suspend(() => {
-    if (this.settled) return Effect.void
-    const { command, wire } = this
-    if (command === undefined || wire === undefined) {
-      this.stop()
-      this.settled = true
-      return Effect.void
-    }
-    const wait = wire.interrupt(command)
-    if (command.settled) {
-      this.settle(undefined, undefined, undefined)
-      return Effect.void
-    }
-    if (!wait) return Effect.void
-    return Effect.async<void>((resume) => {
-      if (this.settled) resume(Effect.void)
-      else this.waiter = () => resume(Effect.void)
+  get interrupt(): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      if (this.settled) return Effect.void
+      const { command, wire } = this
+      if (command === undefined || wire === undefined) {
+        this.stop()
+        this.settled = true
+        return Effect.void
+      }
+      const wait = wire.interrupt(command)
+      if (command.settled) {
+        this.settle(undefined, undefined, undefined)
+        return Effect.void
+      }
+      if (!wait) return Effect.void
+      return Effect.async<void>((resume) => {
+        if (this.settled) resume(Effect.void)
+        else this.waiter = () => resume(Effect.void)
+      })
     })
-  })
+  }
 }
 
 const canHeal = (error: DbError, wire: Wire): boolean =>

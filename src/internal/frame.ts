@@ -102,14 +102,14 @@ export class Frame implements Owner {
       done(this.closedError())
       return () => {}
     }
-    if (this.top.child === undefined && this.waiters.length === 0) {
+    if (this.top.child === undefined && this.waiters.length === 0 && !this.unit.settling) {
       done(undefined)
       return () => {}
     }
     const waiter: Waiter = { done, timer: undefined }
     const limit = this.unit.engine.config.blockMillis
     waiter.timer = setTimeout(() => {
-      const blocking = this.top.child?.name ?? "another block"
+      const blocking = this.top.child?.name ?? (this.unit.settling ? "the end of the transaction" : "another block")
       if (!this.leave(waiter)) return
       done(
         DbError.make("SessionBusy", {
@@ -166,8 +166,9 @@ export class Frame implements Owner {
     }
   }
 
-  private serve(): void {
-    while (this.waiters.length > 0 && !this.ended && this.top.child === undefined) {
+  /** Whoever waits has its turn, as long as nothing stands in the way. */
+  serve(): void {
+    while (this.waiters.length > 0 && !this.ended && this.top.child === undefined && !this.unit.settling) {
       const waiter = this.waiters.shift()!
       clearTimeout(waiter.timer)
       waiter.done(undefined)

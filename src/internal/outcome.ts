@@ -1,8 +1,9 @@
 /**
  * Whether a COMMIT whose answer was lost took effect. A row written in the same transaction proves it: who finds
  * out inserts the same key, which waits for the transaction if it is still in progress, and then either collides
- * (committed) or takes the key, so that a late original collides (aborted). `pg_xact_status` alone can't tell: after
- * a crash transaction ids are used again.
+ * (committed) or takes the key, so that a late original collides (aborted). Who has the key is in the row: the answer to
+ * the question can be lost as well, and it has to be the same when it is asked again. `pg_xact_status` alone can't
+ * tell: after a crash transaction ids are used again.
  */
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
@@ -14,7 +15,13 @@ import { makeSpec } from "./statement.js"
 import type { OutcomeMarker, Unit } from "./unit.js"
 
 const create =
-  "CREATE TABLE IF NOT EXISTS effect_db_outcome (id uuid PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
+  "CREATE TABLE IF NOT EXISTS effect_db_outcome " +
+  "(id uuid PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(), aborted boolean NOT NULL DEFAULT false)"
+
+/** An update, not "do nothing": it waits for the row, and returns the one that is there. */
+const question =
+  "INSERT INTO effect_db_outcome AS o (id, aborted) VALUES ($1, true) " +
+  "ON CONFLICT (id) DO UPDATE SET at = o.at RETURNING o.aborted::text"
 
 const prepared = new WeakMap<EngineCore, true>()
 
@@ -45,17 +52,28 @@ export const makeMarker = (unit: Unit): OutcomeMarker => {
       if (spec instanceof Error) return resume(Effect.fail(spec))
       unit.runLast(spec, (error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
     }),
-    settle: executeApart(engine, "INSERT INTO effect_db_outcome (id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING id", [
-      id
-    ]).pipe(
-      Effect.map((result) => (result.rows.length === 0 ? ("committed" as const) : ("aborted" as const))),
+    settle: executeApart(engine, question, [id]).pipe(
+      Effect.map((result) => ((result.rows[0] as ReadonlyArray<string>)[0] === "true" ? "aborted" : "committed")),
       // The server may be restarting: the question stays the same, and asking twice changes nothing.
       Effect.retry(
         Schedule.exponential("50 millis").pipe(
           Schedule.union(Schedule.spaced("1 second")),
           Schedule.upTo(Math.max(engine.config.settleMillis, 1))
         )
-      )
+      ),
+      // Where the server has not noticed that the connection is gone, the original holds the key for as long.
+      Effect.interruptible,
+      Effect.timeoutFail({
+        duration: engine.config.acquireMillis + engine.config.settleMillis,
+        onTimeout: () => stillOpen(engine)
+      })
     )
   }
 }
+
+const stillOpen = (engine: EngineCore): DbError =>
+  DbError.make("ConnectionError", {
+    phase: "commit",
+    message: `Whether it was committed could not be found out within ${engine.config.settleMillis} ms.`,
+    hint: "The transaction may still be open on the server, which has not noticed that its connection is gone."
+  })

@@ -88,7 +88,8 @@ export const ping = (wire: Wire, limitMillis: number, next: () => void, late: ()
 /** Ends what is open and, with `sweep`, puts the session back to what it was after start-up. @internal */
 export const reset = (wire: Wire, limitMillis: number, sweep: boolean, next: () => void): void => {
   const open = wire.status !== "I"
-  const text = !sweep ? "ROLLBACK" : open ? `ROLLBACK;${resetText}` : resetText
+  const all = wire.prepares ? `${resetText};DEALLOCATE ALL` : resetText
+  const text = !sweep ? "ROLLBACK" : open ? `ROLLBACK;${all}` : all
   bounded(
     wire,
     limitMillis,
@@ -98,7 +99,7 @@ export const reset = (wire: Wire, limitMillis: number, sweep: boolean, next: () 
         done()
       }),
     () => {
-      wire.dirty = false
+      if (sweep) wire.dirty = wire.prepares = false
       if (wire.status !== "I") wire.doomed ??= "it could not be rolled back"
       next()
     }

@@ -42,6 +42,7 @@ const parserOf = (types: TypeParsers, field: Field, isDefault: boolean): Parser 
 
 /** @internal */
 export const readFields = (buffer: Buffer, start: number, end: number): ReadonlyArray<Field> => {
+  if (start + 2 > end) throw new ProtocolViolation("RowDescription is cut short")
   const count = buffer.readUInt16BE(start)
   const fields: Array<Field> = new Array(count)
   let offset = start + 2
@@ -95,6 +96,7 @@ const eachColumn = (
   end: number,
   set: (index: number, value: unknown) => void
 ): void => {
+  if (start + 2 > end) throw new ProtocolViolation("DataRow is cut short")
   const count = (buffer[start]! << 8) | buffer[start + 1]!
   if (count !== parsers.length) throw new ProtocolViolation("DataRow and RowDescription disagree")
   let offset = start + 2

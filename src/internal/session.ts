@@ -5,6 +5,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
@@ -66,14 +67,16 @@ const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
         { discard: true }
       )
 
-/** The hooks of these frames, taken so that they run once. */
-const takeHooks = (frames: ReadonlyArray<Frame>, committed: boolean): ReadonlyArray<Hook> =>
+/** The hooks of these frames, taken so that they run once; none, when nobody knows whether it was committed. */
+const takeHooks = (frames: ReadonlyArray<Frame>, committed: boolean, unknown = false): ReadonlyArray<Hook> =>
   frames.flatMap((frame) => {
-    const hooks = committed ? frame.afterCommit : frame.afterRollback
+    const hooks = unknown ? [] : committed ? frame.afterCommit : frame.afterRollback
     frame.afterCommit = []
     frame.afterRollback = []
     return hooks
   })
+
+const isUnknown = (error: DbError): boolean => error.reason._tag === "CommitUnknown"
 
 /** Runs what has to run inside, before COMMIT. Nothing is committed when there is nothing open. @internal */
 export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Effect.Effect<void, SqlError> =>
@@ -113,7 +116,7 @@ export const commit = (slot: Slot, unit: Unit): Effect.Effect<void, SqlError> =>
 export const settleOpen = (unit: Unit, frames: ReadonlyArray<Frame>, frame: Frame): Effect.Effect<void, DbError> =>
   Effect.matchEffect(unit.commit(frame), {
     onSuccess: () => runAfter(takeHooks(frames, true)),
-    onFailure: (error) => Effect.zipRight(runAfter(takeHooks(frames, false)), Effect.fail(error))
+    onFailure: (error) => Effect.zipRight(runAfter(takeHooks(frames, false, isUnknown(error))), Effect.fail(error))
   })
 
 /** ROLLBACK and the hooks that follow it. @internal */
@@ -159,7 +162,8 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
   }
   const after = (exit: Exit.Exit<void, DbError>): Effect.Effect<void, DbError> => {
     unit.release()
-    const hooks = takeHooks(frames, commits && Exit.isSuccess(exit))
+    const unknown = Exit.isFailure(exit) && Option.exists(Cause.failureOption(exit.cause), isUnknown)
+    const hooks = takeHooks(frames, commits && Exit.isSuccess(exit), unknown)
     return hooks.length === 0 ? exit : Effect.zipRight(runAfter(hooks), exit)
   }
   return Effect.matchCauseEffect(
@@ -189,9 +193,7 @@ export const endNow = (slot: Slot, block: Frame | undefined, success: boolean): 
 export const around = <A, E, R>(slot: Slot, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError, R> =>
   Effect.uninterruptibleMask((restore) =>
     Ambient.during(restore(effect), slot.engine, inSlot(slot), (exit) =>
-      afterBefore(slot, undefined, exit, restore, (exit) =>
-        settle(exit, (success) => endNow(slot, undefined, success))
-      )
+      afterBefore(slot, undefined, exit, restore, (exit) => settle(exit, (success) => endNow(slot, undefined, success)))
     )
   )
 

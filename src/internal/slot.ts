@@ -25,7 +25,7 @@ export interface SlotOptions extends TransactionOptions {
 export class Slot implements Stacked {
   unit: Unit | undefined = undefined
   ended = false
-  readonly name: string
+  private readonly number: number
   private gate: Deferred.Deferred<void, DbError> | undefined = undefined
 
   constructor(
@@ -34,7 +34,11 @@ export class Slot implements Stacked {
     /** The connection that was ambient when it was opened, for the session to run on. */
     private readonly outer: Root | undefined
   ) {
-    this.name = options.name ?? `session ${++sessions}`
+    this.number = ++sessions
+  }
+
+  get name(): string {
+    return this.options.name ?? `session ${this.number}`
   }
 
   get released(): boolean {
@@ -46,7 +50,9 @@ export class Slot implements Stacked {
     return this.unit === undefined && !this.ended && this.engine.beforeSession !== undefined
   }
 
-  readonly root = (): Root => this.get().lease
+  root(): Root {
+    return this.get().lease
+  }
 
   /** Whether its session is on this connection, or will be when somebody asks for it. */
   runsOn(root: Root): boolean {
@@ -66,25 +72,27 @@ export class Slot implements Stacked {
   }
 
   /** Runs `beforeSession` once for the next session, however many ask. */
-  readonly prepare: Effect.Effect<void, DbError> = Effect.suspend(() => {
-    const before = this.engine.beforeSession
-    if (!this.needsGate || before === undefined) return Effect.void
-    if (this.gate !== undefined) return Deferred.await(this.gate)
-    return Effect.flatMap(Deferred.make<void, DbError>(), (gate) => {
+  get prepare(): Effect.Effect<void, DbError> {
+    return Effect.suspend(() => {
+      const before = this.engine.beforeSession
+      if (!this.needsGate || before === undefined) return Effect.void
       if (this.gate !== undefined) return Deferred.await(this.gate)
-      this.gate = gate
-      // In a fiber of its own: it is for all who wait, not for the first who asked.
-      return Effect.forkDaemon(
-        Effect.flatMap(Effect.exit(before), (exit) =>
-          Effect.suspend(() => {
-            this.gate = undefined
-            if (Exit.isSuccess(exit) && !this.ended) this.get()
-            return Deferred.done(gate, Exit.isFailure(exit) && Cause.isInterruptedOnly(exit.cause) ? Exit.void : exit)
-          })
-        )
-      ).pipe(Effect.zipRight(Deferred.await(gate)))
+      return Effect.flatMap(Deferred.make<void, DbError>(), (gate) => {
+        if (this.gate !== undefined) return Deferred.await(this.gate)
+        this.gate = gate
+        // In a fiber of its own: it is for all who wait, not for the first who asked.
+        return Effect.forkDaemon(
+          Effect.flatMap(Effect.exit(before), (exit) =>
+            Effect.suspend(() => {
+              this.gate = undefined
+              if (Exit.isSuccess(exit) && !this.ended) this.get()
+              return Deferred.done(gate, Exit.isFailure(exit) && Cause.isInterruptedOnly(exit.cause) ? Exit.void : exit)
+            })
+          )
+        ).pipe(Effect.zipRight(Deferred.await(gate)))
+      })
     })
-  })
+  }
 
   /** The slot is empty again: the next use creates another session. */
   empty(): void {

@@ -161,7 +161,11 @@ const makeConstructor = (
   const sql = (...args: ReadonlyArray<unknown>): unknown =>
     isTemplate(args[0]) ? direct(base(...args)) : base(...args)
   return Object.assign(sql, base, {
-    unsafe: (text: string, params?: ReadonlyArray<unknown>) => direct(base.unsafe(text, params) as never)
+    unsafe: (text: string, params: ReadonlyArray<unknown> = []) => {
+      const statement = direct(base.unsafe(text, params) as never)
+      // The ecosystem's would make a string of anything: this one is refused when it is run.
+      return typeof text === "string" ? statement : Object.assign(statement, { compile: () => [text, params] })
+    }
   }) as unknown as Statement.Constructor
 }
 

@@ -1,7 +1,7 @@
 /**
  * What a statement is sent as, decided from its text and remembered with it.
  */
-import type { DbError } from "../DbError.js"
+import { DbError } from "../DbError.js"
 import { checkText, encodeParams } from "./input.js"
 import type { CopyHandler } from "./pipeline.js"
 
@@ -15,12 +15,16 @@ export interface Spec {
   /** Several statements in one text: only the simple protocol takes them. */
   readonly simple: boolean
   readonly copy: CopyHandler | undefined
+  /** Only in this one of its session's transactions: for a cursor, which ends with it. */
+  readonly transaction?: number | undefined
   /** The search path that it runs with; nothing: the connection's own. */
   readonly path: string | undefined
 }
 
 interface Known {
   readonly refused: DbError | undefined
+  /** Why it can't be run as a statement, but by COPY's own functions. */
+  readonly copies: DbError | undefined
   readonly several: boolean
   readonly prepare: boolean
 }
@@ -32,12 +36,22 @@ const longestKept = 16384
 // Others run once, or can't be planned: a name would only fill the cache.
 const planned = /^\s*(?:select|insert|update|delete|with|values|merge|table)\b/i
 
+// The server would wait for data, and take for data what is sent behind it.
+const copiesIn = /(?:^|;)\s*copy\b[^;]*\bfrom\s+stdin\b/i
+
+const copyRefused = (): DbError =>
+  DbError.make("InvalidInput", {
+    message: "COPY ... FROM STDIN was run as a statement, which has no data to give.",
+    hint: "Use DbQuery.copyFrom(statement, source)."
+  })
+
 const look = (text: string): Known => {
   const refused = checkText(text)
-  if (refused !== undefined) return { refused, several: false, prepare: false }
+  if (refused !== undefined) return { refused, copies: undefined, several: false, prepare: false }
   const semicolon = text.indexOf(";")
   const fact: Known = {
     refused: undefined,
+    copies: copiesIn.test(text) ? copyRefused() : undefined,
     // A semicolon in a literal makes it simple as well: slower, not wrong.
     several: semicolon !== -1 && text.slice(semicolon + 1).trim() !== "",
     prepare: text.length < longestKept && planned.test(text)
@@ -59,10 +73,16 @@ export const makeSpec = (
   text: string,
   params: ReadonlyArray<unknown>,
   rowMode: "object" | "array",
-  options: { readonly several: boolean; readonly prepare: boolean; readonly copy?: CopyHandler | undefined; readonly path?: string | undefined }
+  options: {
+    readonly several: boolean
+    readonly prepare: boolean
+    readonly copy?: CopyHandler | undefined
+    readonly path?: string | undefined
+  }
 ): Spec | DbError => {
   const fact = known.get(text) ?? look(text)
   if (fact.refused !== undefined) return fact.refused
+  if (fact.copies !== undefined && options.copy === undefined) return fact.copies
   const encoded = params.length === 0 ? noParams : encodeParams(params)
   if (!Array.isArray(encoded)) return encoded as DbError
   return {

@@ -13,10 +13,11 @@ import * as Stream from "effect/Stream"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
-import { execute, homeOf } from "./execute.js"
+import { execute, executeSpec, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
 import { endSlot } from "./session.js"
 import { Slot } from "./slot.js"
+import { isRefused, makeSpec } from "./statement.js"
 
 const rowsPerFetch = 500
 
@@ -26,12 +27,6 @@ let cursors = 0
 const hasCursor = (text: string): boolean =>
   /^[\s(]*(?:select|values|table)\b/i.test(text) ||
   (/^[\s(]*with\b/i.test(text) && !/\b(?:insert|update|delete|merge)\b/i.test(text))
-
-const over = (): DbError =>
-  DbError.make("TransactionClosed", {
-    message: "The transaction that a stream reads in has ended, and its cursor with it.",
-    hint: "Commit after the stream, or do what is committed on the way in DbSession.isolated."
-  })
 
 /** @internal */
 export const streamRows = (
@@ -69,17 +64,22 @@ export const streamRows = (
         yield* run(`DECLARE ${cursor} NO SCROLL CURSOR FOR ${text}`, params, first)
         const unit = slot.get()
         const at: Bound = { _tag: "Slot", slot, unit }
-        const { transactions } = unit
+        const transaction = unit.transactions
         // A cursor is its transaction's: asked for in the next one, it would make that one fail.
-        const inTime = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
-          Effect.suspend(() => (unit.ended || unit.transactions === transactions ? effect : Effect.fail(over())))
+        const onCursor = (text: string) =>
+          Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) => {
+            const spec = makeSpec(text, [], "object", { several: false, prepare: false })
+            return isRefused(spec)
+              ? Effect.fail(spec)
+              : executeSpec(fiber, engine, at, { ...spec, transaction }, (result) => result.rows)
+          })
         yield* Scope.addFinalizer(
           scope,
           Effect.suspend(() =>
-            session === undefined || unit.aborted ? Effect.void : Effect.ignore(inTime(run(`CLOSE ${cursor}`, [], at)))
+            session === undefined || unit.aborted ? Effect.void : Effect.ignore(onCursor(`CLOSE ${cursor}`))
           )
         )
-        const fetchOne = inTime(run(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`, [], at))
+        const fetchOne = onCursor(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`)
         let next: Fiber.Fiber<ReadonlyArray<any>, SqlError> | undefined = undefined
         const fetch = Effect.uninterruptible(
           Effect.map(Effect.forkDaemon(Effect.interruptible(fetchOne)), (fiber) => {

@@ -69,6 +69,9 @@ export class Run {
 
   private submit(wire: Wire): void {
     const { frame, spec, unit } = this
+    if (spec.transaction !== undefined && spec.transaction !== unit.transactions) {
+      return this.settle(cursorGone(), undefined, undefined)
+    }
     this.wire = wire
     const owner = (this.block = frame.top)
     const command = new Command(
@@ -102,25 +105,27 @@ export class Run {
   }
 
   /** Not sent: never happens. Running: cancelled, and this waits for the server's word. Behind others: marked. */
-  readonly interrupt: Effect.Effect<void> = Effect.suspend(() => {
-    if (this.settled) return Effect.void
-    const command = this.command
-    if (command === undefined || this.wire === undefined) {
-      this.stop()
-      this.settle(withdrawn(), undefined, undefined)
-      return Effect.void
-    }
-    const wait = this.wire.interrupt(command)
-    if (command.settled && !this.settled) {
-      this.settle(withdrawn(), undefined, undefined)
-      return Effect.void
-    }
-    if (!wait) return Effect.void
-    return Effect.async<void>((resume) => {
-      if (this.settled) resume(Effect.void)
-      else this.waiter = () => resume(Effect.void)
+  get interrupt(): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      if (this.settled) return Effect.void
+      const command = this.command
+      if (command === undefined || this.wire === undefined) {
+        this.stop()
+        this.settle(withdrawn(), undefined, undefined)
+        return Effect.void
+      }
+      const wait = this.wire.interrupt(command)
+      if (command.settled && !this.settled) {
+        this.settle(withdrawn(), undefined, undefined)
+        return Effect.void
+      }
+      if (!wait) return Effect.void
+      return Effect.async<void>((resume) => {
+        if (this.settled) resume(Effect.void)
+        else this.waiter = () => resume(Effect.void)
+      })
     })
-  })
+  }
 
   /** The session ends: what was not sent fails. */
   abandon(error: DbError): void {
@@ -137,6 +142,12 @@ export class Run {
     if (!this.settled && this.sent) this.wire!.interrupt(this.command!)
   }
 }
+
+const cursorGone = (): DbError =>
+  DbError.make("TransactionClosed", {
+    message: "The transaction that a stream reads in has ended, and its cursor with it.",
+    hint: "Commit after the stream, or do what is committed on the way in DbSession.isolated."
+  })
 
 const withdrawn = (): DbError =>
   DbError.make("QueryCanceled", {
@@ -156,6 +167,7 @@ export class Unit implements PathState {
   aborted = false
   /** How many transactions have ended: what belongs to one of them can tell that it is over. */
   transactions = 0
+  private settlers = 0
   /** Why there is no transaction any more, though nobody ended it. */
   lost: DbError | undefined = undefined
   ended = false
@@ -363,13 +375,15 @@ export class Unit implements PathState {
   }
 
   /** Waits until what was sent is answered. */
-  private readonly whenQuiet: Effect.Effect<void> = Effect.suspend(() =>
-    this.submitted === 0
-      ? Effect.void
-      : Effect.async<void>((resume) => {
-          this.quiet.push(() => resume(Effect.void))
-        })
-  )
+  private get whenQuiet(): Effect.Effect<void> {
+    return Effect.suspend(() =>
+      this.submitted === 0
+        ? Effect.void
+        : Effect.async<void>((resume) => {
+            this.quiet.push(() => resume(Effect.void))
+          })
+    )
+  }
 
   /** A statement of ours at the end of the transaction, when no other is let in any more. */
   runLast(spec: Spec, done: (error: DbError | undefined) => void): void {
@@ -393,8 +407,8 @@ export class Unit implements PathState {
    * Ends a savepoint block. `undefined`: kept. A block that succeeds over a failed statement is rolled back and
    * says so.
    */
-  readonly endBlock = (frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
-    Effect.suspend(() => {
+  endBlock(frame: Frame, success: boolean): Effect.Effect<void, DbError> {
+    return Effect.suspend(() => {
       if (frame.parent?.child !== frame) return Effect.void
       frame.seal()
       const spoiled = frame.failure !== undefined || frame.rollbackOnly !== undefined || this.aborted
@@ -421,6 +435,7 @@ export class Unit implements PathState {
       const undo = this.undo(frame)
       return error === undefined ? undo : Effect.zipRight(undo, Effect.fail(error))
     })
+  }
 
   private undo(frame: Frame): Effect.Effect<void> {
     const over = Effect.sync(() => frame.close())
@@ -454,9 +469,28 @@ export class Unit implements PathState {
   commit(frame: Frame): Effect.Effect<void, DbError> {
     return Effect.suspend(() => {
       if (!this.open) return this.lost === undefined ? Effect.void : this.failCommit(this.lost)
-      return this.submitted === 0
-        ? this.commitQuiet(frame)
-        : Effect.flatMap(this.whenQuiet, () => this.commitQuiet(frame))
+      return this.alone(
+        this.submitted === 0 ? this.commitQuiet(frame) : Effect.flatMap(this.whenQuiet, () => this.commitQuiet(frame))
+      )
+    })
+  }
+
+  /** The transaction is being ended: what is issued from now on belongs to the next one, and waits. */
+  get settling(): boolean {
+    return this.settlers > 0
+  }
+
+  private alone<E>(end: Effect.Effect<void, E>): Effect.Effect<void, E> {
+    this.settlers++
+    const over = <A>(exit: A): A => {
+      this.settlers--
+      this.frame.serve()
+      return exit
+    }
+    // Nothing interrupts the end of a transaction: this is `ensuring` in fewer steps.
+    return Effect.matchCauseEffect(end, {
+      onFailure: (cause) => over(Effect.failCause(cause)),
+      onSuccess: () => over(Effect.void)
     })
   }
 
@@ -541,31 +575,33 @@ export class Unit implements PathState {
   rollback(): Effect.Effect<void> {
     return Effect.suspend(() => {
       for (const run of [...this.runs]) run.cancel()
-      return Effect.zipRight(this.whenQuiet, this.rollbackQuiet)
+      return this.alone(Effect.zipRight(this.whenQuiet, this.rollbackQuiet))
     })
   }
 
-  private readonly rollbackQuiet: Effect.Effect<void> = Effect.suspend(() => {
-    const wire = this.lease.wire
-    if (wire === undefined || wire.dead || !this.begun || this.lost !== undefined) {
-      if (this.lost !== undefined && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
-      if (wire?.dead === true || this.lost !== undefined) this.dropWire()
-      this.over()
-      return Effect.void
-    }
-    this.pending = []
-    return this.control("ROLLBACK", true).pipe(
-      Effect.matchEffect({
-        onSuccess: () => Effect.sync(() => this.over()),
-        onFailure: (error) =>
-          Effect.sync(() => {
-            this.lease.wire?.destroy(error)
-            this.dropWire()
-            this.over()
-          })
-      })
-    )
-  })
+  private get rollbackQuiet(): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      const wire = this.lease.wire
+      if (wire === undefined || wire.dead || !this.begun || this.lost !== undefined) {
+        if (this.lost !== undefined && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
+        if (wire?.dead === true || this.lost !== undefined) this.dropWire()
+        this.over()
+        return Effect.void
+      }
+      this.pending = []
+      return this.control("ROLLBACK", true).pipe(
+        Effect.matchEffect({
+          onSuccess: () => Effect.sync(() => this.over()),
+          onFailure: (error) =>
+            Effect.sync(() => {
+              this.lease.wire?.destroy(error)
+              this.dropWire()
+              this.over()
+            })
+        })
+      )
+    })
+  }
 
   private dropWire(): void {
     if (this.ownsLease) this.lease.release(false)

@@ -36,6 +36,9 @@ interface Internals {
 
 let ids = 0
 
+/** Nobody waits for longer than this for the end of a connection that is given up. */
+const goodbyeMillis = 1000
+
 /** @internal */
 export interface Listener {
   readonly notification: (channel: string, payload: string) => void
@@ -52,13 +55,17 @@ export class Wire {
   generation = 0
   /** What a borrower may have left behind: reset before the next one. */
   dirty = false
+  /** It has used PREPARE: its names go, and ours with them. */
+  prepares = false
   /** A connection of the same pool has died: this one is looked at before it is used. */
   doubted = false
   /** Why it must not be used again, though its socket may be alive. */
   doomed: string | undefined = undefined
-  closed = false
   readonly listeners = new Set<Listener>()
   private readonly closeWaiters: Array<() => void> = []
+  private socketOpen = true
+  /** What it was cut off from is being told to stop. */
+  private stopping = false
   private readonly pgData: ReadonlyArray<(...args: Array<any>) => void>
   private foreign: ForeignQueue | undefined = undefined
 
@@ -87,6 +94,7 @@ export class Wire {
       onParameter: (name, value) => this.parameters.set(name, value),
       onTag: (tag, command) => {
         if (!this.dirty && leavesState(tag, command.text)) this.dirty = true
+        if (tag === "PREPARE") this.prepares = true
         if (tag === "DISCARD ALL" || tag.startsWith("DEALLOCATE")) this.pipeline.forgetAll()
       },
       onServerError: (message, healed) => {
@@ -102,9 +110,9 @@ export class Wire {
     stream.on("drain", this.pipeline.onDrain)
     client.on("error", (cause) => this.pipeline.die(cause, "read"))
     stream.once("close", () => {
-      this.closed = true
+      this.socketOpen = false
       this.pipeline.die(new Error("the server closed the connection"), "read")
-      for (const waiter of this.closeWaiters.splice(0)) waiter()
+      this.left()
     })
   }
 
@@ -142,7 +150,7 @@ export class Wire {
     return this.foreign === undefined ? this.pipeline.interrupt(command) : this.foreign.interrupt(command)
   }
 
-  cancel(done: (error?: Error) => void): void {
+  cancel(done: (error?: Error) => void, atMost = Infinity): void {
     sendCancel(
       {
         host: this.host.host,
@@ -151,7 +159,7 @@ export class Wire {
         pid: this.pid,
         secret: this.internals.secretKey
       },
-      Math.min(this.config.connectMillis, this.config.settleMillis),
+      Math.min(this.config.connectMillis, this.config.settleMillis, atMost),
       done
     )
   }
@@ -189,16 +197,21 @@ export class Wire {
     this.onDeath(this)
   }
 
+  /** Calls back when its socket is closed, and the server knows that nobody waits for what ran there. */
   onClose(f: () => void): void {
-    if (this.closed) f()
-    else this.closeWaiters.push(f)
+    this.closeWaiters.push(f)
+    this.left()
+  }
+
+  private left(): void {
+    if (!this.socketOpen && !this.stopping) for (const waiter of this.closeWaiters.splice(0)) waiter()
   }
 
   /** Says goodbye and waits for the server to hang up, so that its backend is gone when `onClose` is called. */
   end(): void {
     if (this.dead) return
     const stream = this.internals.connection.stream
-    const hurry = setTimeout(() => stream.destroy(), 1000)
+    const hurry = setTimeout(() => stream.destroy(), goodbyeMillis)
     hurry.unref()
     this.onClose(() => clearTimeout(hurry))
     this.internals.connection.end()
@@ -208,7 +221,13 @@ export class Wire {
   destroy(cause: unknown): void {
     if (this.dead) return
     const busy = !this.pipeline.idle || this.foreign !== undefined
-    if (busy) this.cancel(() => {})
+    if (busy) {
+      this.stopping = true
+      this.cancel(() => {
+        this.stopping = false
+        this.left()
+      }, goodbyeMillis)
+    }
     this.pipeline.die(cause, "read")
   }
 }

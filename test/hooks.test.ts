@@ -1,0 +1,390 @@
+import { describe, it } from "@effect/vitest"
+import { Context, Deferred, Effect, Fiber, Layer, Logger, Option } from "effect"
+import { atomic, DbEngine, DbLayer, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { expect } from "vitest"
+import { testDatabase } from "./support/database.js"
+import {
+  type Around,
+  committed,
+  expectAtRest,
+  insert,
+  outcome,
+  pid,
+  place,
+  programsOn,
+  proxiedOn,
+  reason,
+  refused,
+  seen,
+  sessionForms,
+  used
+} from "./support/programs.js"
+
+const database = testDatabase()
+const test = programsOn(database)
+const proxied = proxiedOn(database)
+const rows = committed(database)
+const no = Effect.fail("no" as const)
+
+const outerForms: ReadonlyArray<readonly [string, Around]> = [
+  ...sessionForms,
+  ["isolated", (effect) => DbSession.isolated(effect)],
+  ["withTransaction", (effect) => withTransaction(effect)],
+  ["atomic", (effect) => atomic(effect)],
+  ["DbTransaction.scoped", (effect) => Effect.scoped(Effect.zipRight(DbTransaction.scoped(), effect)) as never],
+  [
+    "make",
+    (effect) => Effect.scoped(Effect.flatMap(DbSession.make({ autocommit: true }), (_) => _.use(effect))) as never
+  ]
+]
+
+/** Both hooks, writing down that they ran. */
+const note = (log: Array<string>, name: string) =>
+  Effect.zipRight(
+    DbSession.afterCommit(Effect.sync(() => log.push(`${name} committed`))),
+    DbSession.afterRollback(Effect.sync(() => log.push(`${name} rolled back`)))
+  )
+
+describe("27 afterCommit", () => {
+  for (const [name, around] of outerForms) {
+    test(
+      `${name}: once, after the connection is back, and sees the committed row from a new session`,
+      () =>
+        Effect.gen(function* () {
+          const log: Array<unknown> = []
+          yield* around(
+            Effect.gen(function* () {
+              yield* DbSession.afterCommit(
+                Effect.gen(function* () {
+                  log.push(yield* used, Option.isNone(yield* DbSession.current), yield* seen)
+                  // In a pool of one it can borrow, and commit by itself.
+                  yield* DbSession.autocommit(insert(2))
+                })
+              )
+              yield* insert(1)
+            })
+          )
+          expect(log).toEqual([0, true, [1]])
+          expect(yield* rows).toEqual([1, 2])
+        }),
+      { maxConnections: 1 }
+    )
+
+    test(`${name}: not after a rollback, where afterRollback is run instead`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        expect(yield* reason(around(Effect.all([note(log, "it"), insert(1), no])))).toBe("no")
+        expect(log).toEqual(["it rolled back"])
+        expect(yield* rows).toEqual([])
+      }))
+
+    test(`${name}: not after a commit that failed`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const exit = yield* Effect.exit(around(Effect.all([note(log, "it"), insert(1), Effect.ignore(refused)])))
+        expect(outcome(exit)).toMatch(/TransactionAborted$/)
+        expect(log).toEqual(["it rolled back"])
+      }))
+
+    test(`${name}: in order, and not for a savepoint that was rolled back`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* around(
+          Effect.gen(function* () {
+            yield* note(log, "1")
+            yield* insert(1)
+            yield* withTransaction(Effect.zipRight(note(log, "2"), insert(2)))
+            yield* Effect.ignore(withTransaction(Effect.all([note(log, "3"), insert(3), no])))
+            yield* withTransaction(
+              Effect.all([
+                note(log, "4"),
+                insert(4),
+                Effect.ignore(withTransaction(Effect.all([note(log, "5"), insert(5), no])))
+              ])
+            )
+            yield* note(log, "6")
+          })
+        )
+        expect(log).toEqual(["1 committed", "2 committed", "4 committed", "6 committed"])
+        expect(yield* rows).toEqual([1, 2, 4])
+      }))
+
+    test(`${name}: one that dies or fails undoes nothing, and the others still run`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* around(
+          Effect.all([
+            note(log, "1"),
+            DbSession.afterCommit(Effect.die("hook")),
+            DbSession.afterCommit(Effect.fail("hook")),
+            note(log, "2"),
+            insert(1)
+          ])
+        ).pipe(Effect.provide(Logger.remove(Logger.defaultLogger)))
+        expect(log).toEqual(["1 committed", "2 committed"])
+        expect(yield* rows).toEqual([1])
+      }))
+  }
+
+  it.scopedLive("one that dies is reported", () =>
+    Effect.gen(function* () {
+      const messages: Array<string> = []
+      const logger = Logger.make(({ logLevel, message }) => void messages.push(`${logLevel.label} ${String(message)}`))
+      yield* Effect.gen(function* () {
+        yield* DbSession.autocommit(Effect.zipRight(DbSession.afterCommit(Effect.die("hook")), pid))
+        yield* expectAtRest(database)
+      }).pipe(
+        Effect.provide(DbLayer({ url: database.url })),
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+      )
+      expect(messages.filter((_) => _.startsWith("ERROR"))).toHaveLength(1)
+      expect(messages.join()).toContain("hook")
+    })
+  )
+
+  for (const [name, around] of sessionForms) {
+    test(`${name}: after an explicit commit at once, and only once`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* around(
+          Effect.gen(function* () {
+            yield* note(log, "1")
+            yield* insert(1)
+            yield* DbSession.commit
+            expect(log).toEqual(["1 committed"])
+            yield* note(log, "2")
+            yield* insert(2)
+            yield* DbSession.rollback
+            expect(log).toEqual(["1 committed", "2 rolled back"])
+            yield* note(log, "3")
+            yield* insert(3)
+          })
+        )
+        expect(log).toEqual(["1 committed", "2 rolled back", "3 committed"])
+      }))
+
+    test(`${name}: atomic runs its own at its end`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* around(
+          Effect.gen(function* () {
+            yield* note(log, "before")
+            yield* insert(1)
+            yield* atomic(
+              Effect.gen(function* () {
+                expect(log).toEqual(["before committed"])
+                yield* note(log, "in")
+                yield* insert(2)
+              })
+            )
+            expect(log).toEqual(["before committed", "in committed"])
+            yield* Effect.ignore(atomic(Effect.all([note(log, "failed"), insert(3), no])))
+            expect(log.slice(2)).toEqual(["failed rolled back"])
+          })
+        )
+        expect(log.length).toBe(3)
+      }))
+
+    test(`${name}: close runs afterRollback`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* around(Effect.all([note(log, "1"), insert(1), DbSession.close]))
+        expect(log).toEqual(["1 rolled back"])
+      }))
+  }
+
+  test("a manual transaction's: at its commit, not after its rollback", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          const one = yield* DbSession.begin()
+          yield* insert(1)
+          const two = yield* DbSession.savepoint()
+          yield* note(log, "two")
+          yield* insert(2)
+          yield* two.rollback
+          yield* note(log, "one")
+          yield* one.commit
+          expect(log).toEqual(["one committed"])
+        })
+      )
+      expect(log).toEqual(["one committed"])
+      expect(yield* rows).toEqual([1])
+    }))
+
+  test("with retry only that of the attempt that committed", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const { sql } = yield* DbSession
+      let attempt = 0
+      const again = sql`DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$`
+      yield* withTransaction(
+        Effect.suspend(() => {
+          const name = `attempt ${++attempt}`
+          const hook = DbSession.afterCommit(Effect.sync(() => log.push(name)))
+          return Effect.all([hook, insert(attempt), attempt < 3 ? again : Effect.void])
+        }),
+        { retry: true }
+      )
+      expect(log).toEqual(["attempt 3"])
+      expect(yield* rows).toEqual([3])
+    }))
+
+  test("after a deferred constraint's failure: afterRollback", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      yield* database.query(
+        "DROP TABLE IF EXISTS twin; CREATE TABLE twin (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)"
+      )
+      const collide = Effect.flatMap(DbSession, ({ sql }) => sql`INSERT INTO twin VALUES (1), (1)`)
+      expect(yield* reason(withTransaction(Effect.zipRight(note(log, "it"), collide)))).toBe("UniqueViolation")
+      expect(log).toEqual(["it rolled back"])
+    }))
+
+  for (const [name, around] of [
+    ["withTransaction", (effect) => withTransaction(effect)],
+    ["autocommit", (effect) => DbSession.autocommit(effect)],
+    ["autocommit with an explicit commit", (effect) => DbSession.autocommit(Effect.zipLeft(effect, DbSession.commit))],
+    ["atomic in a session", (effect) => DbSession.autocommit(atomic(effect))]
+  ] as ReadonlyArray<readonly [string, Around]>) {
+    proxied(`${name}: when the outcome of COMMIT is unknown, neither`, (proxy) =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        void proxy.cutAfter(({ text }) => text === "COMMIT", { forward: true })
+        expect(yield* reason(around(Effect.zipRight(note(log, "it"), insert(1))))).toBe("CommitUnknown")
+        expect(log).toEqual([])
+        expect(yield* rows).toEqual([1])
+      })
+    )
+  }
+
+  test("an interruption of the session does not stop the hooks of its rollback", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const inserted = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(
+        DbSession.autocommit(
+          Effect.all([note(log, "it"), insert(1), Deferred.succeed(inserted, undefined), Effect.never])
+        )
+      )
+      yield* Deferred.await(inserted)
+      yield* Fiber.interrupt(fiber)
+      expect(log).toEqual(["it rolled back"])
+    }))
+
+  test("it has the services of the place where it was registered", () =>
+    Effect.gen(function* () {
+      class Mail extends Context.Tag("test/Mail")<Mail, Array<string>>() {}
+      const sent: Array<string> = []
+      yield* DbSession.autocommit(
+        Effect.zipRight(
+          DbSession.afterCommit(Effect.map(Mail, (_) => _.push("sent"))).pipe(
+            Effect.provide(Layer.succeed(Mail, sent))
+          ),
+          insert(1)
+        )
+      )
+      expect(sent).toEqual(["sent"])
+    }))
+
+  test("a session without a transaction has nothing to commit: its hooks run all the same at its end", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      yield* DbSession.autocommit(note(log, "it"))
+      expect(log).toEqual(["it committed"])
+      expect((yield* DbEngine.stats).total).toBe(0)
+    }))
+})
+
+describe("beforeCommit", () => {
+  for (const [name, around] of outerForms) {
+    test(`${name}: runs once, inside, just before COMMIT`, () =>
+      Effect.gen(function* () {
+        const log: Array<unknown> = []
+        yield* around(
+          Effect.gen(function* () {
+            const at = yield* place
+            yield* DbSession.beforeCommit(
+              Effect.gen(function* () {
+                log.push((yield* place).xid === at.xid, yield* rows)
+                yield* insert(2)
+              })
+            )
+            yield* insert(1)
+          })
+        )
+        expect(log).toEqual([true, []])
+        expect(yield* rows).toEqual([1, 2])
+      }))
+
+    test(`${name}: its failure prevents the commit`, () =>
+      Effect.gen(function* () {
+        const exit = yield* Effect.exit(around(Effect.zipRight(DbSession.beforeCommit(refused), insert(1))))
+        expect(outcome(exit)).toMatch(/UnknownError$/)
+        expect(yield* rows).toEqual([])
+      }))
+
+    test(`${name}: does not run before a rollback`, () =>
+      Effect.gen(function* () {
+        let ran = 0
+        const hook = DbSession.beforeCommit(Effect.sync(() => ran++))
+        yield* Effect.ignore(around(Effect.all([hook, insert(1), no])))
+        expect(ran).toBe(0)
+      }))
+  }
+
+  const option = { beforeCommit: insert(9) as never }
+  const withOption: ReadonlyArray<readonly [string, Around]> = [
+    ["autocommit", (effect) => DbSession.autocommit(effect, option)],
+    ["isolated", (effect) => DbSession.isolated(effect, option)],
+    ["scoped", (effect) => Effect.scoped(Effect.zipRight(DbSession.scoped(option), effect)) as never],
+    ["layer", (effect) => Effect.provide(effect, DbSession.layer(option)) as never],
+    [
+      "make",
+      (effect) =>
+        Effect.scoped(Effect.flatMap(DbSession.make({ ...option, autocommit: true }), (_) => _.use(effect))) as never
+    ]
+  ]
+  for (const [name, around] of withOption) {
+    test(`${name}: the option of that name`, () =>
+      Effect.gen(function* () {
+        yield* around(insert(1))
+        expect(yield* rows).toEqual([1, 9])
+      }))
+  }
+
+  test("an explicit commit that it prevents leaves the transaction as it is", () =>
+    Effect.gen(function* () {
+      let allowed = false
+      const hook = Effect.suspend(() => (allowed ? Effect.void : withTransaction(refused)))
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* DbSession.beforeCommit(hook)
+          yield* insert(1)
+          expect(yield* reason(DbSession.commit)).toBe("UnknownError")
+          expect(yield* DbSession.state).toBe("active")
+          allowed = true
+          yield* DbSession.commit
+        })
+      )
+      expect(yield* rows).toEqual([1])
+    }))
+
+  test("a session without statements has no COMMIT, and does not run it", () =>
+    Effect.gen(function* () {
+      let ran = 0
+      yield* DbSession.autocommit(DbSession.beforeCommit(Effect.sync(() => ran++)))
+      expect(ran).toBe(0)
+      expect((yield* DbEngine.stats).total).toBe(0)
+    }))
+
+  test("its connection is the session's own", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const own = yield* pid
+        yield* DbSession.beforeCommit(Effect.map(pid, (_) => expect(_).toBe(own)))
+        yield* DbSession.commit
+      })
+    ))
+})

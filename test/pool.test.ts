@@ -1,0 +1,965 @@
+import { it } from "@effect/vitest"
+import { DbConnection, DbEngine, DbError, DbSession } from "effect-db"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
+import * as Ref from "effect/Ref"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import { beforeAll, describe, expect } from "vitest"
+import type { EngineService } from "../src/DbEngine.js"
+import { testDatabase, untilActivity } from "./support/database.js"
+import { proxy } from "./support/proxy.js"
+import type { Wired } from "./support/wired.js"
+import { answered, executes, forkUntil, identity, reasonOf, sent, took, until, wire, wired } from "./support/wired.js"
+
+// What HikariCP promises of a pool, here.
+const database = testDatabase()
+
+beforeAll(async () => {
+  await Effect.runPromise(
+    database.query(
+      `CREATE TABLE t (id int);
+       CREATE FUNCTION leaves() RETURNS void LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM set_config('work_mem', '5MB', false); END $$`
+    )
+  )
+})
+
+const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
+const numbers = (n: number): ReadonlyArray<number> => Array.from({ length: n }, (_, i) => i)
+const pause = (millis: number) => Effect.promise(() => new Promise((resolve) => setTimeout(resolve, millis)))
+const stats = DbEngine.stats
+const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
+
+/** Holds a connection until the latch opens. */
+const holdUntil = (latch: Deferred.Deferred<void>, name: string) =>
+  Effect.gen(function* () {
+    const holds = yield* Deferred.make<void>()
+    const fiber = yield* Effect.forkScoped(
+      DbConnection.withConnection(Effect.zipRight(Deferred.succeed(holds, undefined), Deferred.await(latch)), {
+        reuse: false,
+        name
+      })
+    )
+    yield* Deferred.await(holds)
+    return fiber
+  })
+
+const pending = (n: number) =>
+  until(
+    `${n} wait`,
+    Effect.map(stats, (_) => _.pending === n)
+  )
+const idle = (n: number) =>
+  until(
+    `${n} are idle`,
+    Effect.map(stats, (_) => _.idle === n && _.used === 0)
+  )
+
+describe("the maximum", () => {
+  wired(
+    database,
+    "FAULTS 11: holds on the server under 200 fibers, slow connects and evictions, and so does the identity of stats",
+    { maxConnections: 4, acquireTimeout: "20 seconds" },
+    (at) =>
+      Effect.gen(function* () {
+        at.proxy.delay(5)
+        let most = 0
+        const watch = Effect.forever(
+          Effect.gen(function* () {
+            most = Math.max(most, (yield* database.activity).total)
+            identity(yield* stats)
+            yield* pause(2)
+          })
+        )
+        const watcher = yield* Effect.forkScoped(watch)
+        yield* Effect.forEach(
+          numbers(200),
+          (i) => Effect.zipRight(run("SELECT pg_sleep(0.003)"), i % 10 === 0 ? DbEngine.evictAll : Effect.void),
+          { concurrency: "unbounded", discard: true }
+        )
+        yield* Fiber.interrupt(watcher)
+        expect(most).toBeGreaterThan(1)
+        expect(most).toBeLessThanOrEqual(4)
+      })
+  )
+
+  wired(database, "FAULTS 11: first come, first served", { maxConnections: 1 }, () =>
+    Effect.gen(function* () {
+      const latch = yield* Deferred.make<void>()
+      yield* holdUntil(latch, "holder")
+      const order: Array<number> = []
+      const fibers = yield* Effect.forEach(numbers(20), (i) =>
+        Effect.zipLeft(Effect.forkScoped(DbConnection.withConnection(Effect.sync(() => order.push(i)))), pending(i + 1))
+      )
+      yield* Deferred.succeed(latch, undefined)
+      yield* Fiber.joinAll(fibers)
+      expect(order).toEqual(numbers(20))
+    })
+  )
+
+  wired(
+    database,
+    "an idle connection serves the first who waits, while another is being checked",
+    { maxConnections: 2, validateAfter: 50 },
+    (at) =>
+      Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        const holder = yield* holdUntil(latch, "holder")
+        yield* run("SELECT 'old'")
+        yield* pause(80)
+        // The old one has to be checked first, and its answer does not come.
+        const held = at.proxy.holdAt((_) => _.type === "Q" && _.text === "", { forward: true })
+        const order: Array<string> = []
+        const first = yield* Effect.forkScoped(DbConnection.withConnection(Effect.sync(() => order.push("first"))))
+        yield* Effect.promise(() => held)
+        const second = yield* Effect.forkScoped(DbConnection.withConnection(Effect.sync(() => order.push("second"))))
+        yield* pending(2)
+        yield* Deferred.succeed(latch, undefined)
+        yield* Effect.all([Fiber.join(holder), Fiber.join(first), Fiber.join(second)])
+        at.proxy.resume()
+        expect(order).toEqual(["first", "second"])
+      })
+  )
+})
+
+describe("waiting", () => {
+  wired(
+    database,
+    "FAULTS 10: exhaustion is an AcquireTimeout on time that names the holders",
+    { maxConnections: 2, acquireTimeout: 150 },
+    () =>
+      Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        yield* holdUntil(latch, "report")
+        yield* holdUntil(latch, "import")
+        const [reason, elapsed] = yield* Effect.gen(function* () {
+          const started = performance.now()
+          return [yield* reasonOf(run("SELECT 1")), performance.now() - started] as const
+        })
+        expect(elapsed).toBeGreaterThan(140)
+        expect(elapsed).toBeLessThan(400)
+        expect(reason).toMatchObject({ _tag: "AcquireTimeout", isRetryable: true })
+        expect((reason as { holders: ReadonlyArray<{ name: string }> }).holders.map((_) => _.name)).toEqual([
+          "report",
+          "import"
+        ])
+        expect(reason.message).toContain("all 2 are in use")
+        yield* Deferred.succeed(latch, undefined)
+      })
+  )
+
+  wired(
+    database,
+    "FAULTS 10: fibers that hold one and wait for another end, and don't wait for ever",
+    { maxConnections: 2, acquireTimeout: 150 },
+    () =>
+      Effect.gen(function* () {
+        const both = yield* Deferred.make<void>()
+        let holding = 0
+        const greedy = DbConnection.withConnection(
+          Effect.gen(function* () {
+            if (++holding === 2) yield* Deferred.succeed(both, undefined)
+            yield* Deferred.await(both)
+            yield* DbConnection.withConnection(Effect.void, { reuse: false })
+          })
+        )
+        const exits = yield* Effect.all([Effect.exit(greedy), Effect.exit(greedy)], { concurrency: 2 })
+        expect(exits.some(Exit.isFailure)).toBe(true)
+      })
+  )
+
+  wired(
+    database,
+    "a database that is down is not called exhaustion",
+    { maxConnections: 2, acquireTimeout: 200 },
+    (at) =>
+      Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        yield* holdUntil(latch, "holder")
+        at.proxy.accept("refuse")
+        const reason = yield* reasonOf(run("SELECT 1"))
+        expect(reason._tag).toBe("AcquireTimeout")
+        expect(reason.message).toContain("can't be reached")
+        at.proxy.accept("relay")
+        yield* Deferred.succeed(latch, undefined)
+      })
+  )
+
+  wired(
+    database,
+    "a database that is silent is not called exhaustion",
+    { maxConnections: 2, acquireTimeout: 150, connectTimeout: 2000 },
+    (at) =>
+      Effect.gen(function* () {
+        at.proxy.accept("silent")
+        const reason = yield* reasonOf(run("SELECT 1"))
+        expect(reason._tag).toBe("AcquireTimeout")
+        expect(reason.message).not.toContain("in use")
+        expect(reason.message).toContain("1 are being opened")
+        at.proxy.cutAll()
+      })
+  )
+
+  wired(database, "who waits for a shorter time is told of that time", { maxConnections: 1 }, () =>
+    Effect.gen(function* () {
+      const latch = yield* Deferred.make<void>()
+      yield* holdUntil(latch, "holder")
+      const reason = yield* reasonOf(DbConnection.withConnection(Effect.void, { reuse: false, timeout: 100 }))
+      expect(reason.message).toContain("within 100 ms")
+      yield* Deferred.succeed(latch, undefined)
+    })
+  )
+
+  wired(database, "a waiter that gives up does not stop the dial: its connection is there for the next", {}, (at) =>
+    Effect.gen(function* () {
+      at.proxy.pause("backend")
+      const fiber = yield* Effect.forkScoped(run("SELECT 1"))
+      yield* until(
+        "dialling",
+        Effect.map(stats, (_) => _.connecting === 1)
+      )
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(50)
+      at.proxy.resume()
+      yield* idle(1)
+      yield* run("SELECT 2")
+      expect(startups(at)).toBe(1)
+    })
+  )
+})
+
+describe("idle connections", () => {
+  wired(
+    database,
+    "idleTimeout closes each, however they came to be idle one after the other",
+    { idleTimeout: 120 },
+    () =>
+      Effect.gen(function* () {
+        const latches = yield* Effect.all(numbers(3).map(() => Deferred.make<void>()))
+        const fibers = yield* Effect.forEach(latches, (latch, i) => holdUntil(latch, `holder ${i}`))
+        for (const [i, latch] of latches.entries()) {
+          yield* Deferred.succeed(latch, undefined)
+          yield* Fiber.join(fibers[i]!)
+          yield* pause(70)
+        }
+        yield* until(
+          "all are closed",
+          Effect.map(stats, (_) => _.total === 0),
+          1000
+        )
+        yield* untilActivity(database.url, (_) => _.total === 0)
+      })
+  )
+
+  wired(
+    database,
+    "minConnections are opened with the first use, and kept when idle",
+    { minConnections: 3, idleTimeout: 40 },
+    (at) =>
+      Effect.gen(function* () {
+        yield* pause(50)
+        // "lazy": no socket before the first use.
+        expect(at.proxy.accepted).toBe(0)
+        yield* Effect.all(
+          numbers(6).map(() => run("SELECT pg_sleep(0.02)")),
+          { concurrency: 6 }
+        )
+        yield* idle(3)
+        yield* pause(100)
+        expect((yield* stats).idle).toBe(3)
+      })
+  )
+
+  wired(
+    database,
+    "connectionTTL ends a connection when it is given back, not while it is in use",
+    { connectionTTL: 60, maxConnections: 1 },
+    (at) =>
+      Effect.gen(function* () {
+        yield* run("SELECT pg_sleep(0.1)")
+        expect(startups(at)).toBe(1)
+        yield* run("SELECT 1")
+        expect(startups(at)).toBe(2)
+      })
+  )
+
+  wired(database, "FAULTS 13: a connection that was killed while idle is never handed out", {}, () =>
+    Effect.gen(function* () {
+      for (let round = 0; round < 5; round++) {
+        yield* Effect.all(
+          numbers(3).map(() => run("SELECT pg_sleep(0.01)")),
+          { concurrency: 3 }
+        )
+        yield* database.query(
+          "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        yield* untilActivity(database.url, (_) => _.total === 0)
+        yield* until(
+          "it was noticed",
+          Effect.map(stats, (_) => _.idle === 0)
+        )
+        yield* run("SELECT 1")
+      }
+    })
+  )
+
+  wired(
+    database,
+    "FAULTS 17: one that the network swallowed is found out before it is handed out, and the others with it",
+    { validateAfter: 20, connectTimeout: 200 },
+    (at) =>
+      Effect.gen(function* () {
+        yield* Effect.all(
+          numbers(3).map(() => run("SELECT pg_sleep(0.02)")),
+          { concurrency: 3 }
+        )
+        yield* idle(3)
+        at.proxy.cutAll("blackhole")
+        yield* pause(40)
+        const elapsed = yield* took(run("SELECT 1"))
+        expect(elapsed).toBeGreaterThan(190)
+        expect(elapsed).toBeLessThan(500)
+        expect(startups(at)).toBe(4)
+      })
+  )
+
+  wired(database, "one that idled for less than validateAfter is not checked", { validateAfter: "1 minute" }, (at) =>
+    Effect.gen(function* () {
+      yield* run("SELECT 1")
+      yield* pause(30)
+      yield* run("SELECT 1")
+      expect(at.proxy.statements()).toEqual(["SELECT 1", "SELECT 1"])
+    })
+  )
+
+  wired(
+    database,
+    "one that was closed on purpose casts no doubt on the others",
+    { validateAfter: "1 minute", maxConnections: 2 },
+    (at) =>
+      Effect.gen(function* () {
+        yield* Effect.all(
+          numbers(2).map(() => run("SELECT pg_sleep(0.02)")),
+          { concurrency: 2 }
+        )
+        const raw = DbConnection.withConnection(
+          Effect.flatMap(DbConnection.raw, (client) => Effect.promise(() => client.query("SELECT 'raw'")))
+        )
+        yield* raw
+        yield* until(
+          "it is closed",
+          Effect.map(stats, (_) => _.total === 1)
+        )
+        at.proxy.reset()
+        yield* run("SELECT 1")
+        expect(at.proxy.statements()).toEqual(["SELECT 1"])
+      })
+  )
+})
+
+describe("administration", () => {
+  wired(database, "evictAll closes idle connections now and lent ones when they come back", {}, (at) =>
+    Effect.gen(function* () {
+      const latch = yield* Deferred.make<void>()
+      const holder = yield* holdUntil(latch, "holder")
+      yield* run("SELECT 1")
+      yield* DbEngine.evictAll
+      yield* until(
+        "the idle one is gone",
+        Effect.map(stats, (_) => _.total === 1)
+      )
+      yield* Deferred.succeed(latch, undefined)
+      yield* Fiber.join(holder)
+      yield* until(
+        "so is the lent one",
+        Effect.map(stats, (_) => _.total === 0)
+      )
+      yield* run("SELECT 1")
+      expect(startups(at)).toBe(3)
+    })
+  )
+
+  wired(database, "suspend lends nothing until resume, then in order", { maxConnections: 2 }, (at) =>
+    Effect.gen(function* () {
+      yield* run("SELECT 1")
+      yield* DbEngine.suspend
+      at.proxy.reset()
+      const fibers = yield* Effect.forEach(numbers(3), (i) =>
+        Effect.zipLeft(Effect.forkScoped(run(`SELECT ${i}`)), pending(i + 1))
+      )
+      yield* pause(20)
+      expect(at.proxy.statements()).toEqual([])
+      yield* DbEngine.resume
+      yield* Fiber.joinAll(fibers)
+    })
+  )
+
+  wired(database, "a wait for a suspended pool ends on time and says so", { acquireTimeout: 100 }, () =>
+    Effect.gen(function* () {
+      yield* DbEngine.suspend
+      const reason = yield* reasonOf(run("SELECT 1"))
+      expect([reason._tag, /suspended/.test(reason.message)]).toEqual(["AcquireTimeout", true])
+      yield* DbEngine.resume
+      yield* run("SELECT 1")
+    })
+  )
+
+  wired(database, "ping is one round trip, and fails typed when there is nobody", {}, (at) =>
+    Effect.gen(function* () {
+      yield* DbEngine.ping
+      at.proxy.reset()
+      yield* DbEngine.ping
+      expect(at.proxy.flights()).toBe(1)
+      at.proxy.accept("refuse")
+      at.proxy.cutAll()
+      yield* until(
+        "it was noticed",
+        Effect.map(stats, (_) => _.total === 0)
+      )
+      expect((yield* reasonOf(DbEngine.ping))._tag).toBe("ConnectionError")
+    })
+  )
+})
+
+interface Leftover {
+  readonly what: string
+  readonly leave: ReadonlyArray<string>
+  readonly look: string
+  readonly left: string
+  readonly clean: string
+}
+
+const leftovers: ReadonlyArray<Leftover> = [
+  { what: "SET", leave: ["SET work_mem = '5MB'"], look: "current_setting('work_mem')", left: "5MB", clean: "4MB" },
+  {
+    what: "SET in a text of several",
+    leave: ["SELECT 1; SET work_mem = '5MB'; SELECT 2"],
+    look: "current_setting('work_mem')",
+    left: "5MB",
+    clean: "4MB"
+  },
+  {
+    what: "set_config",
+    leave: ["SELECT set_config('work_mem', '5MB', false)"],
+    look: "current_setting('work_mem')",
+    left: "5MB",
+    clean: "4MB"
+  },
+  {
+    what: "search_path",
+    leave: ["SET search_path TO pg_catalog"],
+    look: "current_setting('search_path')",
+    left: "pg_catalog",
+    clean: '"$user", public'
+  },
+  {
+    what: "role",
+    leave: ["SET ROLE pg_read_all_data"],
+    look: "(current_user = session_user)::text",
+    left: "false",
+    clean: "true"
+  },
+  {
+    what: "session authorization",
+    leave: ["SET SESSION AUTHORIZATION pg_read_all_data"],
+    look: "session_user::text",
+    left: "pg_read_all_data",
+    clean: database.user
+  },
+  {
+    what: "temp table",
+    leave: ["CREATE TEMP TABLE mine (id int)"],
+    look: "(to_regclass('pg_temp.mine') IS NOT NULL)::text",
+    left: "true",
+    clean: "false"
+  },
+  {
+    what: "SELECT INTO TEMP",
+    leave: ["SELECT 1 AS id INTO TEMP mine"],
+    look: "(to_regclass('pg_temp.mine') IS NOT NULL)::text",
+    left: "true",
+    clean: "false"
+  },
+  {
+    what: "advisory lock",
+    leave: ["SELECT pg_advisory_lock(49)"],
+    look: "(SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
+    left: "1",
+    clean: "0"
+  },
+  {
+    what: "LISTEN",
+    leave: ["LISTEN mine"],
+    look: "(SELECT count(*)::text FROM pg_listening_channels())",
+    left: "1",
+    clean: "0"
+  },
+  {
+    what: "cursor WITH HOLD",
+    leave: ["DECLARE mine CURSOR WITH HOLD FOR SELECT 1"],
+    look: "(SELECT count(*)::text FROM pg_cursors WHERE name = 'mine')",
+    left: "1",
+    clean: "0"
+  },
+  {
+    what: "PREPARE",
+    leave: ["PREPARE mine AS SELECT 1"],
+    look: "(SELECT count(*)::text FROM pg_prepared_statements WHERE name = 'mine')",
+    left: "1",
+    clean: "0"
+  }
+]
+
+describe("FAULTS 49: what a borrower leaves behind", () => {
+  const look = (_: Leftover) => Effect.map(run(`SELECT ${_.look} AS found`), (rows) => rows[0]!["found"])
+  const leave = (_: Leftover) => DbConnection.withConnection(Effect.forEach(_.leave, run))
+
+  for (const leftover of leftovers) {
+    for (const resetOnRelease of ["auto", "always"] as const) {
+      wired(
+        database,
+        `${leftover.what}: "${resetOnRelease}" sweeps it, on the same connection`,
+        { maxConnections: 1, resetOnRelease },
+        (at) =>
+          Effect.gen(function* () {
+            yield* leave(leftover)
+            expect(yield* look(leftover)).toBe(leftover.clean)
+            expect(yield* DbSession.autocommit(look(leftover))).toBe(leftover.clean)
+            expect(startups(at)).toBe(1)
+          })
+      )
+    }
+
+    wired(database, `${leftover.what}: "never" keeps it`, { maxConnections: 1, resetOnRelease: "never" }, () =>
+      Effect.gen(function* () {
+        yield* leave(leftover)
+        expect(yield* look(leftover)).toBe(leftover.left)
+        // For the reader of the database's end: nothing of it outlives the connection.
+        yield* DbEngine.evictAll
+      })
+    )
+
+    wired(database, `${leftover.what}: an implicit statement leaves nothing either`, { maxConnections: 1 }, () =>
+      Effect.gen(function* () {
+        yield* Effect.forEach(leftover.leave, run)
+        expect(yield* look(leftover)).toBe(leftover.clean)
+      })
+    )
+  }
+
+  for (const resetOnRelease of ["auto", "always", "never"] as const) {
+    wired(
+      database,
+      `an open BEGIN is rolled back with "${resetOnRelease}"`,
+      { maxConnections: 1, resetOnRelease },
+      (at) =>
+        Effect.gen(function* () {
+          yield* DbConnection.withConnection(Effect.zipRight(run("BEGIN"), run("INSERT INTO t VALUES (49)")))
+          yield* DbConnection.withConnection(Effect.zipRight(run("BEGIN"), Effect.ignore(run("SELECT 1/0"))))
+          expect(yield* run("SELECT id FROM t WHERE id = 49")).toEqual([])
+          expect(startups(at)).toBe(1)
+        })
+    )
+  }
+
+  wired(database, '"always" sweeps what a function has hidden', { maxConnections: 1, resetOnRelease: "always" }, () =>
+    Effect.gen(function* () {
+      yield* run("SELECT leaves()")
+      expect(yield* run("SELECT current_setting('work_mem') AS w")).toEqual([{ w: "4MB" }])
+    })
+  )
+
+  wired(database, "the limits of the engine survive a reset", { maxConnections: 1, statementTimeout: 7000 }, () =>
+    Effect.gen(function* () {
+      yield* run("SET statement_timeout = 1")
+      expect(yield* run("SELECT current_setting('statement_timeout') AS t")).toEqual([{ t: "7s" }])
+    })
+  )
+
+  wired(database, "named statements survive a reset", { maxConnections: 1 }, (at) =>
+    Effect.gen(function* () {
+      yield* run("SELECT 'kept'")
+      yield* run("SET work_mem = '5MB'")
+      yield* idle(1)
+      at.proxy.reset()
+      yield* run("SELECT 'kept'")
+      expect(sent(at)).toEqual(["B SELECT 'kept'", "E SELECT 'kept'", "S"])
+    })
+  )
+
+  wired(database, "a connection that can't be reset is not used again", { maxConnections: 1 }, (at) =>
+    Effect.gen(function* () {
+      const cut = at.proxy.cutAfter((_) => /RESET ALL/.test(_.text), { forward: false })
+      yield* run("SET work_mem = '5MB'")
+      yield* Effect.promise(() => cut)
+      expect(yield* run("SELECT current_setting('work_mem') AS w")).toEqual([{ w: "4MB" }])
+      expect(startups(at)).toBe(2)
+    })
+  )
+
+  wired(database, "a reset that hangs is over within settleTimeout", { maxConnections: 1, settleTimeout: 150 }, (at) =>
+    Effect.gen(function* () {
+      void at.proxy.holdAt((_) => /RESET ALL/.test(_.text), { forward: false })
+      yield* run("SET work_mem = '5MB'")
+      const elapsed = yield* took(run("SELECT 1"))
+      expect(elapsed).toBeGreaterThan(100)
+      expect(elapsed).toBeLessThan(500)
+    })
+  )
+})
+
+describe("afterConnect", () => {
+  const setUp = Effect.flatMap(DbConnection.current, (current) =>
+    current._tag === "Some"
+      ? Effect.asVoid(current.value.sql`SET work_mem = '6MB'`)
+      : Effect.dieMessage("no connection")
+  )
+  it.scopedLive("runs once on each new connection, which is ambient for it, and survives a reset", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const slot: { engine?: EngineService } = {}
+      const afterConnect = Effect.suspend(() => {
+        runs++
+        return Effect.provideService(setUp, DbEngine, slot.engine!)
+      })
+      const { context, engine } = yield* wire(database, { afterConnect, maxConnections: 1 })
+      slot.engine = engine
+      const look = Effect.map(run("SELECT current_setting('work_mem') AS w"), (rows) => rows[0]!["w"])
+      yield* Effect.gen(function* () {
+        expect(yield* look).toBe("6MB")
+        expect(yield* look).toBe("6MB")
+        expect(runs).toBe(1)
+        yield* run("SET work_mem = '9MB'")
+        expect(yield* look).toBe("6MB")
+        yield* DbEngine.evictAll
+        expect(yield* look).toBe("6MB")
+        expect(runs).toBe(3)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("FAULTS 9: one that fails or dies is a typed error, and the next waiter is served", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const afterConnect = Effect.suspend(() => {
+        runs++
+        return runs === 1 ? Effect.fail("no") : runs === 2 ? Effect.dieMessage("worse") : Effect.void
+      })
+      const { context, proxy } = yield* wire(database, { afterConnect, maxConnections: 1 })
+      yield* Effect.gen(function* () {
+        const exits = yield* Effect.all(
+          numbers(3).map((i) => Effect.either(run(`SELECT ${i} AS i`))),
+          { concurrency: 3 }
+        )
+        expect(exits.map((_) => (_._tag === "Left" ? DbError.reason(_.left)?._tag : _.right))).toEqual([
+          "ConnectionError",
+          "ConnectionError",
+          [{ i: 2 }]
+        ])
+        yield* until(
+          "the refused ones are closed",
+          Effect.map(stats, (_) => _.total === 1)
+        )
+        expect(proxy.accepted).toBe(3)
+      }).pipe(Effect.provide(context))
+      yield* untilActivity(database.url, (_) => _.total === 1)
+    })
+  )
+
+  it.scopedLive("FAULTS 9: one that hangs is a typed error within connectTimeout", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const afterConnect = Effect.suspend(() => (++runs === 1 ? Effect.never : Effect.void))
+      const { context } = yield* wire(database, { afterConnect, maxConnections: 1, connectTimeout: 150 })
+      yield* Effect.gen(function* () {
+        const started = performance.now()
+        const reason = yield* reasonOf(run("SELECT 1"))
+        expect([reason._tag, performance.now() - started < 400]).toEqual(["ConnectionError", true])
+        yield* run("SELECT 1")
+      }).pipe(Effect.provide(context))
+    })
+  )
+})
+
+describe("password", () => {
+  it.scopedLive("an effect yields it for each new connection", () =>
+    Effect.gen(function* () {
+      const asked = yield* Ref.make(0)
+      const password = Effect.as(
+        Ref.update(asked, (_) => _ + 1),
+        Redacted.make("changes")
+      )
+      const { context } = yield* wire(database, { password, maxConnections: 1 })
+      yield* Effect.gen(function* () {
+        yield* run("SELECT 1")
+        yield* run("SELECT 1")
+        expect(yield* Ref.get(asked)).toBe(1)
+        yield* DbEngine.evictAll
+        yield* run("SELECT 1")
+        expect(yield* Ref.get(asked)).toBe(2)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("one that fails is an AuthenticationError without a word of it", () =>
+    Effect.gen(function* () {
+      const { context } = yield* wire(database, { password: Effect.fail("vault token s3cret") })
+      const error = yield* Effect.flip(run("SELECT 1")).pipe(Effect.provide(context))
+      expect(DbError.reason(error)?._tag).toBe("AuthenticationError")
+      expect(JSON.stringify(error) + String(error)).not.toContain("s3cret")
+    })
+  )
+})
+
+describe("changeHost", () => {
+  const two = Effect.gen(function* () {
+    const other = yield* proxy(database.url)
+    const here = yield* wire(database, { maxConnections: 1 })
+    return { ...here, other, there: { host: other.host, port: other.port } }
+  })
+
+  it.scopedLive("a live session finishes on the old host, the next one uses the new, and the old pool closes", () =>
+    Effect.gen(function* () {
+      const { context, other, proxy, there } = yield* two
+      yield* Effect.gen(function* () {
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* run("SELECT 1")
+            yield* DbEngine.changeHost(there)
+            yield* run("SELECT 2")
+            yield* DbSession.isolated(run("SELECT 'new'"))
+            yield* run("SELECT 3")
+          })
+        )
+        expect(proxy.statements()).toEqual(["BEGIN", "SELECT 1", "SELECT 2", "SELECT 3", "COMMIT"])
+        expect(other.statements()).toEqual(["BEGIN", "SELECT 'new'", "COMMIT"])
+        yield* until("the old pool is closed", () => proxy.connections.length === 0)
+        expect((yield* DbEngine).host).toEqual(there)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("who waits goes over to the new host", () =>
+    Effect.gen(function* () {
+      const { context, other, there } = yield* two
+      yield* Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        yield* holdUntil(latch, "holder")
+        const waiting = yield* Effect.forkScoped(run("SELECT 'moved'"))
+        yield* pending(1)
+        yield* DbEngine.changeHost(there)
+        yield* Fiber.join(waiting)
+        expect(other.statements()).toEqual(["SELECT 'moved'"])
+        yield* Deferred.succeed(latch, undefined)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("the same target: nothing happens", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* two
+      yield* Effect.gen(function* () {
+        yield* run("SELECT 1")
+        yield* DbEngine.changeHost({ host: proxy.host, port: proxy.port })
+        yield* run("SELECT 1")
+        expect(proxy.accepted).toBe(1)
+      }).pipe(Effect.provide(context))
+    })
+  )
+})
+
+describe("FAULTS 12: closing an engine", () => {
+  const closable = (options: Parameters<typeof wire>[1]) =>
+    Effect.gen(function* () {
+      const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
+      const at = yield* Scope.extend(wire(database, options), scope)
+      return { ...at, close: Scope.close(scope, Exit.void) }
+    })
+
+  it.scopedLive("waiters get PoolClosed at once, work in hand finishes, new work is refused", () =>
+    Effect.gen(function* () {
+      const at = yield* closable({ maxConnections: 1 })
+      yield* Effect.gen(function* () {
+        const work = yield* forkUntil(at, executes(/pg_sleep/), run("SELECT pg_sleep(0.2), 'done' AS d"))
+        const waiting = yield* Effect.forkScoped(reasonOf(run("SELECT 1")))
+        yield* pending(1)
+        const closing = yield* Effect.forkScoped(took(at.close))
+        expect((yield* Fiber.join(waiting))._tag).toBe("PoolClosed")
+        expect((yield* reasonOf(run("SELECT 1")))._tag).toBe("PoolClosed")
+        expect((yield* Fiber.join(work))[0]).toMatchObject({ d: "done" })
+        expect(yield* Fiber.join(closing)).toBeLessThan(1500)
+        expect((yield* stats).total).toBe(0)
+      }).pipe(Effect.provide(at.context))
+      yield* untilActivity(database.url, (_) => _.total === 0)
+    })
+  )
+
+  it.scopedLive("a session in hand may still commit", () =>
+    Effect.gen(function* () {
+      const at = yield* closable({ maxConnections: 1 })
+      yield* Effect.gen(function* () {
+        const go = yield* Deferred.make<void>()
+        const body = Effect.all([
+          run("INSERT INTO t VALUES (12)"),
+          Deferred.await(go),
+          run("INSERT INTO t VALUES (12)")
+        ])
+        const work = yield* forkUntil(at, answered(/^INSERT/), DbSession.autocommit(body))
+        const closing = yield* Effect.forkScoped(at.close)
+        yield* until("closing", Effect.isFailure(DbEngine.ping))
+        yield* Deferred.succeed(go, undefined)
+        yield* Fiber.join(work)
+        yield* Fiber.join(closing)
+      }).pipe(Effect.provide(at.context))
+      expect((yield* database.query("DELETE FROM t WHERE id = 12 RETURNING id")).length).toBe(2)
+    })
+  )
+
+  it.scopedLive("what has not finished after drainTimeout is cancelled and cut, and a leaked connection too", () =>
+    Effect.gen(function* () {
+      const at = yield* closable({ maxConnections: 2, drainTimeout: 150 })
+      yield* Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        yield* holdUntil(latch, "leaked")
+        const work = yield* forkUntil(at, executes(/pg_sleep/), reasonOf(run("SELECT pg_sleep(60)")))
+        yield* untilActivity(database.url, (_) => _.active === 1)
+        const elapsed = yield* took(at.close)
+        expect(elapsed).toBeGreaterThan(140)
+        expect(elapsed).toBeLessThan(800)
+        expect(yield* Fiber.join(work)).toMatchObject({ _tag: "ConnectionError", isRetryable: false })
+        yield* Deferred.succeed(latch, undefined)
+      }).pipe(Effect.provide(at.context))
+      yield* untilActivity(database.url, (_) => _.total === 0)
+    })
+  )
+
+  it.scopedLive("a dial in progress is given up", () =>
+    Effect.gen(function* () {
+      const at = yield* closable({ connectTimeout: 5000 })
+      at.proxy.accept("silent")
+      yield* Effect.gen(function* () {
+        const waiting = yield* Effect.forkScoped(reasonOf(run("SELECT 1")))
+        yield* until(
+          "dialling",
+          Effect.map(stats, (_) => _.connecting === 1)
+        )
+        expect(yield* took(at.close)).toBeLessThan(200)
+        expect((yield* Fiber.join(waiting))._tag).toBe("PoolClosed")
+      }).pipe(Effect.provide(at.context))
+    })
+  )
+})
+
+describe("building an engine", () => {
+  it.scopedLive("twice for the same target within a short time logs a warning that says what to do", () =>
+    Effect.gen(function* () {
+      const lines: Array<string> = []
+      const logger = Logger.make<unknown, void>(
+        ({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`)
+      )
+      const through = yield* proxy(database.url)
+      yield* DbEngine.make({ url: through.url, username: "built_twice" }).pipe(
+        Effect.repeatN(1),
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+      )
+      expect(lines.length).toBe(1)
+      expect(lines[0]).toMatch(/^WARN .*built twice.*Build its layer once/)
+    })
+  )
+
+  it.scopedLive('"eager" fails typed when there is nobody, and "lazy" opens nothing', () =>
+    Effect.gen(function* () {
+      const through = yield* proxy(database.url)
+      through.accept("refuse")
+      yield* DbEngine.make({ url: through.url })
+      expect(through.accepted).toBe(0)
+      const eager = DbEngine.make({ url: through.url, connect: "eager", applicationName: "other" })
+      expect((yield* reasonOf(eager))._tag).toBe("ConnectionError")
+    }).pipe(Effect.provide(Logger.remove(Logger.defaultLogger)))
+  )
+
+  it.scopedLive('"eager" with startupRetry waits for a server that comes up', () =>
+    Effect.gen(function* () {
+      const through = yield* proxy(database.url)
+      through.accept("refuse")
+      const building = yield* Effect.forkScoped(
+        DbEngine.make({ url: through.url, connect: "eager", startupRetry: Schedule.spaced("10 millis") })
+      )
+      yield* until("it was refused", () => through.accepted > 2)
+      through.accept("relay")
+      const engine = yield* Fiber.join(building)
+      expect((yield* engine.stats).idle).toBe(1)
+    })
+  )
+
+  wired(
+    database,
+    "a server that goes down and comes up again: typed errors, then answers",
+    { acquireTimeout: 500 },
+    (at) =>
+      Effect.gen(function* () {
+        yield* run("SELECT 1")
+        at.proxy.accept("refuse")
+        at.proxy.cutAll()
+        yield* until(
+          "it was noticed",
+          Effect.map(stats, (_) => _.total === 0)
+        )
+        const reasons = yield* Effect.all(
+          numbers(20).map(() => reasonOf(run("SELECT 1"))),
+          { concurrency: "unbounded" }
+        )
+        expect(new Set(reasons.map((_) => `${_._tag} ${_.isRetryable}`))).toEqual(new Set(["ConnectionError true"]))
+        at.proxy.accept("relay")
+        yield* Effect.all(
+          numbers(20).map(() => run("SELECT 1")),
+          { concurrency: "unbounded" }
+        )
+      })
+  )
+
+  wired(database, "FAULTS 7: refused for too many connections, a waiter stays in the queue and is served", {}, () =>
+    Effect.gen(function* () {
+      const role = `limited_${process.pid}`
+      yield* database.query(`CREATE ROLE ${role} LOGIN PASSWORD 'p' CONNECTION LIMIT 1`)
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const { context } = yield* wire(database, { username: role, password: Redacted.make("p"), maxConnections: 3 })
+          yield* Effect.gen(function* () {
+            const latch = yield* Deferred.make<void>()
+            yield* holdUntil(latch, "the one")
+            const waiting = yield* Effect.forkScoped(run("SELECT 'served' AS s"))
+            const error = yield* Effect.forkScoped(
+              reasonOf(DbConnection.withConnection(Effect.void, { reuse: false, timeout: 200 }))
+            )
+            expect((yield* Fiber.join(error)).message).toContain("can't be reached")
+            yield* Deferred.succeed(latch, undefined)
+            expect(yield* Fiber.join(waiting)).toEqual([{ s: "served" }])
+          }).pipe(Effect.scoped, Effect.provide(context))
+        })
+      )
+      yield* database.query(`DROP ROLE ${role}`)
+    })
+  )
+
+  wired(database, "a connection that is held for longer than leakTimeout is reported, with its name", {}, () =>
+    Effect.gen(function* () {
+      const lines: Array<string> = []
+      const logger = Logger.make<unknown, void>(({ message }) => void lines.push(String(message)))
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const { context } = yield* wire(database, { leakTimeout: 30 })
+          yield* DbConnection.withConnection(
+            until("reported", () => lines.length > 0),
+            { name: "forgotten" }
+          ).pipe(Effect.provide(context))
+        })
+      ).pipe(Effect.provide(Logger.replace(Logger.defaultLogger, logger)))
+      expect(lines[0]).toContain('"forgotten"')
+    })
+  )
+})

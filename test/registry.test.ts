@@ -1,0 +1,574 @@
+import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
+import { NodeHttpServer } from "@effect/platform-node"
+import * as SqlClient from "@effect/sql/SqlClient"
+import { describe, it } from "@effect/vitest"
+import { Deferred, Effect, Exit, Fiber, Layer, Logger, LogLevel, type Scope } from "effect"
+import {
+  Database,
+  DbConnection,
+  DbEngine,
+  DbHttp,
+  type DbOptions,
+  DbRegistry,
+  DbSession,
+  DbTransaction,
+  withTransaction
+} from "effect-db"
+import { createServer } from "node:http"
+import type { AddressInfo } from "node:net"
+import { expect } from "vitest"
+import { testDatabase, untilActivity } from "./support/database.js"
+import {
+  committed,
+  expectAtRest,
+  insert,
+  outcome,
+  place,
+  reason,
+  refused,
+  seen,
+  type Services,
+  used
+} from "./support/programs.js"
+import { proxy } from "./support/proxy.js"
+
+const database = testDatabase()
+const other = testDatabase()
+const Analytics = Database.make("analytics")
+
+const rows = committed(database)
+const othersRows = committed(other)
+
+type Both =
+  | Services
+  | DbRegistry.DbRegistry
+  | DbEngine<"analytics">
+  | DbConnection<"analytics">
+  | DbSession<"analytics">
+  | Scope.Scope
+
+const table = "DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)"
+
+const quiet = Logger.minimumLogLevel(LogLevel.Error)
+
+/** Runs a program with both databases, each with an empty table `t`, and looks whether both are left at rest. */
+const test = <A, E>(
+  name: string,
+  program: () => Effect.Effect<A, E, Both>,
+  options: {
+    readonly default?: DbOptions
+    readonly analytics?: DbOptions
+    readonly registry?: DbRegistry.RegistryOptions
+  } = {}
+): void => {
+  it.scopedLive(name, () =>
+    Effect.gen(function* () {
+      yield* database.query(table)
+      yield* other.query(table)
+      const registry = DbRegistry.layer(
+        {
+          default: { url: database.url, ...options.default },
+          analytics: { url: other.url, ...options.analytics }
+        },
+        options.registry
+      )
+      yield* Effect.suspend(program).pipe(
+        Effect.zipLeft(expectAtRest(database)),
+        Effect.zipLeft(DbRegistry.using(expectAtRest(other), Analytics)),
+        Effect.provide(Layer.provide(registry, quiet))
+      )
+      yield* untilActivity(database.url, ({ total }) => total === 0)
+      yield* untilActivity(other.url, ({ total }) => total === 0)
+    })
+  )
+}
+
+const intoOther = (id: number) =>
+  Effect.flatMap(Analytics.DbSession, ({ sql }) => Effect.asVoid(sql`INSERT INTO t (id) VALUES (${id})`))
+
+const which = Effect.flatMap(DbSession, ({ sql }) =>
+  Effect.map(sql<{ name: string }>`SELECT current_database() AS name`, ([row]) => row!.name)
+)
+const whichOther = Effect.flatMap(Analytics.DbSession, ({ sql }) =>
+  Effect.map(sql<{ name: string }>`SELECT current_database() AS name`, ([row]) => row!.name)
+)
+const usedOther = Effect.map(Analytics.DbEngine.stats, (_) => _.used)
+
+describe("54 all or none", () => {
+  const starting = (databases: Record<string, DbOptions>, options?: DbRegistry.RegistryOptions) =>
+    Effect.scoped(Layer.build(Layer.provide(DbRegistry.layer(databases, options), quiet)))
+
+  it.scopedLive("each has started when the layer is there", () =>
+    Effect.gen(function* () {
+      const build = Layer.build(
+        Layer.provide(DbRegistry.layer({ default: { url: database.url }, analytics: { url: other.url } }), quiet)
+      )
+      const context = yield* build
+      expect((yield* Effect.provide(DbEngine.stats, context)).total).toBe(1)
+      expect((yield* Effect.provide(Analytics.DbEngine.stats, context)).total).toBe(1)
+    })
+  )
+
+  it.scopedLive("they start at the same time", () =>
+    Effect.gen(function* () {
+      const [one, two] = yield* Effect.all([proxy(database.url), proxy(other.url)])
+      one.pause()
+      two.pause()
+      const starts = [one, two].map((_) => _.seen(({ type }) => type === "startup"))
+      const fiber = yield* Effect.fork(starting({ default: { url: one.url }, analytics: { url: two.url } }))
+      // Neither is answered, and both have been asked.
+      yield* Effect.promise(() => Promise.all(starts))
+      one.resume()
+      two.resume()
+      yield* Fiber.join(fiber)
+    })
+  )
+
+  for (const [name, order] of [
+    ["the second", (good: DbOptions, bad: DbOptions) => ({ default: good, analytics: bad })],
+    ["the first", (good: DbOptions, bad: DbOptions) => ({ default: bad, analytics: good })]
+  ] as const) {
+    it.scopedLive(`${name} fails: the other is shut down, and the start error is reported`, () =>
+      Effect.gen(function* () {
+        const via = yield* proxy(database.url)
+        const bad = new URL(other.url)
+        bad.pathname = "/no_such_database"
+        // The good one is up before the bad one may answer.
+        const slow = yield* proxy(bad.href)
+        slow.pause()
+        const up = via.seen(({ text, type }) => type === "Z" && text === "I")
+        const fiber = yield* Effect.fork(reason(starting(order({ url: via.url }, { url: slow.url }))))
+        yield* Effect.promise(() => up)
+        slow.resume()
+        expect(yield* Fiber.join(fiber)).toBe("AuthorizationError")
+        yield* untilActivity(database.url, ({ total }) => total === 0)
+        expect(via.connections.length).toBe(0)
+      })
+    )
+  }
+
+  it.scopedLive("both fail: one error, and nothing is left", () =>
+    Effect.gen(function* () {
+      const bad = new URL(other.url)
+      bad.pathname = "/no_such_database"
+      expect(yield* reason(starting({ default: { url: bad.href }, analytics: { url: bad.href } }))).toBe(
+        "AuthorizationError"
+      )
+    })
+  )
+
+  it.scopedLive("wrong options of one are refused before anything is connected", () =>
+    Effect.gen(function* () {
+      const tag = yield* reason(starting({ default: { url: database.url }, analytics: { url: "nonsense" } }))
+      expect(tag).toBe("InvalidInput")
+      yield* untilActivity(database.url, ({ total }) => total === 0)
+    })
+  )
+
+  it.scopedLive("a lazy one does not hinder the start, and fails where it is used", () =>
+    Effect.gen(function* () {
+      const bad = new URL(other.url)
+      bad.pathname = "/no_such_database"
+      yield* Effect.gen(function* () {
+        expect(yield* which).toBe(database.database)
+        expect(yield* reason(whichOther)).toBe("AuthorizationError")
+      }).pipe(
+        Effect.provide(
+          Layer.provide(
+            DbRegistry.layer({
+              default: { url: database.url },
+              analytics: { url: bad.href, connect: "lazy" }
+            }),
+            quiet
+          )
+        )
+      )
+    })
+  )
+
+  it.scopedLive("a replica of a name that is not there is refused", () =>
+    Effect.gen(function* () {
+      const of = (replicas: Record<string, string>) =>
+        reason(starting({ default: { url: database.url } }, { replicas }))
+      expect(yield* of({ default: "nowhere" })).toBe("InvalidInput")
+      expect(yield* of({ nowhere: "default" })).toBe("InvalidInput")
+    })
+  )
+
+  test("names are what was given, and an unknown one is a typed error that tells them", () =>
+    Effect.gen(function* () {
+      const registry = yield* DbRegistry.DbRegistry
+      expect(registry.names).toEqual(["default", "analytics"])
+      expect((yield* registry.get("analytics")).name).toBe("analytics")
+      const error = yield* Effect.flip(registry.get("toString"))
+      expect(yield* reason(registry.get("toString"))).toBe("InvalidInput")
+      expect(String((error as { message: string }).message)).toContain('"toString"')
+      expect(yield* reason(DbRegistry.using(which, "nowhere"))).toBe("InvalidInput")
+    }))
+})
+
+describe("using", () => {
+  const forms: ReadonlyArray<
+    readonly [name: string, onOther: <A, E>(effect: Effect.Effect<A, E, Services>) => Effect.Effect<A, unknown, Both>]
+  > = [
+    ["by value", (effect) => DbRegistry.using(effect, Analytics)],
+    ["by value, in a pipe", (effect) => effect.pipe(DbRegistry.using(Analytics))],
+    ["by name", (effect) => DbRegistry.using(effect, "analytics")],
+    ["by name, in a pipe", (effect) => effect.pipe(DbRegistry.using("analytics"))]
+  ]
+
+  for (const [name, onOther] of forms) {
+    test(`${name}: the effect runs on the other database, whatever it takes to get there`, () =>
+      Effect.gen(function* () {
+        const viaClient = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT current_database() AS name`)
+        const viaConnection = DbConnection.withConnection(which)
+        expect(yield* onOther(which)).toBe(other.database)
+        expect(yield* onOther(viaClient)).toEqual([{ name: other.database }])
+        expect(yield* onOther(viaConnection)).toBe(other.database)
+        expect(yield* onOther(Effect.map(DbEngine, (_) => _.name))).toBe("analytics")
+        expect(yield* which).toBe(database.database)
+      }))
+
+    test(`${name}: sessions and blocks in it are the other's`, () =>
+      Effect.gen(function* () {
+        yield* onOther(DbSession.autocommit(insert(1)))
+        yield* onOther(withTransaction(insert(2)))
+        yield* Effect.ignore(onOther(withTransaction(Effect.zipRight(insert(3), Effect.fail("no")))))
+        expect(yield* othersRows).toEqual([1, 2])
+        expect(yield* rows).toEqual([])
+      }))
+
+    test(`${name}: inside a session of the default database that one is not touched`, () =>
+      Effect.gen(function* () {
+        const tried = DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            const before = yield* place
+            yield* onOther(insert(2))
+            yield* onOther(DbSession.autocommit(insert(3)))
+            // Neither in a session nor in a block there.
+            expect(yield* onOther(reason(DbSession.commit))).toBe("NoSession")
+            expect((yield* onOther(DbTransaction.current))._tag).toBe("None")
+            expect(yield* othersRows).toEqual([2, 3])
+            expect(yield* place).toEqual(before)
+            return yield* Effect.fail("no")
+          })
+        )
+        expect(yield* reason(tried)).toBe("no")
+        expect(yield* rows).toEqual([])
+        expect(yield* othersRows).toEqual([2, 3])
+      }))
+
+    test(`${name}: inside a session of the other database it joins that one`, () =>
+      Effect.gen(function* () {
+        const tried = Analytics.DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* intoOther(1)
+            yield* onOther(insert(2))
+            yield* onOther(DbSession.autocommit(insert(3)))
+            expect(yield* onOther(seen)).toEqual([1, 2, 3])
+            expect(yield* usedOther).toBe(1)
+            return yield* Effect.fail("no")
+          })
+        )
+        expect(yield* reason(tried)).toBe("no")
+        expect(yield* othersRows).toEqual([])
+      }))
+
+    test(`${name}: a failed statement there leaves the session here as it was`, () =>
+      Effect.gen(function* () {
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            expect(yield* reason(onOther(refused))).not.toBe("success")
+            expect(yield* DbSession.state).toBe("active")
+          })
+        )
+        expect(yield* rows).toEqual([1])
+      }))
+  }
+
+  test("the default one by its name, inside of another", () =>
+    Effect.gen(function* () {
+      const there = Effect.zip(which, DbRegistry.using(which, "default"))
+      expect(yield* DbRegistry.using(there, "analytics")).toEqual([other.database, database.database])
+    }))
+
+  test("fibers that use different ones at once stay apart", () =>
+    Effect.gen(function* () {
+      const names = yield* Effect.forEach(
+        Array.from({ length: 40 }, (_, i) => (i % 2 === 0 ? "default" : "analytics")),
+        (name) => DbRegistry.using(DbSession.autocommit(Effect.zipRight(Effect.yieldNow(), which)), name),
+        { concurrency: "unbounded" }
+      )
+      expect(names).toEqual(Array.from({ length: 40 }, (_, i) => (i % 2 === 0 ? database.database : other.database)))
+    }))
+})
+
+describe("readOnly", () => {
+  const registry = { replicas: { default: "analytics" } }
+
+  test(
+    "goes to the replica outside of a session, and in a session that has not begun",
+    () =>
+      Effect.gen(function* () {
+        expect(yield* DbRegistry.readOnly(which)).toBe(other.database)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            expect(yield* DbRegistry.readOnly(which)).toBe(other.database)
+            expect(yield* used).toBe(0)
+          })
+        )
+      }),
+    { registry }
+  )
+
+  test(
+    "stays in a transaction that is open, which alone sees what it has done",
+    () =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          expect(yield* DbRegistry.readOnly(seen)).toEqual([1])
+          expect(yield* withTransaction(DbRegistry.readOnly(which))).toBe(database.database)
+          yield* DbSession.commit
+          expect(yield* DbRegistry.readOnly(which)).toBe(other.database)
+        })
+      ),
+    { registry }
+  )
+
+  test(
+    "leaves an open transaction that only reads",
+    () =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          expect(yield* which).toBe(database.database)
+          expect(yield* DbRegistry.readOnly(which)).toBe(other.database)
+        }),
+        { readOnly: true }
+      ),
+    { registry }
+  )
+
+  test("is the default database where there is no replica", () =>
+    Effect.map(DbRegistry.readOnly(which), (name) => expect(name).toBe(database.database)))
+})
+
+describe("10 two databases in one program", () => {
+  test("two sessions, each with its own connection and transaction", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Analytics.DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            yield* intoOther(2)
+            expect([yield* used, yield* usedOther]).toEqual([1, 1])
+            expect([yield* rows, yield* othersRows]).toEqual([[], []])
+          })
+        )
+      )
+      expect([yield* rows, yield* othersRows]).toEqual([[1], [2]])
+    }))
+
+  const forms: ReadonlyArray<
+    readonly [name: string, inside: (effect: Effect.Effect<void, unknown, Both>) => Effect.Effect<void, unknown, Both>]
+  > = [
+    ["withTransaction", (effect) => withTransaction(effect)],
+    ["autocommit", (effect) => DbSession.autocommit(effect)]
+  ]
+  for (const [name, inside] of forms) {
+    test(`${name}: a statement for B inside A's transaction runs on B, and is kept when A rolls back`, () =>
+      Effect.gen(function* () {
+        const body = Effect.gen(function* () {
+          yield* insert(1)
+          yield* intoOther(2)
+          expect(yield* whichOther).toBe(other.database)
+          expect(yield* which).toBe(database.database)
+          expect(yield* othersRows).toEqual([2])
+          return yield* Effect.fail("no")
+        })
+        expect(yield* reason(inside(body))).toBe("no")
+        expect(yield* rows).toEqual([])
+        expect(yield* othersRows).toEqual([2])
+      }))
+  }
+
+  test("a block of B inside a block of A is a transaction of its own, and the other way round", () =>
+    Effect.gen(function* () {
+      yield* withTransaction(
+        Effect.gen(function* () {
+          yield* insert(1)
+          yield* Effect.ignore(Analytics.withTransaction(Effect.zipRight(intoOther(2), Effect.fail("no"))))
+          yield* Analytics.withTransaction(intoOther(3))
+          expect(yield* othersRows).toEqual([3])
+        })
+      )
+      yield* Effect.ignore(
+        Analytics.withTransaction(Effect.all([intoOther(4), withTransaction(insert(5)), Effect.fail("no")]))
+      )
+      expect(yield* rows).toEqual([1, 5])
+      expect(yield* othersRows).toEqual([3])
+    }))
+
+  test("detach leaves both, for the effect", () =>
+    Effect.gen(function* () {
+      const tried = DbSession.autocommit(
+        Analytics.DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* Effect.all([insert(1), intoOther(1)])
+            yield* DbSession.detach(Effect.all([insert(2), intoOther(2)]))
+            expect([yield* rows, yield* othersRows]).toEqual([[2], [2]])
+            expect(yield* seen).toEqual([1, 2])
+            return yield* Effect.fail("no")
+          })
+        )
+      )
+      expect(yield* reason(tried)).toBe("no")
+      expect([yield* rows, yield* othersRows]).toEqual([[2], [2]])
+    }))
+
+  test("a daemon that outlives both gets SessionClosed from both", () =>
+    Effect.gen(function* () {
+      const gate = yield* Deferred.make<void>()
+      const late = yield* DbSession.autocommit(
+        Analytics.DbSession.autocommit(
+          Effect.zipRight(
+            Effect.all([insert(1), intoOther(1)]),
+            Effect.forkDaemon(
+              Effect.zipRight(Deferred.await(gate), Effect.all([reason(insert(2)), reason(intoOther(2))]))
+            )
+          )
+        )
+      )
+      yield* Deferred.succeed(gate, undefined)
+      expect(yield* Fiber.join(late)).toEqual(["SessionClosed", "SessionClosed"])
+      expect([yield* rows, yield* othersRows]).toEqual([[1], [1]])
+    }))
+
+  test("SqlClient is the default database's, unless another is asked to be it", () =>
+    Effect.gen(function* () {
+      const viaClient = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`SELECT current_database() AS name`)
+      expect(yield* viaClient).toEqual([{ name: database.database }])
+      expect(yield* Analytics.withTransaction(viaClient)).toEqual([{ name: database.database }])
+      expect(yield* Effect.provide(viaClient, Analytics.sqlClientLayer)).toEqual([{ name: other.database }])
+    }))
+})
+
+describe("11 all of a fiber's sessions", () => {
+  const inBoth = <A, E>(effect: Effect.Effect<A, E, Both>) =>
+    DbSession.autocommit(Analytics.DbSession.autocommit(effect))
+
+  test("commitAll commits both, and they can go on", () =>
+    inBoth(
+      Effect.gen(function* () {
+        yield* Effect.all([insert(1), intoOther(2)])
+        yield* DbSession.commitAll
+        expect([yield* rows, yield* othersRows]).toEqual([[1], [2]])
+        yield* Effect.all([insert(3), intoOther(4)])
+        yield* DbSession.rollbackAll
+        expect([yield* rows, yield* othersRows]).toEqual([[1], [2]])
+      })
+    ))
+
+  test("commitAll whose second commit fails: that error, the first is committed, the second rolled back", () =>
+    Effect.gen(function* () {
+      yield* inBoth(
+        Effect.gen(function* () {
+          // Checked at COMMIT.
+          yield* Effect.all([insert(1), intoOther(2), intoOther(2)])
+          expect(yield* reason(DbSession.commitAll)).toBe("UniqueViolation")
+          expect([yield* rows, yield* othersRows]).toEqual([[1], []])
+          expect([yield* DbSession.state, yield* Analytics.DbSession.state]).not.toContain("active")
+        })
+      )
+      expect([yield* rows, yield* othersRows]).toEqual([[1], []])
+    }))
+
+  test("commitAll whose first commit fails: that error, and the second is rolled back", () =>
+    Effect.gen(function* () {
+      yield* inBoth(
+        Effect.gen(function* () {
+          yield* Effect.all([insert(1), insert(1), intoOther(2)])
+          expect(yield* reason(DbSession.commitAll)).toBe("UniqueViolation")
+        })
+      )
+      expect([yield* rows, yield* othersRows]).toEqual([[], []])
+    }))
+
+  test("after a failed commitAll both connections are given back", () =>
+    inBoth(
+      Effect.gen(function* () {
+        yield* Effect.all([insert(1), intoOther(2), intoOther(2)])
+        yield* Effect.exit(DbSession.commitAll)
+        expect([yield* used, yield* usedOther]).toEqual([0, 0])
+      })
+    ))
+
+  test("closeAll gives both connections back and keeps nothing", () =>
+    inBoth(
+      Effect.gen(function* () {
+        yield* Effect.all([insert(1), intoOther(2)])
+        yield* DbSession.closeAll
+        expect([yield* used, yield* usedOther]).toEqual([0, 0])
+        expect([yield* rows, yield* othersRows]).toEqual([[], []])
+      })
+    ))
+
+  test("commitAll interrupted before it has begun commits nothing", () =>
+    Effect.gen(function* () {
+      const ready = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(
+        inBoth(
+          Effect.all([insert(1), intoOther(2), Deferred.succeed(ready, undefined), Effect.never, DbSession.commitAll])
+        )
+      )
+      yield* Deferred.await(ready)
+      expect(outcome(yield* Fiber.interrupt(fiber))).toBe("interrupted")
+      expect([yield* rows, yield* othersRows]).toEqual([[], []])
+    }))
+})
+
+describe("a request", () => {
+  test("has a session of each database, and its statements run where they belong", () =>
+    Effect.gen(function* () {
+      const handler = Effect.gen(function* () {
+        yield* insert(1)
+        yield* intoOther(2)
+        yield* DbRegistry.using(insert(3), "analytics")
+        const inside = [yield* used, yield* usedOther, yield* rows, yield* othersRows]
+        return yield* HttpServerResponse.json(inside)
+      })
+      const server = createServer()
+      yield* Effect.addFinalizer(() => Effect.sync(() => server.closeAllConnections()))
+      yield* Layer.build(
+        Layer.provide(
+          HttpServer.serve(
+            HttpRouter.empty.pipe(HttpRouter.get("/", handler)),
+            DbHttp.middleware({ databases: [Database.make("default"), Analytics] })
+          ),
+          NodeHttpServer.layer(() => server, { port: 0, host: "127.0.0.1" })
+        )
+      )
+      const { port } = server.address() as AddressInfo
+      const inside = yield* Effect.promise(async () => (await fetch(`http://127.0.0.1:${port}/`)).json())
+      expect(inside).toEqual([1, 1, [], []])
+      expect([yield* rows, yield* othersRows]).toEqual([[1], [2, 3]])
+    }))
+
+  test("a failed exit of the scope leaves nothing in either", () =>
+    Effect.gen(function* () {
+      const exit = yield* Effect.exit(
+        Effect.scoped(
+          Effect.gen(function* () {
+            yield* DbSession.scoped()
+            yield* Analytics.DbSession.scoped()
+            yield* Effect.all([insert(1), intoOther(2)])
+            return yield* Effect.fail("no")
+          })
+        )
+      )
+      expect(Exit.isFailure(exit)).toBe(true)
+      expect([yield* rows, yield* othersRows]).toEqual([[], []])
+    }))
+})

@@ -1,0 +1,38 @@
+import { Effect, Fiber } from "effect"
+import { DbSession } from "effect-db"
+import { describe, expect } from "vitest"
+import { testDatabase } from "./support/database.js"
+import { committed, insert, proxiedOn } from "./support/programs.js"
+
+const database = testDatabase()
+const proxied = proxiedOn(database)
+
+describe("a statement that another fiber issues while the transaction is being ended", () => {
+  for (const [text, end, kept] of [
+    ["COMMIT", DbSession.commit, [1]],
+    ["ROLLBACK", DbSession.rollback, []]
+  ] as const) {
+    proxied(`by ${text}: belongs to the next transaction, with a BEGIN of its own`, (proxy) =>
+      Effect.gen(function* () {
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            proxy.reset()
+            const sent = proxy.seen(({ dir, text: sent }) => dir === "frontend" && sent === text)
+            proxy.pause("backend")
+            const ending = yield* Effect.fork(end)
+            yield* Effect.promise(() => sent)
+            const sibling = yield* Effect.fork(insert(2))
+            for (let step = 0; step < 20; step++) yield* Effect.yieldNow()
+            proxy.resume()
+            yield* Fiber.join(ending)
+            yield* Fiber.join(sibling)
+            expect(proxy.statements().slice(0, 3)).toEqual([text, "BEGIN", "INSERT INTO t (id) VALUES ($1)"])
+            yield* DbSession.rollback
+          })
+        )
+        expect(yield* committed(database)).toEqual(kept)
+      })
+    )
+  }
+})

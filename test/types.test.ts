@@ -1,0 +1,215 @@
+/**
+ * What the combinators add to an effect's type, in every form in which they are called. The compiler checks it; the
+ * runner only sees to it that building the effects runs nothing.
+ */
+import type * as PgClient from "@effect/sql-pg/PgClient"
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import { Context, Data, Effect, type Layer, type Option, type Scope } from "effect"
+import {
+  atomic,
+  Database,
+  DbConnection,
+  type DbEngine,
+  DbError,
+  DbLayer,
+  DbSession,
+  DbTransaction,
+  type ManualTransaction,
+  type Session,
+  type Transaction,
+  withTransaction
+} from "effect-db"
+import { describe, expectTypeOf, it } from "vitest"
+
+class Needed extends Context.Tag("test/Needed")<Needed, { readonly n: number }>() {}
+class Mine extends Data.TaggedError("Mine")<{}> {}
+
+/** A: literal; E and R: something of the program's own. */
+const given: Effect.Effect<"value", Mine, Needed> = Effect.as(Needed, "value" as const)
+const Analytics = Database.make("analytics")
+
+type Combined<Engine = DbEngine> = Effect.Effect<"value", Mine | SqlError, Needed | Engine>
+type CombinedPlain<Engine = DbEngine> = Effect.Effect<number, SqlError, Engine>
+
+describe("every form keeps A, E and R, and adds SqlError and the engine", () => {
+  it("DbSession.autocommit", () => {
+    expectTypeOf(DbSession.autocommit(given)).toEqualTypeOf<Combined>()
+    expectTypeOf(DbSession.autocommit(given, { isolation: "serializable" })).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(DbSession.autocommit)).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(DbSession.autocommit({ readOnly: true }))).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(DbSession.autocommit({}))).toEqualTypeOf<Combined>()
+    expectTypeOf([given].map(DbSession.autocommit)).toEqualTypeOf<Array<Combined>>()
+  })
+
+  it("DbSession.isolated", () => {
+    expectTypeOf(DbSession.isolated(given)).toEqualTypeOf<Combined>()
+    expectTypeOf(DbSession.isolated(given, { name: "job" })).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(DbSession.isolated)).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(DbSession.isolated({ lockTimeout: "1 second" }))).toEqualTypeOf<Combined>()
+    expectTypeOf([given].map(DbSession.isolated)).toEqualTypeOf<Array<Combined>>()
+  })
+
+  it("DbConnection.withConnection", () => {
+    expectTypeOf(DbConnection.withConnection(given)).toEqualTypeOf<Combined>()
+    expectTypeOf(DbConnection.withConnection(given, { lazy: true })).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(DbConnection.withConnection)).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(DbConnection.withConnection({ reuse: false }))).toEqualTypeOf<Combined>()
+    expectTypeOf([given].map(DbConnection.withConnection)).toEqualTypeOf<Array<Combined>>()
+  })
+
+  it("withTransaction", () => {
+    expectTypeOf(withTransaction(given)).toEqualTypeOf<Combined>()
+    expectTypeOf(withTransaction(given, { propagation: "required" })).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(withTransaction)).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(withTransaction({ isolation: "serializable", retry: true }))).toEqualTypeOf<Combined>()
+    expectTypeOf([given].map(withTransaction)).toEqualTypeOf<Array<Combined>>()
+  })
+
+  it("atomic", () => {
+    expectTypeOf(atomic(given)).toEqualTypeOf<Combined>()
+    expectTypeOf(atomic(given, { currentTransaction: "append" })).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(atomic)).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(atomic({ verifyOutcome: true }))).toEqualTypeOf<Combined>()
+    expectTypeOf([given].map(atomic)).toEqualTypeOf<Array<Combined>>()
+  })
+
+  it("an effect that needs nothing and can't fail", () => {
+    const number = Effect.succeed(1 as number)
+    expectTypeOf(number.pipe(DbSession.autocommit)).toEqualTypeOf<CombinedPlain>()
+    expectTypeOf(number.pipe(withTransaction)).toEqualTypeOf<CombinedPlain>()
+    expectTypeOf(Effect.all([number, number].map(DbSession.isolated), { concurrency: 2 })).toEqualTypeOf<
+      Effect.Effect<Array<number>, SqlError, DbEngine>
+    >()
+  })
+
+  it("several in a row", () => {
+    expectTypeOf(
+      given.pipe(withTransaction, DbSession.autocommit, DbConnection.withConnection)
+    ).toEqualTypeOf<Combined>()
+  })
+})
+
+describe("withTransaction((tx) => ...) and atomic((tx) => ...)", () => {
+  it("give the block and keep A, E and R of what the function returns", () => {
+    expectTypeOf(
+      withTransaction((tx) => {
+        expectTypeOf(tx).toEqualTypeOf<Transaction>()
+        return given
+      })
+    ).toEqualTypeOf<Combined>()
+    expectTypeOf(withTransaction((_) => given, { name: "outer" })).toEqualTypeOf<Combined>()
+    expectTypeOf(
+      atomic((tx) => {
+        expectTypeOf(tx.depth).toEqualTypeOf<number>()
+        return given
+      })
+    ).toEqualTypeOf<Combined>()
+  })
+
+  it("tx.end does not widen the success", () => {
+    expectTypeOf(withTransaction((tx) => Effect.zipRight(given, tx.end("rollback")))).toEqualTypeOf<
+      Effect.Effect<never, Mine | SqlError, Needed | DbEngine>
+    >()
+    expectTypeOf(
+      withTransaction((tx) => Effect.if(true, { onTrue: () => given, onFalse: () => tx.end("commit", "value") }))
+    ).toEqualTypeOf<Combined>()
+  })
+})
+
+describe("Scope forms, layers and handles", () => {
+  it("add Scope and the engine", () => {
+    type Scoped<A> = Effect.Effect<A, SqlError, Scope.Scope | DbEngine>
+    expectTypeOf(DbSession.scoped()).toEqualTypeOf<Scoped<Session>>()
+    expectTypeOf(DbSession.make({ autocommit: true })).toEqualTypeOf<Scoped<Session>>()
+    expectTypeOf(DbTransaction.scoped()).toEqualTypeOf<Scoped<Transaction>>()
+    expectTypeOf(Effect.asVoid(DbConnection.acquire())).toEqualTypeOf<Scoped<void>>()
+    expectTypeOf(DbSession.begin()).toEqualTypeOf<Effect.Effect<ManualTransaction, SqlError, DbEngine>>()
+  })
+
+  it("layers provide what they are named after", () => {
+    expectTypeOf(DbSession.layer()).toEqualTypeOf<Layer.Layer<DbSession, SqlError, DbEngine>>()
+    expectTypeOf(DbConnection.layer()).toEqualTypeOf<Layer.Layer<DbConnection, SqlError, DbEngine>>()
+    expectTypeOf(DbLayer({})).toEqualTypeOf<
+      Layer.Layer<DbEngine | DbConnection | DbSession | SqlClient.SqlClient | PgClient.PgClient, SqlError>
+    >()
+  })
+
+  it("effects of the module need the engine only, those of a handle nothing", () => {
+    expectTypeOf(DbSession.commit).toEqualTypeOf<Effect.Effect<void, SqlError, DbEngine>>()
+    expectTypeOf(DbSession.commitAll).toEqualTypeOf<Effect.Effect<void, SqlError>>()
+    expectTypeOf(DbSession.current).toEqualTypeOf<Effect.Effect<Option.Option<Session>, SqlError, DbEngine>>()
+    expectTypeOf(DbTransaction.current).toEqualTypeOf<Effect.Effect<Option.Option<Transaction>, never, DbEngine>>()
+    expectTypeOf(DbSession).toHaveProperty("detach")
+    expectTypeOf(DbSession.detach(given)).toEqualTypeOf<typeof given>()
+    expectTypeOf<Session["commit"]>().toEqualTypeOf<Effect.Effect<void, SqlError>>()
+    expectTypeOf<ReturnType<Session["use"]>>().toEqualTypeOf<Effect.Effect<unknown, unknown, unknown>>()
+    expectTypeOf(DbSession.afterCommit(given)).toEqualTypeOf<Effect.Effect<void, SqlError, Needed | DbEngine>>()
+  })
+
+  it("the error is a SqlError with a reason", () => {
+    expectTypeOf<DbError>().toExtend<SqlError>()
+    const caught = DbError.catchReason(given.pipe(withTransaction), "UniqueViolation", (reason) => {
+      expectTypeOf(reason.constraint).toEqualTypeOf<string | undefined>()
+      return Effect.succeed("taken" as const)
+    })
+    expectTypeOf(caught).toEqualTypeOf<Effect.Effect<"value" | "taken", Mine | SqlError, Needed | DbEngine>>()
+  })
+})
+
+describe("two databases can't be confused", () => {
+  it("each adds its own engine", () => {
+    expectTypeOf(given.pipe(Analytics.DbSession.autocommit)).toEqualTypeOf<Combined<DbEngine<"analytics">>>()
+    expectTypeOf(given.pipe(Analytics.withTransaction({ retry: true }))).toEqualTypeOf<
+      Combined<DbEngine<"analytics">>
+    >()
+    expectTypeOf(given.pipe(Analytics.atomic)).toEqualTypeOf<Combined<DbEngine<"analytics">>>()
+    expectTypeOf(given.pipe(Analytics.withTransaction, withTransaction)).toEqualTypeOf<
+      Combined<DbEngine | DbEngine<"analytics">>
+    >()
+    expectTypeOf<DbEngine>().not.toEqualTypeOf<DbEngine<"analytics">>()
+    expectTypeOf<DbSession>().not.toEqualTypeOf<DbSession<"analytics">>()
+  })
+
+  it("the layer of one does not provide the other's", () => {
+    const program = Effect.succeed(1 as number).pipe(Analytics.DbSession.autocommit)
+    // @ts-expect-error the default database is not analytics
+    const wrong: Effect.Effect<number, SqlError> = program.pipe(Effect.provide(DbLayer({})))
+    const right: Effect.Effect<number, SqlError> = program.pipe(Effect.provide(Analytics.DbLayer({})))
+    void [wrong, right]
+  })
+
+  it("only the default one provides the ecosystem's client", () => {
+    expectTypeOf(Analytics.DbLayer({})).toEqualTypeOf<
+      Layer.Layer<DbEngine<"analytics"> | DbConnection<"analytics"> | DbSession<"analytics">, SqlError>
+    >()
+    expectTypeOf(Analytics.sqlClientLayer).toEqualTypeOf<
+      Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, DbEngine<"analytics">>
+    >()
+  })
+})
+
+describe("what must not compile", () => {
+  it("options that are none, and arguments that are no effect", () => {
+    // @ts-expect-error no such isolation level
+    void given.pipe(withTransaction({ isolation: "chaos" }))
+    // @ts-expect-error no such propagation
+    void withTransaction(given, { propagation: "always" })
+    // @ts-expect-error propagation is not an option of atomic
+    void atomic(given, { propagation: "never" })
+    // @ts-expect-error no such mode
+    void given.pipe(atomic({ currentTransaction: "drop" }))
+    // @ts-expect-error a number is no effect
+    void DbSession.autocommit(1)
+    // @ts-expect-error the function has to return an effect
+    void withTransaction((_tx) => 1)
+    // @ts-expect-error options of a session have no propagation
+    void DbSession.autocommit(given, { propagation: "nested" })
+  })
+
+  it("an engine that was not provided", () => {
+    // @ts-expect-error DbEngine is missing
+    const program: Effect.Effect<number, SqlError> = Effect.succeed(1 as number).pipe(DbSession.autocommit)
+    void program
+  })
+})
