@@ -38,11 +38,6 @@ class Refused {
   readonly _tag = "Refused"
 }
 
-const uuid = (random: Random): string => {
-  const hex = Array.from({ length: 4 }, () => random.below(2 ** 32).toString(16).padStart(8, "0")).join("")
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-8${hex.slice(17, 20)}-${hex.slice(20)}`
-}
-
 /** One transfer as the client sees it: what it asks for, how far it came, what it was told. */
 class Transfer {
   readonly id: string
@@ -60,7 +55,7 @@ class Transfer {
   private rollbacks = 0
 
   constructor(random: Random) {
-    this.id = uuid(random)
+    this.id = random.uuid()
     this.source = random.between(1, accounts)
     this.target = ((this.source + random.between(0, accounts - 2)) % accounts) + 1
     this.amount = random.between(1, 50)
@@ -70,7 +65,7 @@ class Transfer {
     this.shape = random.chance(0.9)
       ? random.pick(["sequential", "together", "nested"] as const)
       : random.pick(["refused", "defect"] as const)
-    this.fee = this.shape === "nested" ? uuid(random) : undefined
+    this.fee = this.shape === "nested" ? random.uuid() : undefined
   }
 
   private get body(): Effect.Effect<void, SqlError | Refused, DbSession> {
@@ -93,7 +88,10 @@ class Transfer {
         yield* take
         if (fee !== undefined) {
           yield* withTransaction(Effect.zipRight(note(fee), Effect.fail(new Refused()))).pipe(
-            Effect.catchIf((error) => error instanceof Refused, () => Effect.void)
+            Effect.catchIf(
+              (error) => error instanceof Refused,
+              () => Effect.void
+            )
           )
         }
         yield* give
@@ -239,9 +237,7 @@ export const bank = (world: World, random: Random, options: BankOptions): Effect
       const forget = Effect.sync(() => proxy.reset()).pipe(Effect.delay("200 millis"), Effect.forever)
 
       const helpers = yield* Effect.forkAll([watch, forget])
-      const workers = yield* Effect.forkAll(
-        Array.from({ length: options.fibers ?? 24 }, () => worker(random.fork()))
-      )
+      const workers = yield* Effect.forkAll(Array.from({ length: options.fibers ?? 24 }, () => worker(random.fork())))
       const storm = yield* Effect.fork(strike({ world, random: random.fork(), interruptOne }, faults))
       yield* Effect.sleep(options.seconds * 1000)
       yield* Fiber.interrupt(storm)

@@ -195,17 +195,23 @@ export const heal = (world: World): Effect.Effect<void> =>
   )
 
 /** Fault after fault, each kind in its turn, until it is interrupted. */
-export const strike = (stage: Stage, tally: Tally): Effect.Effect<never> =>
-  Effect.suspend(() => stage.random.shuffled(deck).reduce<Effect.Effect<void>>(
-    (before, kind) =>
-      before.pipe(
-        Effect.zipRight(Effect.delay(Effect.suspend(() => faults[kind]!(stage)), stage.random.between(20, 150))),
-        // Half of a crash would leave the server down: it is finished first.
-        Effect.uninterruptible,
-        Effect.map((struck) => struck && count(tally, kind))
-      ),
-    Effect.void
-  )).pipe(Effect.forever, Effect.ensuring(heal(stage.world)))
+export const strike = (stage: Stage, tally: Tally): Effect.Effect<never> => {
+  const one = (kind: string, triesLeft: number): Effect.Effect<void> =>
+    Effect.delay(
+      Effect.suspend(() => faults[kind]!(stage)),
+      stage.random.between(20, 150)
+    ).pipe(
+      // Half of a crash would leave the server down: it is finished first.
+      Effect.uninterruptible,
+      Effect.flatMap((struck) => {
+        if (struck) count(tally, kind)
+        return struck || triesLeft === 0 ? Effect.void : one(kind, triesLeft - 1)
+      })
+    )
+  return Effect.suspend(() =>
+    Effect.forEach(stage.random.shuffled(deck), (kind) => one(kind, 2), { discard: true })
+  ).pipe(Effect.forever, Effect.ensuring(heal(stage.world)))
+}
 
 /** Waits until the server takes connections again, as after the recovery that a killed backend brings about. */
 export const untilUp = (world: World): Effect.Effect<void, Error> =>

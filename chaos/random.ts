@@ -36,6 +36,15 @@ export class Random {
     return out
   }
 
+  uuid(): string {
+    const hex = Array.from({ length: 4 }, () =>
+      this.below(2 ** 32)
+        .toString(16)
+        .padStart(8, "0")
+    ).join("")
+    return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-8${hex.slice(17, 20)}-${hex.slice(20)}`
+  }
+
   /** One of its own, so that who draws how often does not change what others draw. */
   fork(): Random {
     return new Random(this.below(2 ** 31))

@@ -49,7 +49,7 @@ const asker =
     })
 
 /** Data are thrown away at the end, but until then written as carefully as those that are kept. */
-const durable = { fsync: true, full_page_writes: true }
+const durable = { fsync: true, full_page_writes: true, deadlock_timeout: "20ms" }
 
 export const makeWorld = (
   settings: EmbeddedServerOptions["settings"] = {}

@@ -1,6 +1,7 @@
 /**
  * Transactions that lose against each other: the loser is told by a typed error, or simply runs again.
  */
+import type { SqlError } from "@effect/sql"
 import { DbEngine, DbError, withTransaction } from "effect-db"
 import { Deferred, Effect } from "effect"
 import { run, say, show } from "./support.js"
@@ -11,7 +12,7 @@ const program = Effect.gen(function* () {
   const value = Effect.map(sql<{ readonly value: number }>`SELECT value FROM counter`, (rows) => rows[0]!.value)
 
   /** Reads, meets the other one, and writes: only one of the two can be right. */
-  const race = <E, R>(both: (increment: Effect.Effect<void, any>) => Effect.Effect<unknown, E, R>) =>
+  const race = <E, R>(both: (increment: Effect.Effect<void, SqlError.SqlError>) => Effect.Effect<unknown, E, R>) =>
     Effect.gen(function* () {
       const first = yield* Deferred.make<void>()
       const second = yield* Deferred.make<void>()

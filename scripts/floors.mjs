@@ -19,7 +19,7 @@ export const floors = [
     "src/DbOptions.ts"
   ],
   // 1: secrets
-  ["src/internal/ambient.ts", "src/internal/bracket.ts", "src/internal/telemetry.ts"],
+  ["src/internal/ambient.ts", "src/internal/telemetry.ts"],
   // 2: wire
   [
     "src/internal/protocol.ts",
@@ -55,7 +55,7 @@ export const floors = [
     "src/DbEngine.ts"
   ],
   // 4: nouns
-  ["src/DbConnection.ts", "src/DbSession.ts", "src/DbTransaction.ts", "src/DbQuery.ts", "src/DbResolver.ts"],
+  ["src/DbConnection.ts", "src/DbTransaction.ts", "src/DbSession.ts", "src/DbQuery.ts", "src/DbResolver.ts"],
   // 5: one database
   ["src/DbLayer.ts", "src/Database.ts", "src/Default.ts"],
   // 6: edges

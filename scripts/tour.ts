@@ -10,7 +10,7 @@ import { readdir, readFile } from "node:fs/promises"
 import { handTo, provide, start } from "../examples/support.js"
 import type { Example } from "../examples/support.js"
 import { PgProxy } from "../test/support/proxy.js"
-import { WireLog } from "./wire-log.js"
+import { told, WireLog } from "./wire-log.js"
 
 /** In the order in which they are best read; what is not named here follows. */
 const order = `basic implicit manual rollback http transaction propagation atomic sessions-at-once one-connection
@@ -61,7 +61,13 @@ const tour = Effect.gen(function* () {
 
   let wire = new WireLog(proxy.log)
   const listen = Effect.suspend(() =>
-    Effect.forEach(wire.lines(), (line) => Console.log(dim(`      ${line}`)), { discard: true })
+    Effect.forEach(
+      told([...wire.lines()], "\n").split("\n"),
+      (line) => (line === "" ? Effect.void : Console.log(dim(`      ${line}`))),
+      {
+        discard: true
+      }
+    )
   )
   let example: Example = Effect.dieMessage("it runs nothing")
   handTo({

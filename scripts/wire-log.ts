@@ -49,8 +49,19 @@ class Conversation {
     this.waiting.shift()
     if (group.statements.length === 0) return undefined
     const sign = before ? (this.inTransaction ? "│" : "└") : this.inTransaction ? "┌" : "─"
-    return `${this.name} ${sign} ${group.statements.join(" + ")} → ${group.answers.join(", ")}`
+    return `${this.name} ${sign} ${told(group.statements, " + ")} → ${told(group.answers, ", ")}`
   }
+}
+
+/** Joined, and what is said several times in a row said once. */
+export const told = (texts: ReadonlyArray<string>, between: string): string => {
+  const runs: Array<{ readonly text: string; times: number }> = []
+  for (const text of texts) {
+    const last = runs.at(-1)
+    if (last?.text === text) last.times++
+    else runs.push({ text, times: 1 })
+  }
+  return runs.map(({ text, times }) => (times === 1 ? text : `${text} (${times} times)`)).join(between)
 }
 
 const longest = 100

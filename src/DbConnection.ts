@@ -80,29 +80,36 @@ class Handle implements Connection, Stacked {
   released = false
   private view: DbSql | undefined = undefined
 
-  constructor(
-    private readonly core: EngineCore,
-    private readonly shared: Root,
-    readonly isRoot: boolean
-  ) {}
+  // Out of sight: what an inspection of a handle shows must not be the engine with its options.
+  readonly #core: EngineCore
+  readonly #shared: Root
 
-  get name(): string {
-    return this.shared.holder.name
+  constructor(
+    core: EngineCore,
+    shared: Root,
+    readonly isRoot: boolean
+  ) {
+    this.#core = core
+    this.#shared = shared
   }
 
-  readonly root = (): Root | undefined => (this.released || this.shared.released ? undefined : this.shared)
+  get name(): string {
+    return this.#shared.holder.name
+  }
+
+  readonly root = (): Root | undefined => (this.released || this.#shared.released ? undefined : this.#shared)
 
   private readonly gone = (): DbError | undefined =>
-    this.released || this.shared.released ? this.shared.releasedError() : undefined
+    this.released || this.#shared.released ? this.#shared.releasedError() : undefined
 
   get sql(): DbSql {
-    return (this.view ??= viewOf(this.core, { _tag: "Root", root: this.shared, gone: this.gone }))
+    return (this.view ??= viewOf(this.#core, { _tag: "Root", root: this.#shared, gone: this.gone }))
   }
 
   private readonly wire: Effect.Effect<Wire, DbError> = Effect.suspend(() => {
     const gone = this.gone()
     if (gone !== undefined) return Effect.fail(gone)
-    const { shared } = this
+    const shared = this.#shared
     return Effect.flatMap(borrow(shared), () =>
       shared.wire === undefined ? Effect.fail(shared.releasedError()) : Effect.succeed(shared.wire)
     )
@@ -112,7 +119,7 @@ class Handle implements Connection, Stacked {
 
   readonly status = Effect.sync((): ConnectionStatus => {
     if (this.gone() !== undefined) return "released"
-    const { wire } = this.shared
+    const { wire } = this.#shared
     return wire === undefined ? "lazy" : wire.status === "I" ? "idle" : wire.status === "T" ? "active" : "failed"
   })
 
@@ -120,7 +127,7 @@ class Handle implements Connection, Stacked {
     Effect.async<Pg.Client, DbError>((resume) => wire.toForeign((client) => resume(Effect.succeed(client))))
   )
 
-  readonly borrow: Effect.Effect<void, DbError> = Effect.suspend(() => borrow(this.shared))
+  readonly borrow: Effect.Effect<void, DbError> = Effect.suspend(() => borrow(this.#shared))
 
   readonly release = (options?: { readonly permanent?: boolean | undefined }): Effect.Effect<void, SqlError> =>
     Effect.uninterruptible(
@@ -132,7 +139,7 @@ class Handle implements Connection, Stacked {
           this.released = permanent
           return permanent ? this.pop : Effect.void
         }
-        const { unit } = this.shared
+        const { unit } = this.#shared
         if (unit?.open === true && !permanent) {
           return Effect.fail(
             DbError.make("SessionBusy", {
@@ -148,7 +155,7 @@ class Handle implements Connection, Stacked {
 
   private readonly end = (permanent: boolean): Effect.Effect<void> =>
     Effect.suspend(() => {
-      this.shared.release(permanent)
+      this.#shared.release(permanent)
       this.released = permanent
       return permanent ? this.pop : Effect.void
     })
@@ -160,7 +167,7 @@ class Handle implements Connection, Stacked {
 
   /** For the fiber that releases it, it is no longer there; for others it is, released. */
   private readonly pop: Effect.Effect<void> = Effect.suspend(() =>
-    Ambient.update(this.core, (entry) => ({ ...entry, stack: without(entry.stack, this) }))
+    Ambient.update(this.#core, (entry) => ({ ...entry, stack: without(entry.stack, this) }))
   )
 }
 

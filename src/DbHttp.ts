@@ -32,7 +32,7 @@ import type { Slot } from "./internal/slot.js"
  * @since 0.1.0
  * @category models
  */
-export interface MiddlewareOptions<Name extends string = "default"> extends SessionOptions {
+export interface MiddlewareOptions<Name extends string = "default"> extends Omit<SessionOptions, "timeout"> {
   /** Whether the response commits. Default: a status below 400. */
   readonly commits?: ((response: HttpServerResponse.HttpServerResponse) => boolean) | undefined
   /**

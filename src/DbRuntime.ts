@@ -11,7 +11,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as Runtime from "effect/Runtime"
 import { AsyncLocalStorage } from "node:async_hooks"
+import { DbError } from "./DbError.js"
 import type { DbConnection, DbEngine, DbSession } from "./Default.js"
 import { atomic, DbSession as Session, withTransaction } from "./Default.js"
 import type { SessionOptions } from "./DbSession.js"
@@ -26,7 +28,7 @@ type Services = DbEngine | DbConnection | DbSession
 export interface DbRuntime<R, E> {
   /**
    * Runs an effect. Inside the callback of `session`, `isolated`, `transaction` or `atomic` it runs in that session.
-   * Rejects with the effect's own error; `signal` interrupts it.
+   * Rejects with the effect's own error; `signal` interrupts it, and then it rejects with the signal's reason.
    */
   readonly run: <A, E2>(effect: Effect.Effect<A, E2, R>, options?: { readonly signal?: AbortSignal }) => Promise<A>
   /**
@@ -40,7 +42,10 @@ export interface DbRuntime<R, E> {
   readonly transaction: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: WithTransactionOptions) => Promise<A>
   /** Runs promise code as a transaction that commits by itself, also inside a session, which stays open. */
   readonly atomic: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: AtomicOptions) => Promise<A>
-  /** Drains and closes. Twice: nothing. */
+  /**
+   * Drains and closes: sessions in hand may finish, up to `drainTimeout`; what comes later is rejected with
+   * `PoolClosed`. Twice: nothing.
+   */
   readonly close: () => Promise<void>
   readonly managed: ManagedRuntime.ManagedRuntime<R, E>
 }
@@ -56,6 +61,12 @@ const squash = (cause: Cause.Cause<unknown>): unknown => {
   if (failure._tag === "Some") return failure.value instanceof Rejected ? failure.value.reason : failure.value
   return Cause.squash(cause)
 }
+
+const closedError = (): DbError =>
+  DbError.make("PoolClosed", {
+    message: "The runtime is closed.",
+    hint: "close() was called before. Make another runtime, or close it later."
+  })
 
 /**
  * A runtime for promise-style code: Express, Fastify, Hono, scripts. The ambient session travels with
@@ -77,14 +88,28 @@ export const make = <R extends Services, E>(layer: Layer.Layer<R | Services, E>)
   const managed = ManagedRuntime.make(layer)
   const storage = new AsyncLocalStorage<Context.Context<never>>()
 
+  let runtime: Runtime.Runtime<R | Services> | undefined = undefined
+  let closing: Promise<void> | undefined = undefined
+
+  const build = async (): Promise<Runtime.Runtime<R | Services>> => {
+    const result = await managed.runPromiseExit(Effect.runtime<R | Services>())
+    if (Exit.isFailure(result)) throw squash(result.cause)
+    return (runtime = result.value)
+  }
+
   const exit = async <A, E2>(effect: Effect.Effect<A, E2, R | Services>, signal?: AbortSignal): Promise<A> => {
     const ambient = storage.getStore()
+    // A session in hand may go on; its statements are the pool's to refuse.
+    if (closing !== undefined && (ambient === undefined || runtime === undefined)) throw closedError()
+    signal?.throwIfAborted()
     const inside =
       ambient === undefined
         ? effect
         : Effect.mapInputContext(effect, (context: Context.Context<R | Services>) => Context.merge(context, ambient))
-    const result = await managed.runPromiseExit(inside, signal === undefined ? undefined : { signal })
+    const run = Runtime.runPromiseExit(runtime ?? (await build()))
+    const result = await run(inside, signal === undefined ? undefined : { signal })
     if (Exit.isSuccess(result)) return result.value
+    if (Cause.isInterruptedOnly(result.cause)) signal?.throwIfAborted()
     throw squash(result.cause)
   }
 
@@ -109,6 +134,6 @@ export const make = <R extends Services, E>(layer: Layer.Layer<R | Services, E>)
       exit(withTransaction((tx) => body(() => f(tx)), options) as Effect.Effect<any, SqlError, Services>),
     atomic: (f, options = {}) =>
       exit(atomic((tx) => body(() => f(tx)), options) as Effect.Effect<any, SqlError, Services>),
-    close: () => managed.dispose()
+    close: () => (closing ??= managed.dispose())
   }
 }

@@ -23,13 +23,20 @@ export type SchemaPath = string | ReadonlyArray<string>
 
 type Level = "schema" | "tenant" | "using"
 
+/** PostgreSQL reads it as the name of the role, quoted or not. */
+const userSchema = (): DbError =>
+  DbError.make("InvalidInput", {
+    message: 'A search path can\'t have a schema of the name "$user".',
+    hint: "PostgreSQL would look into the schema that is named like the role. Name the schema itself."
+  })
+
 const pathOf = (path: SchemaPath): string | DbError => {
-  const names = typeof path === "string" ? [path] : path
+  const names: ReadonlyArray<string> = Array.isArray(path) ? path : [path]
   if (names.length === 0) {
     return DbError.make("InvalidInput", { message: "No schema was named.", hint: "Name at least one." })
   }
   for (const name of names) {
-    const refused = checkIdentifier(name)
+    const refused = checkIdentifier(name) ?? (name === "$user" ? userSchema() : undefined)
     if (refused !== undefined) return refused
   }
   return names.map(quoteIdentifier).join(", ")

@@ -6,6 +6,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -100,8 +101,8 @@ export interface Session {
   readonly begin: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError>
   /** Opens a savepoint by hand. */
   readonly savepoint: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError>
-  /** Runs an effect with this session as the ambient one. */
-  readonly use: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  /** Runs an effect with this session as the ambient one. A closed one: `SessionClosed`. */
+  readonly use: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R>
   /** Sends all statements at once, in the session's transaction: one round trip. */
   readonly batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
     statements: Statements
@@ -201,10 +202,10 @@ const handleOf = (core: EngineCore, slot: Slot, unit: Unit): Session =>
     Effect.sync(() => unit.ended),
     () => viewOf(core, { _tag: "Slot", slot, unit }),
     core,
-    (effect) =>
-      Effect.suspend(() =>
+    <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+      Effect.suspend((): Effect.Effect<A, E | SqlError, R> =>
         unit.ended || slot.ended
-          ? Effect.die(unit.closedError())
+          ? Effect.fail(unit.closedError())
           : Ambient.locally(effect, core, (entry) => (entry.slot === slot ? entry : sessions.inSlot(slot)(entry)))
       )
   )
@@ -240,9 +241,10 @@ const autocommit = (core: EngineCore, effect: Effect.Effect<any, any, any>, opti
     if (slot.ended) return Effect.fail(slot.get().closedError())
     return Effect.onExit(effect, (exit) =>
       Effect.sync(() => {
-        if (Exit.isSuccess(exit) || slot.unit === undefined) return
+        if (Exit.isSuccess(exit) || slot.ended || slot.needsGate) return
         const { frame } = entry
-        const joined = frame !== undefined && !frame.ended && frame.unit === slot.unit ? frame : slot.unit.frame
+        const unit = slot.get()
+        const joined = frame !== undefined && !frame.ended && frame.unit === unit ? frame : unit.frame
         markRollbackOnly(joined, "an autocommit that joined the session failed")
       })
     )
@@ -262,13 +264,21 @@ const around = (slot: Slot, effect: Effect.Effect<any, any, any>, options: Sessi
       ? effect
       : Effect.timeoutFail(effect, {
           duration: options.timeout,
-          onTimeout: () =>
-            DbError.make("TransactionTimeout", {
-              message: `The session "${slot.name}" did not end in time.`,
-              hint: "It was rolled back. Do less in one session, or raise its timeout."
-            })
+          onTimeout: () => expired(slot)
         })
   )
+
+const expired = (slot: Slot): DbError =>
+  DbError.make("TransactionTimeout", {
+    message: `The session "${slot.name}" did not end in time.`,
+    hint: "It was rolled back. Do less in one session, or raise its timeout."
+  })
+
+/** Where there is no effect to interrupt, the session itself fails from then on. */
+const startTimer = (slot: Slot, timeout: Duration.DurationInput | undefined): NodeJS.Timeout | undefined =>
+  timeout === undefined
+    ? undefined
+    : setTimeout(() => slot.unit?.expire(expired(slot)), Duration.toMillis(timeout)).unref()
 
 /** Opens a slot whose end is that of the current scope. A commit that fails where nobody can be told is a defect. */
 const openScoped = (
@@ -280,10 +290,12 @@ const openScoped = (
   Effect.uninterruptible(
     Effect.withFiberRuntime<Slot, SqlError, Scope.Scope>((fiber) => {
       const entry = Ambient.entry(fiber, core)
-      return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) =>
-        Effect.flatMap(Effect.scope, (scope) =>
+      return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) => {
+        const timer = startTimer(slot, options.timeout)
+        return Effect.flatMap(Effect.scope, (scope) =>
           Effect.as(
             Scope.addFinalizerExit(scope, (exit) => {
+              clearTimeout(timer)
               const success = commits && Exit.isSuccess(exit)
               const { unit } = slot
               const before = success && unit !== undefined ? sessions.runBefore(slot, unit, undefined) : Effect.void
@@ -295,7 +307,7 @@ const openScoped = (
             slot
           )
         )
-      )
+      })
     })
   )
 

@@ -3,9 +3,9 @@ import { it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { randomBytes } from "node:crypto"
-import { beforeEach, describe, expect } from "vitest"
+import { beforeEach, describe, expect, inject } from "vitest"
 import type { DbOptions } from "../src/DbOptions.js"
-import { testDatabase, untilActivity } from "./support/database.js"
+import { query, testDatabase, untilActivity } from "./support/database.js"
 import { proxy } from "./support/proxy.js"
 import type { Wired } from "./support/wired.js"
 import { answered, errorOf, executes, forkUntil, reasonOf, took, until, wire, wired } from "./support/wired.js"
@@ -75,8 +75,7 @@ describe("connecting", () => {
       silent.accept("silent")
       refusing.accept("refuse")
       const hosts = [silent, refusing, good].map(({ host, port }) => ({ host, port }))
-      const { url: _, ...rest } = { url: "", hosts, database: database.database, username: database.user }
-      const engine = yield* DbEngine.make({ ...rest, password: Effect.succeed(database.password), connectTimeout: 150 })
+      const engine = yield* DbEngine.make({ url: database.url, hosts, connectTimeout: 150 })
       yield* engine.ping
       expect([silent.accepted, refusing.accepted, good.accepted]).toEqual([1, 1, 1])
     })
@@ -358,17 +357,13 @@ describe("roles", () => {
 
   wired(database, "FAULTS 21: no host has the role: typed, retryable, and it works when one has", readWrite, () =>
     Effect.gen(function* () {
-      yield* database.query(`ALTER DATABASE ${database.database} SET default_transaction_read_only = on`)
-      expect(yield* reasonOf(run("SELECT 1"))).toMatchObject({ _tag: "ConnectionError", isRetryable: true })
-      yield* Effect.orDie(
-        Effect.promise(() =>
-          Effect.runPromise(
-            database.query(
-              `SET default_transaction_read_only = off; ALTER DATABASE ${database.database} RESET default_transaction_read_only`
-            )
-          )
-        )
+      // Asked from another database, where it may be changed back.
+      const set = (what: string) => query(inject("databaseUrl"), `ALTER DATABASE ${database.database} ${what}`)
+      yield* Effect.acquireRelease(set("SET default_transaction_read_only = on"), () =>
+        set("RESET default_transaction_read_only")
       )
+      expect(yield* reasonOf(run("SELECT 1"))).toMatchObject({ _tag: "ConnectionError", isRetryable: true })
+      yield* set("RESET default_transaction_read_only")
       yield* run("INSERT INTO t VALUES (1)")
     })
   )

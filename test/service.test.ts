@@ -2,7 +2,7 @@
 import { HttpServer } from "@effect/platform"
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "@effect/vitest"
 import { DbEngine, DbLayer } from "effect-db"
-import { Effect, ManagedRuntime, Layer } from "effect"
+import { Effect, Layer, Logger, LogLevel, ManagedRuntime } from "effect"
 import { spawn } from "node:child_process"
 import type { ChildProcess } from "node:child_process"
 import { chmod, mkdtemp, rm } from "node:fs/promises"
@@ -24,6 +24,8 @@ const rows = <A extends object = Record<string, unknown>>(text: string, values?:
 
 const runtime = ManagedRuntime.make(
   serve(0).pipe(
+    // what fails here does so on purpose
+    Layer.provideMerge(Logger.minimumLogLevel(LogLevel.None)),
     Layer.provideMerge(MigrationsLive),
     Layer.provideMerge(Layer.unwrapEffect(Effect.sync(() => DbLayer({ url: database.url, applicationName: "ledger" }))))
   )
@@ -292,16 +294,13 @@ describe("one session for each request", () => {
       await client.query("SELECT FROM accounts WHERE id = $1 FOR UPDATE", [grace.id])
       const answer = post("/transfers", { from: ada.id, to: grace.id, amount: 5 })
       await untilWaitingForLock()
+      // got only when the service gives way: this side never asks whether there is a deadlock
       await client.query("SELECT FROM accounts WHERE id = $1 FOR UPDATE", [ada.id])
       await client.query("COMMIT")
       return answer
     })
     expect(answer).toMatchObject({ status: 201 })
     expect([await balance(ada), await balance(grace)]).toEqual(["95", "5"])
-    const [row] = await rows<{ readonly deadlocks: number }>(
-      "SELECT deadlocks::int FROM pg_stat_database WHERE datname = current_database()"
-    )
-    expect(row!.deadlocks).toBe(1)
   })
 
   it("answers with a 500 when the commit fails, before anything has been said", async () => {

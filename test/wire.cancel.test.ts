@@ -289,7 +289,11 @@ describe("a cancel that is not confirmed", () => {
         const elapsed = yield* took(Fiber.interrupt(fiber))
         expect(elapsed).toBeGreaterThan(290)
         expect(elapsed).toBeLessThan(600)
-        yield* until("its socket is closed", Effect.map(DbEngine.stats, (_) => _.total === 0), 500)
+        yield* until(
+          "its socket is closed",
+          Effect.map(DbEngine.stats, (_) => _.total === 0),
+          500
+        )
         at.proxy.accept("relay")
         expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
       })

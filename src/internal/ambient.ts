@@ -164,11 +164,10 @@ const swap = <A, E, R, B, E2, R2>(
 ): Effect.Effect<B, E2, R | R2> => {
   const before = fiber.getFiberRef(ref)
   const contextBefore = fiber.currentContext
-  const leave = (exit: Exit.Exit<A, E>) => Effect.flatMap(put(before, contextBefore), () => next(exit))
   return Effect.flatMap(put(ambient, context), () =>
     Effect.matchCauseEffect(effect, {
-      onFailure: (cause) => leave(Exit.failCause(cause)),
-      onSuccess: (value) => leave(Exit.succeed(value))
+      onFailure: (cause) => Effect.flatMap(put(before, contextBefore), () => next(Exit.failCause(cause))),
+      onSuccess: (value) => Effect.flatMap(put(before, contextBefore), () => next(Exit.succeed(value)))
     })
   )
 }

@@ -364,7 +364,7 @@ const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): 
     Effect.flatMap(restore(openFrame(unit.frame, "transaction", options)), (frame) => {
       const frames = [unit.frame, frame]
       const clear: Effect.Effect<void, SqlError> = Effect.suspend(() => {
-        if (!unit.open && unit.lost === undefined) return Effect.void
+        if (!unit.hasToEnd) return Effect.void
         switch (mode) {
           case "commit":
             return Effect.zipRight(restore(runBefore(slot, unit, frame)), settleOpen(unit, [unit.frame], unit.frame))

@@ -38,13 +38,15 @@ export interface Combinator<Options, E2, R2> {
   ): Combined<Arg, E2, R2>
 }
 
+const noOptions = {}
+
 /** @internal */
 export const combinator = <Options extends object, E2, R2>(
   run: (effect: Effect.Effect<any, any, any>, options: Partial<Options> & Options) => Effect.Effect<any, any, any>
 ): Combinator<Options, E2, R2> =>
   ((arg: unknown, ...rest: ReadonlyArray<unknown>) => {
-    const given = (typeof rest[0] === "object" && rest[0] !== null ? rest[0] : {}) as Options
+    const given = (typeof rest[0] === "object" && rest[0] !== null ? rest[0] : noOptions) as Options
     return Effect.isEffect(arg)
       ? run(arg as Effect.Effect<any, any, any>, given)
-      : (effect: Effect.Effect<any, any, any>) => run(effect, (arg ?? {}) as Options)
+      : (effect: Effect.Effect<any, any, any>) => run(effect, (arg ?? noOptions) as Options)
   }) as Combinator<Options, E2, R2>

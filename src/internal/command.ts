@@ -45,6 +45,8 @@ export const enum State {
 /** One statement on its way. @internal */
 export class Command {
   state: number = State.Idle
+  /** It was handed to the socket, and may have been run. */
+  sent = false
   abandoned = false
   /** The client asked the server to cancel it. */
   canceled = false
@@ -72,10 +74,6 @@ export class Command {
 
   get settled(): boolean {
     return this.state === State.Settled
-  }
-
-  get sent(): boolean {
-    return this.state >= State.Sent
   }
 
   settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {

@@ -43,7 +43,7 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
         }
         if (params.length > 0) {
           return Effect.fail(
-            refuse("COPY takes no parameters.", "Put names in with sql(name), values with sql.literal.")
+            refuse("COPY takes no parameters.", "Put names in with sql(name), constants with sql.literal.")
           )
         }
         const path = Ambient.searchPath(Ambient.entry(fiber, connection.engine))

@@ -16,6 +16,7 @@ import { Command } from "./pipeline.js"
 import { Pool } from "./pool.js"
 import type { PoolStats } from "./pool.js"
 import { searchPathControl } from "./searchPath.js"
+import { PoolMetrics } from "./telemetry.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import { dial } from "./wire.js"
 import type { Host, Wire } from "./wire.js"
@@ -28,6 +29,7 @@ export class EngineCore {
   closed = false
   private live: Pool
   private readonly retired = new Set<Pool>()
+  private readonly metrics: PoolMetrics
   readonly reactivity = Effect.runSync(Reactivity.make)
   readonly beforeSession: Effect.Effect<void, DbError> | undefined
 
@@ -38,6 +40,7 @@ export class EngineCore {
   ) {
     this.config = config
     this.beforeSession = config.options.beforeSession as Effect.Effect<void, DbError> | undefined
+    this.metrics = new PoolMetrics(name)
     this.live = this.makePool()
   }
 
@@ -128,6 +131,7 @@ export class EngineCore {
         config.options.afterConnect === undefined
           ? undefined
           : (wire, done) => void this.prepare(wire, config.connectMillis, done),
+      metrics: this.metrics,
       onLeak: (holder, millis) =>
         this.log(
           Effect.logWarning(

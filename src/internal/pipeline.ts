@@ -228,6 +228,7 @@ export class Pipeline {
         if (!command.simple) for (const name of this.prepared.takeLeftovers()) writer.closeStatement(name)
       }
       command.state = State.Sent
+      command.sent = true
       if (command.simple) {
         this.writeSimple(group, command, prefix)
         group = undefined

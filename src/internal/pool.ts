@@ -10,6 +10,7 @@ import type { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
 import { acquireTimeout, isTemporary, poolClosed } from "./poolErrors.js"
 import { bounded, ping, reset } from "./recycler.js"
+import type { PoolMetrics } from "./telemetry.js"
 import type { Host, Wire } from "./wire.js"
 
 /** Who borrows, for error messages and the leak report. @internal */
@@ -46,9 +47,7 @@ export interface PoolOptions {
   /** Runs `afterConnect` again, whose settings a reset has swept away as well. */
   readonly afterReset?: ((wire: Wire, done: (ok: boolean) => void) => void) | undefined
   readonly onLeak: (holder: Holder, millis: number) => void
-  /** A borrower waited this long; a connection was in use for this long. */
-  readonly onWaited?: ((millis: number) => void) | undefined
-  readonly onUsed?: ((millis: number) => void) | undefined
+  readonly metrics: PoolMetrics
 }
 
 /** @internal */
@@ -124,7 +123,7 @@ export class Pool {
       const wire = this.popFresh()
       if (wire !== undefined) {
         this.lend(wire, holder)
-        this.options.onWaited?.(0)
+        this.options.metrics.waited(0)
         done(undefined, wire)
         return () => false
       }
@@ -144,7 +143,8 @@ export class Pool {
     if (loan === undefined) return
     this.loans.delete(wire)
     if (loan.leak !== undefined) clearTimeout(loan.leak)
-    this.options.onUsed?.(Date.now() - loan.since)
+    this.options.metrics.usedFor(Date.now() - loan.since)
+    this.options.metrics.changed(this.figures)
     if (wire.dead) return this.leave(wire)
     this.between.add(wire)
     if (wire.idle) this.recycle(wire)
@@ -239,6 +239,7 @@ export class Pool {
   }
 
   private timedOut(waiter: Waiter): DbError {
+    this.options.metrics.timedOut()
     return acquireTimeout({
       timeoutMillis: waiter.timeoutMillis,
       waited: Date.now() - waiter.since,
@@ -284,6 +285,8 @@ export class Pool {
     return !wire.doubted && Date.now() - wire.lastUsed <= this.options.config.validateMillis
   }
 
+  private readonly figures = (): PoolStats => this.stats
+
   private lend(wire: Wire, holder: Holder): void {
     const loan: Loan = { holder, since: Date.now(), leak: undefined }
     const { leakMillis } = this.options.config
@@ -292,6 +295,7 @@ export class Pool {
       loan.leak.unref()
     }
     this.loans.set(wire, loan)
+    this.options.metrics.changed(this.figures)
   }
 
   private forget(waiter: Waiter): boolean {
@@ -306,7 +310,7 @@ export class Pool {
     const waiter = this.waiters.shift()!
     clearTimeout(waiter.timer)
     this.lend(wire, waiter.holder)
-    this.options.onWaited?.(Date.now() - waiter.since)
+    this.options.metrics.waited(Date.now() - waiter.since)
     waiter.done(undefined, wire)
   }
 
@@ -429,6 +433,7 @@ export class Pool {
     if (this.retry !== undefined) return
     let stop: () => void = () => {}
     let over = false
+    const began = Date.now()
     const giveUp = () => {
       over = true
       stop()
@@ -443,6 +448,7 @@ export class Pool {
       }
       if (wire === undefined) return this.refused(error!)
       this.lastError = undefined
+      this.options.metrics.created(Date.now() - began)
       this.pause = 0
       wire.generation = this.generation
       const { ttlMillis } = this.options.config

@@ -3,11 +3,18 @@
  */
 import type { Control, Owner } from "./pipeline.js"
 
+// Where a transaction keeps the path that it had before the first change: afterConnect or a SET may have chosen it.
+const saved = "effect_db.search_path"
+
+const save = `set_config('${saved}', coalesce(nullif(current_setting('${saved}', true), ''), '=' || current_setting('search_path')), true)`
+
+const restore = `SELECT set_config('search_path', substr(path, 2), true) FROM (SELECT current_setting('${saved}', true)) AS saved(path) WHERE path <> ''`
+
 /** For the transaction only; nothing: what the connection has by itself. @internal */
 export const searchPathControl = (path: string | undefined): Control =>
   path === undefined
-    ? { text: "SET LOCAL search_path TO DEFAULT", params: [], opens: false, named: true }
-    : { text: "SELECT set_config('search_path', $1, true)", params: [path], opens: false, named: true }
+    ? { text: restore, params: [], opens: false, named: true }
+    : { text: `SELECT ${save}, set_config('search_path', $1, true)`, params: [path], opens: false, named: true }
 
 /** Which path a transaction has at the moment. @internal */
 export interface PathState {

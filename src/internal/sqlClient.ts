@@ -9,8 +9,6 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as Chunk from "effect/Chunk"
-import * as Context from "effect/Context"
-import * as DefaultServices from "effect/DefaultServices"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type * as Mailbox from "effect/Mailbox"
@@ -18,12 +16,12 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as Tracer from "effect/Tracer"
 import type { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
 import { execute } from "./execute.js"
 import type { Bound } from "./execute.js"
 import type { Result } from "./rows.js"
+import { isTraced, statementSpan } from "./telemetry.js"
 
 /**
  * The client that every noun offers.
@@ -101,11 +99,6 @@ export class ViewConnection implements Connection {
   }
 }
 
-const nativeTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)
-
-/** Nobody looks at the spans of the built-in tracer, unless a span of the user's is around. */
-const isTraced = (fiber: Runtime): boolean => fiber.currentTracer !== nativeTracer || fiber.currentSpan !== undefined
-
 type Primitive = {
   new (
     segments: ReadonlyArray<Statement.Segment>,
@@ -115,6 +108,7 @@ type Primitive = {
     transformRows: TransformRows
   ): Statement.Statement<any> & {
     readonly segments: ReadonlyArray<Statement.Segment>
+    compile(withoutTransform?: boolean): readonly [sql: string, params: ReadonlyArray<unknown>]
     withConnection(operation: string, f: any, withoutTransform?: boolean): Effect.Effect<any, SqlError>
   }
 }
@@ -123,25 +117,50 @@ const primitiveOf = (constructor: Statement.Constructor): Primitive =>
   Object.getPrototypeOf(constructor.unsafe("")).constructor as Primitive
 
 /**
- * Statements that go straight to `execute`: the ecosystem's own open a scope and a span for each execution. With
- * a tracer or a transformer they are the ecosystem's own again.
+ * Statements that go straight to `execute`: the ecosystem's own open a scope and a span for each execution. They have a
+ * span where a tracer listens; with a transformer they are the ecosystem's own again.
  */
-const directStatement = (Base: Primitive, connection: Connection): Primitive =>
-  class Direct extends Base {
+const directStatement = (
+  Base: Primitive,
+  connection: Connection,
+  spanAttributes: ReadonlyArray<readonly [string, unknown]>
+) => {
+  // Building and hashing the same text again costs more than anything else of a statement.
+  const texts = new WeakMap<TemplateStringsArray, string>()
+  return class Direct extends Base {
+    /** Of a template with nothing but values in it: its text is always the same. */
+    template: TemplateStringsArray | undefined = undefined
+    binds: ReadonlyArray<unknown> = []
+
+    override compile(withoutTransform?: boolean): readonly [sql: string, params: ReadonlyArray<unknown>] {
+      const { binds, template } = this
+      if (template === undefined) return super.compile(withoutTransform)
+      let text = texts.get(template)
+      if (text === undefined) texts.set(template, (text = super.compile(withoutTransform)[0]))
+      return [text, binds]
+    }
+
     override withConnection(
       operation: string,
       f: (connection: Connection, sql: string, params: ReadonlyArray<unknown>) => Effect.Effect<any, SqlError>,
       withoutTransform = false
     ): Effect.Effect<any, SqlError> {
       return Effect.withFiberRuntime<any, SqlError>((fiber: Runtime) => {
-        if (isTraced(fiber) || Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
+        // A transformer is given the ecosystem's own span.
+        if (Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
           return super.withConnection(operation, f, withoutTransform)
         }
         const [text, params] = this.compile(withoutTransform)
-        return f(connection, text, params)
+        return isTraced(fiber)
+          ? statementSpan(text, spanAttributes, f(connection, text, params))
+          : f(connection, text, params)
       })
     }
   }
+}
+
+/** Certainly no fragment and no helper, which write text of their own. */
+const isValue = (u: unknown): boolean => u === null || (typeof u !== "object" && typeof u !== "function")
 
 const isTemplate = (u: unknown): u is TemplateStringsArray => Array.isArray(u) && "raw" in u
 
@@ -155,11 +174,18 @@ const makeConstructor = (
 ): Statement.Constructor => {
   const base = Statement.make(acquirer, compiler, spanAttributes, transformRows) as Statement.Constructor &
     ((...args: ReadonlyArray<unknown>) => any)
-  const Direct = directStatement(primitiveOf(base), connection)
+  const Direct = directStatement(primitiveOf(base), connection, spanAttributes)
   const direct = (statement: { readonly segments: ReadonlyArray<Statement.Segment> }) =>
     new Direct(statement.segments, acquirer, compiler, spanAttributes, transformRows)
-  const sql = (...args: ReadonlyArray<unknown>): unknown =>
-    isTemplate(args[0]) ? direct(base(...args)) : base(...args)
+  const sql = (first: unknown, ...rest: ReadonlyArray<unknown>): unknown => {
+    if (!isTemplate(first)) return base(first, ...rest)
+    const statement = direct(base(first, ...rest))
+    if (rest.every(isValue)) {
+      statement.template = first
+      statement.binds = rest
+    }
+    return statement
+  }
   return Object.assign(sql, base, {
     unsafe: (text: string, params: ReadonlyArray<unknown> = []) => {
       const statement = direct(base.unsafe(text, params) as never)

@@ -25,14 +25,14 @@ const operationOf = (text: string): string => /^[\s(]*([a-z]+)/i.exec(text)?.[1]
 export const statementSpan = <A, E>(
   text: string,
   attributes: ReadonlyArray<readonly [string, unknown]>,
-  run: (span: Tracer.Span) => Effect.Effect<A, E>
+  effect: Effect.Effect<A, E>
 ): Effect.Effect<A, E> => {
   const operation = operationOf(text)
   return Effect.useSpan(operation, { kind: "client", captureStackTrace: false }, (span) => {
     for (const [name, value] of attributes) span.attribute(name, value)
     span.attribute("db.operation.name", operation)
     span.attribute("db.query.text", redactSql(text))
-    return Effect.tapError(run(span), (error) =>
+    return Effect.tapError(effect, (error) =>
       Effect.sync(() => {
         const reason = DbError.reason(error)
         if (reason === undefined) return
@@ -69,12 +69,21 @@ const createTime = Metric.histogram("db.client.connection.create_time", seconds,
 const waitTime = Metric.histogram("db.client.connection.wait_time", seconds, "How long borrowers waited.")
 const useTime = Metric.histogram("db.client.connection.use_time", seconds, "How long connections were borrowed.")
 
+interface PoolFigures {
+  readonly idle: number
+  readonly used: number
+  readonly pending: number
+  readonly max: number
+}
+
 /** The figures of one pool; each update is a map look-up. @internal */
 export class PoolMetrics {
   // The same array for the same labels: Effect finds the metric by its reference.
   private readonly pool: ReadonlyArray<MetricLabel.MetricLabel>
   private readonly idle: ReadonlyArray<MetricLabel.MetricLabel>
   private readonly used: ReadonlyArray<MetricLabel.MetricLabel>
+
+  private sampling = false
 
   constructor(name: string) {
     const pool = MetricLabel.make("db.client.connection.pool.name", name)
@@ -83,12 +92,17 @@ export class PoolMetrics {
     this.used = [pool, MetricLabel.make("db.client.connection.state", "used")]
   }
 
-  readonly counted = (stats: {
-    readonly idle: number
-    readonly used: number
-    readonly pending: number
-    readonly max: number
-  }): void => {
+  /** Sampled: gauges are read far less often than connections are lent. */
+  readonly changed = (stats: () => PoolFigures): void => {
+    if (this.sampling) return
+    this.sampling = true
+    setTimeout(() => {
+      this.sampling = false
+      this.counted(stats())
+    }, 100).unref()
+  }
+
+  private counted(stats: PoolFigures): void {
     count.unsafeUpdate(stats.idle, this.idle)
     count.unsafeUpdate(stats.used, this.used)
     pending.unsafeUpdate(stats.pending, this.pool)

@@ -176,6 +176,8 @@ export class Unit implements PathState {
   beforeCommit: Array<Hook> = []
   /** For a transaction whose outcome is to be proved. */
   wantsMarker: ((unit: Unit) => OutcomeMarker) | undefined = undefined
+  /** Whether the last of `control` reached the socket. */
+  private controlSent = false
   private marker: OutcomeMarker | undefined = undefined
   path: string | undefined | null = undefined
   private hasPaths = false
@@ -196,6 +198,11 @@ export class Unit implements PathState {
 
   get state(): UnitState {
     return this.ended ? "closed" : this.aborted || this.lost !== undefined ? "failed" : this.open ? "active" : "idle"
+  }
+
+  /** There is something to be ended: a transaction, or the word that there must not be one. */
+  get hasToEnd(): boolean {
+    return this.open || this.lost !== undefined || this.frame.rollbackOnly !== undefined
   }
 
   /** A transaction is open, or about to be: statements are on their way. */
@@ -341,8 +348,11 @@ export class Unit implements PathState {
       message:
         first === undefined && why !== undefined
           ? `The transaction was rolled back: ${why}.`
-          : `The transaction was rolled back: a statement in it had failed${first === undefined ? "" : ` (${first.message})`}.`,
-      hint: "After an error PostgreSQL refuses everything until a rollback. Let the error fail the block, or put the statement in a withTransaction of its own.",
+          : `The transaction was rolled back: a statement in it had failed${first === undefined ? "" : ` (${first.reason.message.replace(/\.$/, "")})`}.`,
+      hint:
+        first === undefined && why !== undefined
+          ? "The block was marked rollback-only: let what marked it fail the block, or give that part a block of its own."
+          : "After an error PostgreSQL refuses everything until a rollback. Let the error fail the block, or put the statement in a withTransaction of its own.",
       statement: failed?.failedStatement,
       firstError: first,
       cause: first
@@ -358,6 +368,7 @@ export class Unit implements PathState {
   private control(text: string, solo: boolean): Effect.Effect<Result, DbError> {
     return Effect.async<Result, DbError>((resume) => {
       const wire = this.lease.wire
+      this.controlSent = false
       if (wire === undefined) {
         return resume(Effect.fail(this.lost ?? this.lease.releasedError()))
       }
@@ -365,12 +376,12 @@ export class Unit implements PathState {
       const timer = setTimeout(() => {
         wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))
       }, limit)
-      wire.submit(
-        new Command(text, [], "array", solo, true, false, undefined, (error, result) => {
-          clearTimeout(timer)
-          resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
-        })
-      )
+      const command = new Command(text, [], "array", solo, true, false, undefined, (error, result) => {
+        clearTimeout(timer)
+        this.controlSent = command.sent
+        resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
+      })
+      wire.submit(command)
     })
   }
 
@@ -468,7 +479,10 @@ export class Unit implements PathState {
   /** Runs everything up to the commit and reports how it went. The caller has seen to it that no block is open. */
   commit(frame: Frame): Effect.Effect<void, DbError> {
     return Effect.suspend(() => {
-      if (!this.open) return this.lost === undefined ? Effect.void : this.failCommit(this.lost)
+      if (!this.open) {
+        const refused = this.refusal(frame)
+        return refused === undefined ? Effect.void : this.failCommit(refused)
+      }
       return this.alone(
         this.submitted === 0 ? this.commitQuiet(frame) : Effect.flatMap(this.whenQuiet, () => this.commitQuiet(frame))
       )
@@ -540,7 +554,8 @@ export class Unit implements PathState {
           this.over()
           if (!lost) return Effect.fail(error)
           this.dropWire()
-          if (error.reason._tag === "ConnectionError" && error.reason.phase === "send") return Effect.fail(error)
+          // The connection was gone before: what ended it is the error, and nothing was committed.
+          if (!this.controlSent) return Effect.fail(error)
           return this.settleOutcome(error, marker)
         }
       })
@@ -626,6 +641,13 @@ export class Unit implements PathState {
   /** A block ends: what was issued in it and has not been sent never happens. */
   abandonIn(block: Frame, error: DbError): void {
     for (const run of [...this.runs]) if (run.block.isWithin(block)) run.abandon(error)
+  }
+
+  /** Its time is over: it fails from now on, and what is on its way is cancelled. */
+  expire(error: DbError): void {
+    if (this.ended) return
+    this.lost ??= error
+    for (const run of [...this.runs]) run.cancel()
   }
 
   /** No new statements; what has not been sent fails. */

@@ -324,6 +324,7 @@ class ForeignQueue {
   private run(command: Command): void {
     const prefix = command.owner === undefined ? [] : [...command.owner.takePrefix()]
     command.state = 2
+    command.sent = true
     const step = (): void => {
       const control = prefix.shift()
       if (control !== undefined) {

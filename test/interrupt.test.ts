@@ -1,0 +1,186 @@
+/**
+ * Interrupting a program at every step that its fiber takes, instead of at random moments: all or nothing is in the
+ * table, and the only connection of the pool can be borrowed afterwards.
+ */
+import { describe } from "@effect/vitest"
+import { Deferred, Effect, Exit, Fiber, FiberId, type Scheduler } from "effect"
+import { atomic, DbConnection, DbEngine, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { expect } from "vitest"
+import { testDatabase } from "./support/database.js"
+import { committed, insert, outcome, programsOn, proxiedOn, type Services, used } from "./support/programs.js"
+import { defaultScheduler } from "effect/Scheduler"
+
+const database = testDatabase()
+const test = programsOn(database)
+const proxied = proxiedOn(database)
+const rows = committed(database)
+
+/** Counts the steps of one fiber, and interrupts it at one of them. */
+class Stepper implements Scheduler.Scheduler {
+  steps = 0
+  target: Fiber.RuntimeFiber<unknown, unknown> | undefined = undefined
+
+  constructor(readonly at: number) {}
+
+  scheduleTask(task: Scheduler.Task, priority: number, fiber?: Fiber.RuntimeFiber<unknown, unknown>): void {
+    defaultScheduler.scheduleTask(task, priority, fiber)
+  }
+
+  shouldYield(fiber: Fiber.RuntimeFiber<unknown, unknown>): number | false {
+    if (fiber !== this.target || this.steps >= this.at) return false
+    if (++this.steps < this.at) return false
+    fiber.unsafeInterruptAsFork(FiberId.none)
+    // It looks at its messages when it yields.
+    return 0
+  }
+}
+
+type Program = Effect.Effect<unknown, unknown, Services>
+
+/** Runs the program once, interrupted at the given step. */
+const interruptedAt = (program: Program, at: number) =>
+  Effect.gen(function* () {
+    const stepper = new Stepper(at)
+    const started = yield* Deferred.make<void>()
+    const fiber = yield* Effect.fork(Effect.withScheduler(Effect.zipRight(Deferred.await(started), program), stepper))
+    stepper.target = fiber
+    yield* Deferred.succeed(started, undefined)
+    return { exit: yield* Fiber.await(fiber), steps: stepper.steps }
+  })
+
+/** Each step in turn, until the program is over before it gets there. */
+const sweep = (
+  program: Program,
+  whole: ReadonlyArray<number>,
+  before: Effect.Effect<void, never, DbEngine> = Effect.void
+) =>
+  Effect.gen(function* () {
+    const seenOutcomes = new Set<string>()
+    for (let at = 1; ; at++) {
+      yield* database.query("TRUNCATE t")
+      yield* before
+      const { exit, steps } = yield* interruptedAt(program, at)
+      const found = yield* rows
+      const context = `interrupted at step ${at}: ${outcome(exit)}`
+      expect([[], whole], context).toContainEqual(found)
+      if (Exit.isSuccess(exit)) expect(found, context).toEqual(whole)
+      seenOutcomes.add(`${outcome(exit)} ${found.length > 0}`)
+      // The pool is whole: its only connection can be borrowed, and is in no transaction.
+      const status = yield* Effect.scoped(
+        Effect.flatMap(DbConnection.acquire({ timeout: "2 seconds" }), (_) => _.status)
+      ).pipe(Effect.mapError((error) => new Error(`${context}: ${error.message}`)))
+      expect([status, yield* used], context).toEqual(["idle", 0])
+      if (steps < at) break
+    }
+    // It has been interrupted before anything had happened, and it has come to its end.
+    expect(seenOutcomes).toContain("interrupted false")
+    expect(seenOutcomes).toContain("success true")
+  })
+
+const two = Effect.zipRight(insert(1), insert(2))
+
+const programs: ReadonlyArray<readonly [string, Program, ReadonlyArray<number>]> = [
+  ["an implicit statement", insert(1), [1]],
+  ["autocommit", DbSession.autocommit(two), [1, 2]],
+  ["isolated", DbSession.isolated(two), [1, 2]],
+  ["scoped", Effect.scoped(Effect.zipRight(DbSession.scoped(), two)), [1, 2]],
+  ["make", Effect.scoped(Effect.flatMap(DbSession.make({ autocommit: true }), (_) => _.use(two))), [1, 2]],
+  ["withTransaction", withTransaction(two), [1, 2]],
+  ["withTransaction((tx) => ...)", withTransaction(() => two), [1, 2]],
+  ["DbTransaction.scoped", Effect.scoped(Effect.zipRight(DbTransaction.scoped(), two)), [1, 2]],
+  ["nested blocks", withTransaction(Effect.zipRight(withTransaction(insert(1)), withTransaction(insert(2)))), [1, 2]],
+  ["atomic in a session", DbSession.autocommit(atomic(two)), [1, 2]],
+  [
+    "a session on a connection of its own",
+    DbConnection.withConnection(DbSession.autocommit(two), { reuse: false }),
+    [1, 2]
+  ],
+  ["statements at once", DbSession.autocommit(Effect.all([insert(1), insert(2)], { concurrency: "unbounded" })), [1, 2]]
+]
+
+describe("interrupted at every step", () => {
+  for (const [name, program, whole] of programs) {
+    test(`${name}: all or nothing, and the pool is whole`, () => sweep(program, whole), { maxConnections: 1 })
+  }
+
+  test("a session that has to connect first", () => sweep(DbSession.autocommit(two), [1, 2], DbEngine.evictAll), {
+    maxConnections: 1
+  })
+
+  test(
+    "negative control: a program that commits by halves is found",
+    () =>
+      Effect.gen(function* () {
+        const halves = yield* Effect.exit(sweep(two, [1, 2]))
+        expect(outcome(halves)).toContain("interrupted at step")
+      }),
+    { maxConnections: 1 }
+  )
+})
+
+describe("interrupted while the server has it", () => {
+  const stations = [
+    ["BEGIN", ({ text, type }: { text: string; type: string }) => type === "E" && text.startsWith("BEGIN")],
+    ["the first INSERT", ({ text, type }: { text: string; type: string }) => type === "E" && text.startsWith("INSERT")]
+  ] as const
+  for (const [station, matches] of stations) {
+    for (const forward of [true, false]) {
+      proxied(
+        `${station} is ${forward ? "under way" : "held back"}: nothing is in the table`,
+        (proxy) =>
+          Effect.gen(function* () {
+            yield* DbEngine.ping
+            const held = proxy.holdAt(matches, { forward })
+            const cancel = proxy.seen(({ type }) => type === "cancel")
+            const fiber = yield* Effect.fork(DbSession.autocommit(two))
+            yield* Effect.promise(() => held)
+            const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+            yield* Effect.promise(() => cancel)
+            proxy.resume()
+            expect(outcome(yield* Fiber.join(interrupting))).toBe("interrupted")
+            expect(yield* rows).toEqual([])
+            yield* DbSession.autocommit(insert(3))
+            expect(yield* rows).toEqual([3])
+          }),
+        { maxConnections: 1 }
+      )
+    }
+  }
+
+  for (const forward of [true, false]) {
+    proxied(
+      `COMMIT is ${forward ? "under way" : "held back"}: it is waited for, and everything is in the table`,
+      (proxy) =>
+        Effect.gen(function* () {
+          const held = proxy.holdAt(({ text }) => text === "COMMIT", { forward })
+          const fiber = yield* Effect.fork(DbSession.autocommit(two))
+          yield* Effect.promise(() => held)
+          const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+          yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+          expect(interrupting.unsafePoll()).toBe(null)
+          proxy.resume()
+          yield* Fiber.join(interrupting)
+          expect(yield* rows).toEqual([1, 2])
+          expect(proxy.cancels).toEqual([])
+        }),
+      { maxConnections: 1 }
+    )
+  }
+
+  proxied(
+    "ROLLBACK is under way: it is waited for",
+    (proxy) =>
+      Effect.gen(function* () {
+        const held = proxy.holdAt(({ text }) => text === "ROLLBACK", { forward: true })
+        const fiber = yield* Effect.fork(DbSession.autocommit(Effect.zipRight(two, Effect.fail("no"))))
+        yield* Effect.promise(() => held)
+        const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+        yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+        expect(interrupting.unsafePoll()).toBe(null)
+        proxy.resume()
+        yield* Fiber.join(interrupting)
+        expect(yield* rows).toEqual([])
+      }),
+    { maxConnections: 1 }
+  )
+})

@@ -1,0 +1,579 @@
+import { describe, expect, it } from "@effect/vitest"
+import { Context, Deferred, Effect, Exit, Layer, Logger, LogLevel, Scope } from "effect"
+import { DbEngine, DbError, DbLayer, type DbOptions, DbRuntime, DbSchema, DbSession } from "effect-db"
+import { testDatabase, untilActivity } from "./support/database.js"
+import { committed, insert, pid, place, refused, seen, type Services } from "./support/programs.js"
+import { proxy } from "./support/proxy.js"
+
+const database = testDatabase()
+const rows = () => Effect.runPromise(committed(database))
+
+type Db = DbRuntime.DbRuntime<Services, unknown>
+
+const quiet = Logger.minimumLogLevel(LogLevel.Error)
+
+const stats = (db: Db) => db.run(DbEngine.stats)
+
+/** Runs promise code with a runtime on an empty table, and looks whether it has left everything at rest. */
+const test = (name: string, program: (db: Db) => Promise<void>, options: DbOptions = {}): void => {
+  it(name, async () => {
+    await Effect.runPromise(
+      database.query(
+        "DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)"
+      )
+    )
+    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url, ...options }), quiet))
+    try {
+      await program(db)
+      const { pending, used } = await stats(db)
+      expect({ pending, used }).toEqual({ pending: 0, used: 0 })
+      await Effect.runPromise(
+        untilActivity(database.url, (_) => _.active + _.idleInTransaction + _.idleInTransactionAborted === 0)
+      )
+    } finally {
+      await db.close()
+    }
+    await Effect.runPromise(untilActivity(database.url, (_) => _.total === 0))
+  })
+}
+
+/** What a promise is rejected with. */
+const rejection = (promise: Promise<unknown>): Promise<unknown> =>
+  promise.then(
+    (value) => {
+      throw new Error(`it was fulfilled: ${String(value)}`)
+    },
+    (error: unknown) => error
+  )
+
+const reasonOf = async (promise: Promise<unknown>): Promise<string> => {
+  const error = await rejection(promise)
+  return DbError.reason(error)?._tag ?? String(error)
+}
+
+/** A promise and who settles it. */
+const latch = () => {
+  let open = (): void => {}
+  const opened = new Promise<void>((resolve) => {
+    open = resolve
+  })
+  return { open, opened }
+}
+
+describe("60 promise-style code", () => {
+  test("two awaited calls in one session share it", async (db) => {
+    const [one, two] = await db.session(async () => {
+      const one = await db.run(place)
+      await db.run(insert(1))
+      expect(await rows()).toEqual([])
+      expect((await stats(db)).used).toBe(1)
+      return [one, await db.run(place)]
+    })
+    expect(one).toEqual(two)
+    expect(await rows()).toEqual([1])
+  })
+
+  test("deep in calls, timers, callbacks and parallel calls as well", async (db) => {
+    const deep = async (): Promise<number> => {
+      await new Promise((resolve) => setImmediate(resolve))
+      return db.run(pid)
+    }
+    await db.session(async () => {
+      const pids = await Promise.all([
+        deep(),
+        new Promise<number>((resolve, reject) => setTimeout(() => void deep().then(resolve, reject), 1)),
+        new Promise<number>((resolve, reject) => process.nextTick(() => void deep().then(resolve, reject))),
+        (async () => {
+          const seen: Array<number> = []
+          for await (const one of [deep(), deep()]) seen.push(one)
+          return seen[1]!
+        })()
+      ])
+      expect(new Set(pids).size).toBe(1)
+    })
+  })
+
+  test("two concurrent sessions never do", async (db) => {
+    const one = latch()
+    const two = latch()
+    const inside = async (id: number, mine: ReturnType<typeof latch>, others: ReturnType<typeof latch>) => {
+      const first = await db.run(pid)
+      await db.run(insert(id))
+      mine.open()
+      await others.opened
+      expect(await db.run(seen)).toEqual([id])
+      expect(await db.run(pid)).toBe(first)
+      return first
+    }
+    const pids = await Promise.all([db.session(() => inside(1, one, two)), db.session(() => inside(2, two, one))])
+    expect(pids[0]).not.toBe(pids[1])
+    expect(await rows()).toEqual([1, 2])
+  })
+
+  test(
+    "a hundred concurrent sessions over four connections never mix, and half of them roll back",
+    async (db) => {
+      const results = await Promise.allSettled(
+        Array.from({ length: 100 }, (_, id) =>
+          db.session(async () => {
+            const first = await db.run(place)
+            await db.run(insert(id))
+            await new Promise((resolve) => setImmediate(resolve))
+            expect(await db.run(seen)).toContain(id)
+            expect(await db.run(place)).toEqual(first)
+            if (id % 2 === 1) throw new Error("odd")
+          })
+        )
+      )
+      expect(results.filter(({ status }) => status === "fulfilled").length).toBe(50)
+      expect(await rows()).toEqual(Array.from({ length: 50 }, (_, i) => 2 * i))
+    },
+    { maxConnections: 4, acquireTimeout: "20 seconds" }
+  )
+
+  test("a rejected promise rolls back and rejects with the same error", async (db) => {
+    class Mine extends Error {}
+    const mine = new Mine("no")
+    const failed = db.session(async () => {
+      await db.run(insert(1))
+      throw mine
+    })
+    expect(await rejection(failed)).toBe(mine)
+    expect(await rows()).toEqual([])
+  })
+
+  for (const [what, value] of [
+    ["undefined", undefined],
+    ["null", null],
+    ["a string", "no"],
+    ["an object", { _tag: "Rejected", reason: 1 }]
+  ] as const) {
+    test(`also with ${what}`, async (db) => {
+      const failed = db.session(async () => {
+        await db.run(insert(1))
+        throw value
+      })
+      expect(await rejection(failed)).toBe(value)
+      expect(await rows()).toEqual([])
+    })
+  }
+
+  test("a callback that throws before its first promise, or that is not async", async (db) => {
+    const mine = new Error("no")
+    const failed = db.session(() => {
+      throw mine
+    })
+    expect(await rejection(failed)).toBe(mine)
+    expect(await db.session(() => 7)).toBe(7)
+    expect((await stats(db)).total).toBe(0)
+  })
+
+  test("an effect's own error goes through both, the same object", async (db) => {
+    const mine = { mine: true }
+    let inner: unknown = undefined
+    const failed = db.session(async () => {
+      await db.run(insert(1))
+      try {
+        await db.run(Effect.fail(mine))
+      } catch (error) {
+        inner = error
+        throw error
+      }
+    })
+    expect(await rejection(failed)).toBe(mine)
+    expect(inner).toBe(mine)
+    expect(await rejection(db.run(Effect.die(mine)))).toBe(mine)
+    expect(await rows()).toEqual([])
+  })
+
+  test("a session inside a session joins it", async (db) => {
+    await db.session(async () => {
+      const outer = await db.run(place)
+      await db.session(async () => {
+        expect(await db.run(place)).toEqual(outer)
+        await db.run(insert(1))
+      })
+      expect(await rows()).toEqual([])
+    })
+    expect(await rows()).toEqual([1])
+  })
+
+  test("an inner one that is rejected and caught makes the outer commit fail", async (db) => {
+    const failed = db.session(async () => {
+      await db.run(insert(1))
+      await rejection(db.session(() => Promise.reject(new Error("no"))))
+    })
+    expect(await reasonOf(failed)).toBe("TransactionAborted")
+    expect(await rows()).toEqual([])
+  })
+
+  test("isolated is always its own, commits by itself and leaves the outer one untouched", async (db) => {
+    const failed = db.session(async () => {
+      await db.run(insert(1))
+      const outer = await db.run(place)
+      await db.isolated(async () => {
+        expect((await db.run(place)).pid).not.toBe(outer.pid)
+        await db.run(insert(2))
+      })
+      expect(await rows()).toEqual([2])
+      await rejection(
+        db.isolated(async () => {
+          await db.run(insert(3))
+          throw new Error("no")
+        })
+      )
+      expect(await db.run(place)).toEqual(outer)
+      throw new Error("no")
+    })
+    await rejection(failed)
+    expect(await rows()).toEqual([2])
+  })
+
+  test("a transaction is a savepoint in a session: what is rejected in it alone is undone", async (db) => {
+    await db.session(async () => {
+      await db.run(insert(1))
+      const mine = new Error("no")
+      const failed = db.transaction(async () => {
+        await db.run(insert(2))
+        throw mine
+      })
+      expect(await rejection(failed)).toBe(mine)
+      // One whose statement the server has refused.
+      await rejection(db.transaction(() => db.run(refused)))
+      expect(await db.transaction(async (tx) => (await db.run(insert(3)), tx.depth))).toBe(1)
+      expect(await db.run(seen)).toEqual([1, 3])
+    })
+    expect(await rows()).toEqual([1, 3])
+  })
+
+  test("a transaction outside of a session is one of its own, with its options", async (db) => {
+    await db.transaction(
+      async (tx) => {
+        expect(tx.isolation).toBe("serializable")
+        await db.run(insert(1))
+        expect(await rows()).toEqual([])
+      },
+      { isolation: "serializable" }
+    )
+    expect(await rows()).toEqual([1])
+    await rejection(db.transaction(async () => (await db.run(insert(2)), Promise.reject(new Error("no")))))
+    expect(await rows()).toEqual([1])
+  })
+
+  test("a transaction can be ended early from inside", async (db) => {
+    await db.session(async () => {
+      const value = await db.transaction<string>(async (tx) => {
+        await db.run(insert(1))
+        await db.run(tx.end("rollback", "early"))
+        return "never"
+      })
+      expect(value).toBe("early")
+      await db.run(insert(2))
+    })
+    expect(await rows()).toEqual([2])
+  })
+
+  test("atomic commits inside a session, which goes on", async (db) => {
+    const failed = db.session(async () => {
+      await db.atomic(() => db.run(insert(1)))
+      expect(await rows()).toEqual([1])
+      await db.run(insert(2))
+      throw new Error("no")
+    })
+    await rejection(failed)
+    expect(await rows()).toEqual([1])
+  })
+
+  test("explicit commit, rollback and close, and the session's options", async (db) => {
+    await db.session(
+      async () => {
+        await db.run(insert(1))
+        await db.run(DbSession.commit)
+        await db.run(insert(2))
+        await db.run(DbSession.rollback)
+        await db.run(insert(3))
+        await db.run(DbSession.close)
+        const { sql } = await db.run(DbSession)
+        const [row] = await db.run(sql`SELECT current_setting('app.user') AS who`)
+        expect(row).toEqual({ who: "ada" })
+      },
+      { settings: { "app.user": "ada" } }
+    )
+    expect(await rows()).toEqual([1])
+  })
+
+  test("a session that runs no statement borrows nothing", async (db) => {
+    expect(await db.session(async () => "done")).toBe("done")
+    expect((await stats(db)).total).toBe(0)
+  })
+
+  test("a commit that fails rejects with the DbError", async (db) => {
+    const failed = db.session(async () => {
+      // Checked at COMMIT.
+      await db.run(insert(1))
+      await db.run(insert(1))
+    })
+    expect(await rejection(failed)).toBeInstanceOf(DbError)
+    expect(await reasonOf(failed)).toBe("UniqueViolation")
+    expect(await rows()).toEqual([])
+  })
+
+  test("a statement error that was swallowed rejects with TransactionAborted", async (db) => {
+    const failed = db.session(async () => {
+      await db.run(insert(1))
+      await rejection(db.run(refused))
+    })
+    expect(await reasonOf(failed)).toBe("TransactionAborted")
+    expect(await rows()).toEqual([])
+  })
+
+  test("run outside of a session is implicit execution", async (db) => {
+    await db.run(insert(1))
+    expect(await rows()).toEqual([1])
+    expect((await stats(db)).used).toBe(0)
+    await db.run(DbSession.autocommit(Effect.zipRight(insert(2), insert(3))))
+    expect(await rows()).toEqual([1, 2, 3])
+    expect(await reasonOf(db.run(DbSession.commit))).toBe("NoSession")
+  })
+
+  test(
+    "and a typed rejection where that is forbidden",
+    async (db) => {
+      expect(await reasonOf(db.run(insert(1)))).toBe("NoSession")
+      await db.session(() => db.run(insert(2)))
+      expect(await rows()).toEqual([2])
+    },
+    { implicitExecution: "forbid" }
+  )
+
+  test("a tenant around a run reaches its statements in the session", async (db) => {
+    await db.run(DbSchema.create("acme"))
+    await db.session(async () => {
+      const { sql } = await db.run(DbSession)
+      await db.run(DbSchema.withTenant(sql`CREATE TABLE only_here (x int)`, "acme"))
+    })
+    expect(await Effect.runPromise(database.query("SELECT count(*)::int AS n FROM acme.only_here"))).toEqual([{ n: 0 }])
+    await db.run(DbSchema.drop("acme", { cascade: true }))
+  })
+
+  test("what was not awaited gets SessionClosed after the session, never implicit execution", async (db) => {
+    const gate = latch()
+    let late: Promise<string> | undefined = undefined
+    await db.session(async () => {
+      await db.run(insert(1))
+      late = gate.opened.then(() => reasonOf(db.run(insert(2))))
+    })
+    gate.open()
+    expect(await late).toBe("SessionClosed")
+    expect(await rows()).toEqual([1])
+  })
+
+  test("so does what follows a time limit that has struck", async (db) => {
+    const gate = latch()
+    let late: Promise<string> | undefined = undefined
+    const failed = db.session(
+      () => {
+        late = gate.opened.then(() => reasonOf(db.run(insert(2))))
+        return db.run(Effect.zipRight(insert(1), Effect.never))
+      },
+      { timeout: 50 }
+    )
+    expect(await reasonOf(failed)).toBe("TransactionTimeout")
+    gate.open()
+    expect(await late).toBe("SessionClosed")
+    expect(await rows()).toEqual([])
+  })
+})
+
+describe("signal", () => {
+  test("aborts a statement that runs, and rejects with its reason", async (db) => {
+    const via = await Effect.runPromise(Scope.make())
+    const front = await Effect.runPromise(Scope.extend(proxy(database.url), via))
+    const other = DbRuntime.make(Layer.provide(DbLayer({ url: front.url }), quiet))
+    const { sql } = await other.run(DbSession)
+    const controller = new AbortController()
+    const sleeping = front.seen(({ text, type }) => type === "E" && text.includes("pg_sleep"))
+    const running = other.run(sql`SELECT pg_sleep(${60})`, { signal: controller.signal })
+    await sleeping
+    const why = new Error("enough")
+    controller.abort(why)
+    expect(await rejection(running)).toBe(why)
+    await Effect.runPromise(untilActivity(database.url, ({ active }) => active === 0))
+    expect((await stats(other)).used).toBe(0)
+    await other.close()
+    await Effect.runPromise(Scope.close(via, Exit.void))
+    await db.run(Effect.void)
+  })
+
+  test("that was aborted before lets nothing begin", async (db) => {
+    let ran = false
+    const controller = new AbortController()
+    controller.abort()
+    const error = await rejection(
+      db.run(
+        Effect.sync(() => {
+          ran = true
+        }),
+        { signal: controller.signal }
+      )
+    )
+    expect((error as Error).name).toBe("AbortError")
+    expect(ran).toBe(false)
+  })
+
+  test("of one statement in a session: the session's code decides what follows", async (db) => {
+    const controller = new AbortController()
+    await db.session(async () => {
+      await db.run(DbSession.detach(insert(1)))
+      const started = latch()
+      const waiting = db.run(Effect.zipRight(Effect.sync(started.open), Effect.never), { signal: controller.signal })
+      await started.opened
+      controller.abort()
+      expect(((await rejection(waiting)) as Error).name).toBe("AbortError")
+      await db.run(insert(2))
+    })
+    expect(await rows()).toEqual([1, 2])
+  })
+
+  test("an effect that ends in its own error keeps it, though the signal comes later", async (db) => {
+    const controller = new AbortController()
+    const running = db.run(Effect.fail("mine"), { signal: controller.signal })
+    expect(await rejection(running)).toBe("mine")
+    controller.abort()
+  })
+})
+
+describe("close", () => {
+  const make = (options: DbOptions = {}) =>
+    DbRuntime.make(Layer.provide(DbLayer({ url: database.url, ...options }), quiet))
+  const table = () => Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"))
+
+  it("lets a session in hand finish, refuses what comes later, and leaves no connection", async () => {
+    await table()
+    const db = make()
+    const inside = latch()
+    const gate = latch()
+    const session = db.session(async () => {
+      await db.run(insert(1))
+      inside.open()
+      await gate.opened
+      await db.run(insert(2))
+      await db.transaction(() => db.run(insert(3)))
+    })
+    await inside.opened
+    let closed = false
+    const closing = db.close().then(() => {
+      closed = true
+    })
+    expect(await reasonOf(db.run(insert(9)))).toBe("PoolClosed")
+    expect(await reasonOf(db.session(() => 1))).toBe("PoolClosed")
+    expect(await reasonOf(db.isolated(() => 1))).toBe("PoolClosed")
+    expect(await reasonOf(db.transaction(() => 1))).toBe("PoolClosed")
+    expect(closed).toBe(false)
+    gate.open()
+    await session
+    await closing
+    expect(await rows()).toEqual([1, 2, 3])
+    await Effect.runPromise(untilActivity(database.url, ({ total }) => total === 0))
+  })
+
+  it("a session that has not borrowed yet gets PoolClosed", async () => {
+    await table()
+    const db = make()
+    await db.run(insert(1))
+    const gate = latch()
+    const session = db.session(async () => {
+      await gate.opened
+      await db.run(insert(2))
+    })
+    const closing = db.close()
+    gate.open()
+    expect(await reasonOf(session)).toBe("PoolClosed")
+    await closing
+    expect(await rows()).toEqual([1])
+  })
+
+  it("cuts what does not end within drainTimeout", async () => {
+    await table()
+    const db = make({ drainTimeout: 50 })
+    const inside = latch()
+    const session = db.session(async () => {
+      await db.run(insert(1))
+      inside.open()
+      await db.run(Effect.never)
+    })
+    session.catch(() => {})
+    await inside.opened
+    await db.close()
+    await Effect.runPromise(untilActivity(database.url, ({ total }) => total === 0))
+    expect(await rows()).toEqual([])
+  })
+
+  it("twice does nothing more, and both wait", async () => {
+    const db = make()
+    await db.run(Effect.asVoid(Effect.flatMap(DbSession, ({ sql }) => sql`SELECT 1`)))
+    await Promise.all([db.close(), db.close()])
+    await db.close()
+    await Effect.runPromise(untilActivity(database.url, ({ total }) => total === 0))
+    expect(await reasonOf(db.run(insert(1)))).toBe("PoolClosed")
+  })
+
+  it("before the first use builds nothing, and is for good", async () => {
+    let built = 0
+    const db = DbRuntime.make(
+      Layer.provide(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))), quiet)
+    )
+    await db.close()
+    expect(await reasonOf(db.run(Effect.void))).toBe("PoolClosed")
+    expect(built).toBe(0)
+  })
+})
+
+describe("the layer", () => {
+  it("is built once, at the first use, by however many calls", async () => {
+    let built = 0
+    const db = DbRuntime.make(
+      Layer.provide(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))), quiet)
+    )
+    expect(built).toBe(0)
+    await Promise.all(Array.from({ length: 20 }, () => db.run(Effect.flatMap(DbSession, ({ sql }) => sql`SELECT 1`))))
+    expect(built).toBe(1)
+    await db.close()
+  })
+
+  it("may provide more, which run can use, also in a session", async () => {
+    class Greeting extends Context.Tag("test/Greeting")<Greeting, string>() {}
+    const db = DbRuntime.make(
+      Layer.merge(Layer.provide(DbLayer({ url: database.url }), quiet), Layer.succeed(Greeting, "hello"))
+    )
+    expect(await db.run(Greeting)).toBe("hello")
+    expect(await db.session(() => db.run(Effect.zip(Greeting, pid)))).toEqual(["hello", expect.any(Number)])
+    await db.close()
+  })
+
+  it("that can't be built rejects each call with its own error", async () => {
+    const db = DbRuntime.make(DbLayer({ url: "nonsense" }))
+    expect(await reasonOf(db.run(insert(1)))).toBe("InvalidInput")
+    expect(await reasonOf(db.session(() => 1))).toBe("InvalidInput")
+    await db.close()
+  })
+})
+
+describe("code of both kinds", () => {
+  test("an effect that awaits promise code of the runtime does not lose its session by it", async (db) => {
+    await db.session(async () => {
+      const outer = await db.run(pid)
+      const inner = await db.run(
+        Effect.gen(function* () {
+          const gate = yield* Deferred.make<number>()
+          yield* Effect.forkDaemon(Effect.flatMap(pid, (_) => Deferred.succeed(gate, _)))
+          return yield* Effect.zip(
+            Deferred.await(gate),
+            Effect.promise(() => db.run(pid))
+          )
+        })
+      )
+      expect(inner).toEqual([outer, outer])
+    })
+  })
+})
