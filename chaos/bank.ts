@@ -6,18 +6,17 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
-import * as LogLevel from "effect/LogLevel"
+import * as Redacted from "effect/Redacted"
 import type { SqlError } from "@effect/sql/SqlError"
-import { DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
+import { DbEngine, DbError, DbSession, withTransaction } from "effect-db"
 import type { DbOptions } from "effect-db"
 import { count, heal, strike, untilUp } from "./faults.js"
 import type { Tally } from "./faults.js"
 import { judge } from "./ledger.js"
 import type { Told, Verdict } from "./ledger.js"
-import { Random } from "./random.js"
-import { applicationName, openFiles, settles, unrest } from "./world.js"
+import { proxy as makeProxy } from "../test/support/proxy.js"
+import type { Random } from "./random.js"
+import { onEngine, openFiles, settles, unrest } from "./world.js"
 import type { World } from "./world.js"
 
 export const accounts = 40
@@ -155,7 +154,9 @@ export interface BankOptions {
 export interface BankReport extends Verdict {
   readonly seconds: number
   readonly unknownThoughVerified: number
-  readonly retriedOrFailed: Tally
+  /** Connections, transactions and files that are still there when nothing is running. */
+  readonly leaked: number
+  readonly reasons: Tally
   readonly faults: Tally
   /** Everything that is wrong, in words; empty: nothing. */
   readonly wrong: ReadonlyArray<string>
@@ -183,98 +184,96 @@ export const audit = (
     return { present: new Set(rows.map((_) => _.id)), wrong }
   })
 
-const quiet = Logger.minimumLogLevel(LogLevel.None)
+/** Connections for half of the fibers, and limits that a network which swallows everything can be met with. */
+const limits: DbOptions = { maxConnections: 12, connectTimeout: "2 seconds", settleTimeout: "2 seconds" }
 
 /** Lets the bank work under chaos for a while, heals everything, and looks. */
-export const bank = (world: World, random: Random, options: BankOptions): Effect.Effect<BankReport, Error> =>
+export const bank = (around: World, random: Random, options: BankOptions): Effect.Effect<BankReport, Error> =>
   Effect.gen(function* () {
-    const { proxy } = world
     const log: Array<Record> = []
     const faults: Tally = {}
     const reasons: Tally = {}
     const wrong: Array<string> = []
-    yield* world.ask(schema)
+    let leaked = 0
+    yield* around.ask(schema)
     // What the runtime opens once, such as for its resolver, is open now.
     const filesBefore = openFiles()
 
-    const work = Effect.gen(function* () {
-      const engine = yield* DbEngine
-      const running = new Set<Fiber.RuntimeFiber<void, SqlError | Refused>>()
-      let stopping = false
+    const work = (world: World) =>
+      Effect.gen(function* () {
+        const { proxy } = world
+        const engine = yield* DbEngine
+        const running = new Set<Fiber.RuntimeFiber<void, SqlError | Refused>>()
+        let stopping = false
 
-      const worker = (own: Random): Effect.Effect<void, never, DbSession | DbEngine> =>
-        Effect.gen(function* () {
-          while (!stopping) {
-            const transfer = new Transfer(own)
-            const fiber = yield* Effect.fork(transfer.run)
-            running.add(fiber)
-            const told = transfer.told(yield* Fiber.await(fiber))
-            running.delete(fiber)
-            log.push(told)
-            if (transfer.fee !== undefined) {
-              log.push({ id: transfer.fee, outcome: "aborted", verifies: false, reason: undefined })
+        const worker = (own: Random): Effect.Effect<void, never, DbSession | DbEngine> =>
+          Effect.gen(function* () {
+            while (!stopping) {
+              const transfer = new Transfer(own)
+              const fiber = yield* Effect.fork(transfer.run)
+              running.add(fiber)
+              const told = transfer.told(yield* Fiber.await(fiber))
+              running.delete(fiber)
+              log.push(told)
+              if (transfer.fee !== undefined) {
+                log.push({ id: transfer.fee, outcome: "aborted", verifies: false, reason: undefined })
+              }
+              if (told.reason !== undefined) count(reasons, told.reason)
+              yield* Effect.yieldNow()
             }
-            if (told.reason !== undefined) count(reasons, told.reason)
-            yield* Effect.yieldNow()
-          }
+          })
+
+        const choice = random.fork()
+        const interruptOne = Effect.sync(() => {
+          if (running.size === 0) return false
+          const fiber = choice.pick([...running])
+          fiber.unsafeInterruptAsFork(fiber.id())
+          return true
         })
+        // The identity has to hold at every moment, not only at rest.
+        const watch = Effect.sync(() => {
+          const { closing, connecting, idle, max, total, used } = Effect.runSync(engine.stats)
+          if (used + idle + connecting + closing !== total || total > max) {
+            wrong.push(`the pool counts wrongly: ${JSON.stringify({ closing, connecting, idle, max, total, used })}`)
+          }
+        }).pipe(Effect.delay("3 millis"), Effect.forever)
+        // What travelled is of no interest here, and would fill the memory.
+        const forget = Effect.sync(() => proxy.reset()).pipe(Effect.delay("200 millis"), Effect.forever)
 
-      const choice = random.fork()
-      const interruptOne = Effect.sync(() => {
-        if (running.size === 0) return false
-        const fiber = choice.pick([...running])
-        fiber.unsafeInterruptAsFork(fiber.id())
-        return true
+        const helpers = yield* Effect.forkAll([watch, forget])
+        const workers = yield* Effect.forkAll(Array.from({ length: options.fibers ?? 24 }, () => worker(random.fork())))
+        const storm = yield* Effect.fork(strike({ world, random: random.fork(), interruptOne }, faults))
+        yield* Effect.sleep(options.seconds * 1000)
+        yield* Fiber.interrupt(storm)
+        yield* untilUp(world)
+        stopping = true
+        const ended = yield* Effect.disconnect(Fiber.join(workers)).pipe(Effect.timeoutOption("30 seconds"))
+        if (ended._tag === "None") wrong.push(`${running.size} transfers never ended`)
+        yield* Fiber.interrupt(helpers)
+        const left = yield* unrest(world, engine)
+        leaked += left.length
+        wrong.push(...left)
+        yield* Effect.mapError(engine.ping, (error) => new Error("the pool does not serve any more", { cause: error }))
       })
-      // The identity has to hold at every moment, not only at rest.
-      const watch = Effect.sync(() => {
-        const { closing, connecting, idle, max, total, used } = Effect.runSync(engine.stats)
-        if (used + idle + connecting + closing !== total || total > max) {
-          wrong.push(`the pool counts wrongly: ${JSON.stringify({ closing, connecting, idle, max, total, used })}`)
-        }
-      }).pipe(Effect.delay("3 millis"), Effect.forever)
-      // What travelled is of no interest here, and would fill the memory.
-      const forget = Effect.sync(() => proxy.reset()).pipe(Effect.delay("200 millis"), Effect.forever)
 
-      const helpers = yield* Effect.forkAll([watch, forget])
-      const workers = yield* Effect.forkAll(Array.from({ length: options.fibers ?? 24 }, () => worker(random.fork())))
-      const storm = yield* Effect.fork(strike({ world, random: random.fork(), interruptOne }, faults))
-      yield* Effect.sleep(options.seconds * 1000)
-      yield* Fiber.interrupt(storm)
-      yield* untilUp(world)
-      stopping = true
-      const ended = yield* Effect.disconnect(Fiber.join(workers)).pipe(Effect.timeoutOption("30 seconds"))
-      if (ended._tag === "None") wrong.push(`${running.size} transfers never ended`)
-      yield* Fiber.interrupt(helpers)
-      wrong.push(...(yield* unrest(world, engine)))
-      yield* Effect.mapError(engine.ping, (error) => new Error("the pool does not serve any more", { cause: error }))
-    })
-
-    yield* Effect.provide(
-      work,
-      Layer.provide(
-        DbLayer({
-          url: proxy.url,
-          applicationName,
-          maxConnections: 12,
-          connectTimeout: "2 seconds",
-          settleTimeout: "2 seconds",
-          ...options.engine
-        }),
-        quiet
-      )
-    ).pipe(
-      Effect.provide(quiet),
-      Effect.mapError((error) => (error instanceof Error ? error : new Error(String(error)))),
-      Effect.ensuring(heal(world))
+    // A proxy of its own: of what it swallows, sockets stay open until it closes.
+    yield* Effect.flatMap(makeProxy(Redacted.value(around.server.url)), (proxy) => {
+      const world = { ...around, proxy }
+      return work(world).pipe(onEngine(world, { ...limits, ...options.engine }), Effect.ensuring(heal(world)))
+    }).pipe(
+      Effect.scoped,
+      Effect.mapError((error) => (error instanceof Error ? error : new Error(String(error))))
     )
 
     const filesAfter = yield* settles(
       Effect.sync(openFiles),
       (_) => _ === undefined || filesBefore === undefined || _ <= filesBefore
     )
-    if (filesAfter !== undefined) wrong.push(`${filesAfter} open files, ${filesBefore} before`)
-    const { present, wrong: inside } = yield* audit(world)
+    if (filesAfter !== undefined) {
+      leaked += filesAfter - filesBefore!
+      wrong.push(`${filesAfter} open files, ${filesBefore} before`)
+    }
+    const { present, wrong: inside } = yield* audit(around)
     const verdict = judge(log, present)
     wrong.push(...inside)
     for (const what of ["lost", "ghosts", "strangers", "wrongHooks"] as const) {
@@ -287,7 +286,8 @@ export const bank = (world: World, random: Random, options: BankOptions): Effect
       ...verdict,
       seconds: options.seconds,
       unknownThoughVerified: log.filter((_) => _.reason === "CommitUnknown" && _.verifies).length,
-      retriedOrFailed: reasons,
+      leaked,
+      reasons,
       faults,
       wrong
     }

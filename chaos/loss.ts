@@ -3,15 +3,13 @@
  * before it is written, and with the writer asleep a crash right after loses it. The checker has to see that.
  */
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
-import * as LogLevel from "effect/LogLevel"
-import { DbLayer, DbSession, withTransaction } from "effect-db"
+import type { SqlError } from "@effect/sql/SqlError"
+import { DbSession, withTransaction } from "effect-db"
 import { audit, schema } from "./bank.js"
 import { judge } from "./ledger.js"
 import type { Told, Verdict } from "./ledger.js"
-import { Random } from "./random.js"
-import { applicationName } from "./world.js"
+import type { Random } from "./random.js"
+import { onEngine } from "./world.js"
 import type { World } from "./world.js"
 
 /** Whatever else would write the log to disk before the crash is put to sleep as well. */
@@ -25,7 +23,7 @@ export const forgetful = {
 }
 
 /** So many commits, and the crash at once after the last; then the same judgement as in the bank. */
-export const loss = (world: World, random: Random, commits = 200): Effect.Effect<Verdict, Error> =>
+export const loss = (world: World, random: Random, commits = 200): Effect.Effect<Verdict, Error | SqlError> =>
   Effect.gen(function* () {
     yield* world.ask(schema)
     yield* world.ask("CHECKPOINT")
@@ -42,9 +40,7 @@ export const loss = (world: World, random: Random, commits = 200): Effect.Effect
     })
     yield* Effect.replicateEffect(book, commits, { concurrency: 4, discard: true }).pipe(
       Effect.zipRight(world.server.crash),
-      Effect.provide(
-        Layer.provide(DbLayer({ url: world.proxy.url, applicationName }), Logger.minimumLogLevel(LogLevel.Error))
-      )
+      onEngine(world)
     )
     yield* world.server.start
     return judge(told, (yield* audit(world)).present)

@@ -6,20 +6,18 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Stream from "effect/Stream"
-import { DbConnection, DbEngine, DbError, DbSession, withTransaction } from "effect-db"
+import { DbConnection, DbError, DbSession, withTransaction } from "effect-db"
 import type { Outcome, Told } from "./ledger.js"
 import type { Random } from "./random.js"
-
-export type Services = DbEngine | DbConnection | DbSession
+import type { Services } from "./world.js"
 
 export const schema = `
   DROP TABLE IF EXISTS marks;
   CREATE TABLE marks (id uuid NOT NULL, part int NOT NULL, PRIMARY KEY (id, part))`
 
-/** Whole transactions; half of one is a defect of the run, whatever was said about it. */
-export const marksText = `
-  SELECT id, count(*)::int AS parts FROM marks GROUP BY id`
+export const marksText = "SELECT id, count(*)::int AS parts FROM marks GROUP BY id"
 
+/** One transaction in the table: two parts are all of it. */
 export interface Mark {
   readonly id: string
   readonly parts: number

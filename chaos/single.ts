@@ -9,10 +9,10 @@ import { DbEngine } from "effect-db"
 import { judge } from "./ledger.js"
 import type { Told, Verdict } from "./ledger.js"
 import { job, marksText, schema } from "./programs.js"
-import type { Mark, Services } from "./programs.js"
+import type { Mark } from "./programs.js"
 import type { Random } from "./random.js"
 import { unrest } from "./world.js"
-import type { World } from "./world.js"
+import type { Services, World } from "./world.js"
 
 export interface SingleReport extends Verdict {
   readonly tries: number
@@ -36,10 +36,11 @@ export const single = (world: World, random: Random, tries: number): Effect.Effe
       Effect.gen(function* () {
         const work = job(own)
         // Few operations at a time make many places to be interrupted at; turns of the loop let answers in.
-        const fiber = yield* Effect.fork(Effect.withMaxOpsBeforeYield(work.run, own.pick([1, 4, 2048])))
-        const steps = own.below(60)
-        const step = own.chance(0.5) ? Effect.yieldNow() : turn
-        for (let i = 0; i < steps; i++) yield* step
+        const fiber = yield* Effect.fork(Effect.withMaxOpsBeforeYield(work.run, own.pick([16, 64, 2048])))
+        // Rather early than late, where most places are.
+        const steps = Math.floor(2 ** (own.next() * 7)) - 1
+        const step = own.pick([Effect.yieldNow(), turn, turn, Effect.sleep("1 millis")])
+        for (let i = 0; i < steps && fiber.unsafePoll() === null; i++) yield* step
         const exit = yield* Fiber.interrupt(fiber)
         if (Exit.isInterrupted(exit)) interrupted++
         const surprise = work.surprise(exit)
@@ -55,7 +56,7 @@ export const single = (world: World, random: Random, tries: number): Effect.Effe
       discard: true
     })
     wrong.push(...(yield* unrest(world, engine)))
-    yield* Effect.ignore(Effect.tapError(engine.ping, (error) => Effect.sync(() => wrong.push(String(error)))))
+    yield* Effect.catchAll(engine.ping, (error) => Effect.sync(() => void wrong.push(String(error))))
     const marks = yield* world.ask<Mark>(marksText)
     for (const { id, parts } of marks) if (parts !== 2) wrong.push(`half of ${id} is there`)
     const verdict = judge(log, new Set(marks.map((_) => _.id)))

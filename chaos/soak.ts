@@ -8,10 +8,10 @@ import { DbEngine } from "effect-db"
 import { judge } from "./ledger.js"
 import type { Told } from "./ledger.js"
 import { job, marksText, schema } from "./programs.js"
-import type { Mark, Services } from "./programs.js"
+import type { Mark } from "./programs.js"
 import type { Random } from "./random.js"
-import { applicationName, heap, openFiles, unrest } from "./world.js"
-import type { World } from "./world.js"
+import { heap, openFiles, unrest } from "./world.js"
+import type { Services, World } from "./world.js"
 
 export interface SoakReport {
   readonly rounds: number
@@ -90,6 +90,3 @@ export const soak = (world: World, random: Random, rounds: number): Effect.Effec
       wrong
     }
   })
-
-/** What the server knows of the engine's connections, for who wants to see. */
-export const backendsText = `SELECT pid, state, query FROM pg_stat_activity WHERE application_name = '${applicationName}'`

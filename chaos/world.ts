@@ -6,7 +6,12 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import type { EngineService } from "effect-db"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
+import type { SqlError } from "@effect/sql/SqlError"
+import { DbLayer } from "effect-db"
+import type { DbConnection, DbEngine, DbOptions, DbSession, EngineService } from "effect-db"
 import { EmbeddedServer } from "effect-db/embedded"
 import type { EmbeddedError, EmbeddedServerOptions } from "effect-db/embedded"
 import { readdirSync, readFileSync } from "node:fs"
@@ -61,6 +66,19 @@ export const makeWorld = (
     const url = Redacted.value(server.url)
     return { server, proxy: yield* makeProxy(url), ask: asker(url) }
   })
+
+export type Services = DbEngine | DbConnection | DbSession
+
+const quiet = Logger.minimumLogLevel(LogLevel.None)
+
+/** An engine of its own through the proxy, for one program. What it would log is part of the play. */
+export const onEngine =
+  (world: World, options: DbOptions = {}) =>
+  <A, E>(program: Effect.Effect<A, E, Services>): Effect.Effect<A, E | SqlError> =>
+    program.pipe(
+      Effect.provide(Layer.provide(DbLayer({ url: world.proxy.url, applicationName, ...options }), quiet)),
+      Effect.provide(quiet)
+    )
 
 /** Looks again until it is so; `undefined`: it is, else what was seen last. */
 export const settles = <A, E, R>(

@@ -41,6 +41,8 @@ export const floors = [
     "src/internal/lease.ts",
     "src/internal/engine.ts",
     "src/internal/frame.ts",
+    "src/internal/controls.ts",
+    "src/internal/run.ts",
     "src/internal/unit.ts",
     "src/internal/slot.ts",
     "src/internal/session.ts",

@@ -127,6 +127,11 @@ class Handle implements Connection, Stacked {
     Effect.async<Pg.Client, DbError>((resume) => wire.toForeign((client) => resume(Effect.succeed(client))))
   )
 
+  /** Its owner never came to have it. */
+  readonly abandon: Effect.Effect<void> = Effect.sync(() => {
+    if (this.isRoot) this.#shared.release(true)
+  })
+
   readonly borrow: Effect.Effect<void, DbError> = Effect.suspend(() => borrow(this.#shared))
 
   readonly release = (options?: { readonly permanent?: boolean | undefined }): Effect.Effect<void, SqlError> =>
@@ -203,7 +208,8 @@ const open = (core: EngineCore, options: ConnectionOptions): Effect.Effect<Handl
       const refused = refuse(options)
       if (refused !== undefined) return Effect.fail(refused)
       const handle = makeHandle(core, Ambient.entry(fiber, core), options)
-      const ready = options.lazy === true ? Effect.void : restore(handle.borrow)
+      // Interrupted in the hand-over: nobody has the handle, and it is on no stack.
+      const ready = options.lazy === true ? Effect.void : Effect.onError(restore(handle.borrow), () => handle.abandon)
       return Effect.zipRight(
         ready,
         Effect.flatMap(Effect.scope, (scope) => Scope.addFinalizerExit(scope, () => handle.close))

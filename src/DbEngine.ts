@@ -123,7 +123,10 @@ const reserve = (core: EngineCore): Effect.Effect<Bound, DbError, Scope.Scope> =
   Effect.acquireReleaseInterruptible(
     Effect.suspend(() => {
       const root = new Root(core, { name: "reserved connection" }, core.config.acquireMillis)
-      return Effect.as(borrow(root), root)
+      return Effect.as(
+        Effect.onError(borrow(root), () => Effect.sync(() => root.release(true))),
+        root
+      )
     }),
     () => Effect.void
   ).pipe(
@@ -136,20 +139,16 @@ const reserve = (core: EngineCore): Effect.Effect<Bound, DbError, Scope.Scope> =
     }))
   )
 
-/** Makes a root borrow now. Interrupting the wait gives up; in the hand-over it gives back. @internal */
+/**
+ * Makes a root borrow now. Interrupting the wait gives up. In the hand-over the root has its connection all the same,
+ * and others may be using it already: whoever owns the root gives it back.
+ * @internal
+ */
 export const borrow = (root: Root): Effect.Effect<void, DbError> =>
   Effect.interruptible(
     Effect.async<void, DbError>((resume) => {
-      let mine = false
-      const had = root.wire !== undefined
-      const stop = root.borrow((error) => {
-        mine = error === undefined && !had
-        resume(error === undefined ? Effect.void : Effect.fail(error))
-      })
-      return Effect.sync(() => {
-        stop()
-        if (mine) root.release(false)
-      })
+      const stop = root.borrow((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
+      return Effect.sync(stop)
     })
   )
 

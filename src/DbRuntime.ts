@@ -84,7 +84,7 @@ const closedError = (): DbError =>
  * @since 0.1.0
  * @category constructors
  */
-export const make = <R extends Services, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | Services, E> => {
+export const make = <R, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | Services, E> => {
   const managed = ManagedRuntime.make(layer)
   const storage = new AsyncLocalStorage<Context.Context<never>>()
 

@@ -243,7 +243,7 @@ export const beginManual = (
     if (refused !== undefined) return Effect.fail(refused)
     return Effect.uninterruptibleMask((restore) => {
       const kind = savepoint || unit.open || at.top.kind !== "session" ? "savepoint" : "transaction"
-      return Effect.map(restore(blocks.openManual(at.top, kind, { ...options, manual: true })), (frame) => {
+      return Effect.map(blocks.openManual(at.top, kind, { ...options, manual: true }, restore), (frame) => {
         if (kind === "transaction" && !unit.begun) unit.options = { ...unit.defaults, ...options }
         const end = (commits: boolean): Effect.Effect<void, SqlError> =>
           Effect.uninterruptible(Effect.suspend(() => endManual(slot, unit, frame, commits)))
@@ -309,7 +309,7 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
           const inside = Effect.suspend(() => {
             const at = unitOf(slot, entry.frame)
             if (at instanceof Error) return Effect.fail(at)
-            return Effect.flatMap(restore(blocks.openManual(at.frame, "savepoint", options)), (frame) =>
+            return Effect.flatMap(blocks.openManual(at.frame, "savepoint", options, restore), (frame) =>
               enter(slot, at.unit, frame, (success) => at.unit.endBlock(frame, success))
             )
           })

@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect } from "vitest"
 import type { DbOptions } from "../src/DbOptions.js"
 import { EmbeddedServer } from "../src/embedded/EmbeddedServer.js"
 import { query } from "./support/database.js"
-import type { Wired } from "./support/wired.js"
+import type { Services, Wired } from "./support/wired.js"
 import { errorOf, executes, forkUntil, reasonOf, took, until, wire } from "./support/wired.js"
 
 // FAULTS.md: what happens to a server of our own. Numbers are those of that list.
@@ -36,7 +36,7 @@ const one: DbOptions = { maxConnections: 1 }
 const again = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.retry(effect, { schedule: Schedule.spaced("20 millis"), times: 250 })
 
-type Body = (at: Wired) => Effect.Effect<void, unknown, Effect.Effect.Context<ReturnType<typeof run>> | Scope.Scope>
+type Body = (at: Wired) => Effect.Effect<void, unknown, Services | Scope.Scope>
 
 const onServer = (name: string, options: DbOptions, body: Body): void =>
   it.scopedLive(name, () =>
@@ -53,13 +53,14 @@ const onServer = (name: string, options: DbOptions, body: Body): void =>
 
 const atRestOf = (at: Wired) =>
   Effect.gen(function* () {
+    const open = ask("SELECT pid AS id FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
     yield* until(
       "the pool is at rest",
       Effect.map(at.engine.stats, (_) => _.used === 0 && _.pending === 0)
     )
     yield* until(
       "no transaction is open",
-      Effect.map(inTransaction, (_) => _.length === 0)
+      Effect.map(open, (_) => _.length === 0)
     )
   })
 

@@ -309,12 +309,21 @@ describe("transactions", () => {
     one,
     (at) =>
       Effect.gen(function* () {
+        const first = yield* Deferred.make<void>()
         const work = DbSession.autocommit(
-          Effect.all([insert(1), run("SELECT pg_sleep(60)"), insert(2), run("SELECT pg_sleep(60), 'last'")], {
-            concurrency: 4
-          })
+          Effect.all(
+            [
+              Effect.zipRight(insert(1), Deferred.succeed(first, undefined)),
+              run("SELECT pg_sleep(60)"),
+              insert(2),
+              run("SELECT pg_sleep(60), 'last'")
+            ],
+            { concurrency: 4 }
+          )
         )
         const fiber = yield* forkUntil(at, executes(/'last'/), work)
+        // Its answer is here: the second one runs.
+        yield* Deferred.await(first)
         yield* Fiber.interrupt(fiber)
         expect(yield* ids).toEqual([])
         yield* recovers(at)

@@ -145,30 +145,31 @@ const conflict = (
       )
 }
 
-/** Opens an inner block when it is its turn. */
+/** Opens an inner block when it is its turn, for a caller that can't be interrupted otherwise. */
 const openFrame = (
   parent: Frame,
   kind: FrameKind,
-  options: BlockOptions & { manual?: boolean }
+  options: BlockOptions & { manual?: boolean },
+  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 ): Effect.Effect<Frame, DbError> =>
-  Effect.async<Frame, DbError>((resume) => {
+  Effect.suspend(() => {
     let opened: Frame | undefined = undefined
-    const leave = parent.turn((error) => {
-      if (error !== undefined) return resume(Effect.fail(error))
-      opened = parent.open(kind, options)
-      resume(Effect.succeed(opened))
+    const wait = Effect.async<Frame, DbError>((resume) => {
+      const leave = parent.turn((error) => {
+        if (error !== undefined) return resume(Effect.fail(error))
+        opened = parent.open(kind, options)
+        resume(Effect.succeed(opened))
+      })
+      return Effect.sync(leave)
     })
-    // Interrupted in the hand-over: nobody will end it.
-    return Effect.sync(() => {
-      leave()
-      opened?.close()
-    })
+    // Interrupted in the hand-over, which is not over before `restore` is: nobody else will end it.
+    return Effect.onError(restore(wait), () => Effect.sync(() => opened?.close()))
   })
 
 /** A savepoint around an effect. */
 const nested = (slot: Slot, unit: Unit, parent: Frame, body: Body, options: BlockOptions) =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(restore(openFrame(parent, "savepoint", options)), (frame) => {
+    Effect.flatMap(openFrame(parent, "savepoint", options, restore), (frame) => {
       const block = new Block(slot, unit, frame)
       return Ambient.during(
         restore(runBody(block, body, options)),
@@ -361,7 +362,7 @@ const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): 
   const mode = options.currentTransaction ?? "commit"
   let appends = false
   const attempt = Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(restore(openFrame(unit.frame, "transaction", options)), (frame) => {
+    Effect.flatMap(openFrame(unit.frame, "transaction", options, restore), (frame) => {
       const frames = [unit.frame, frame]
       const clear: Effect.Effect<void, SqlError> = Effect.suspend(() => {
         if (!unit.hasToEnd) return Effect.void

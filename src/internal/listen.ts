@@ -5,7 +5,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
-import { DbError } from "../DbError.js"
+import type { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
 import { executeSpec } from "./execute.js"
 import { checkIdentifier, quoteIdentifier } from "./input.js"

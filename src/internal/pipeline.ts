@@ -195,7 +195,7 @@ export class Pipeline {
     if (this.scheduled) return
     this.scheduled = true
     // After the microtasks: every fiber that can run has had its turn, and their statements share a write.
-    process.nextTick(this.flush)
+    later(this.flush)
   }
 
   private readonly flush = (): void => {

@@ -106,7 +106,7 @@ type Primitive = {
     compiler: Statement.Compiler,
     spanAttributes: ReadonlyArray<readonly [string, unknown]>,
     transformRows: TransformRows
-  ): Statement.Statement<any> & {
+  ): Omit<Statement.Statement<any>, "compile"> & {
     readonly segments: ReadonlyArray<Statement.Segment>
     compile(withoutTransform?: boolean): readonly [sql: string, params: ReadonlyArray<unknown>]
     withConnection(operation: string, f: any, withoutTransform?: boolean): Effect.Effect<any, SqlError>

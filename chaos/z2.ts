@@ -1,5 +1,0 @@
-console.log("hi")
-await import("./random.js"); console.log("random")
-await import("./world.js"); console.log("world")
-await import("./programs.js"); console.log("programs")
-await import("./single.js"); console.log("single")

@@ -1,0 +1,277 @@
+/**
+ * Connections whose sockets another thread holds, for effects that this thread stands still for. The other thread
+ * dials, negotiates TLS, authenticates, and from then on passes bytes; pipeline and pool are the same as ever.
+ */
+import * as Redacted from "effect/Redacted"
+import { EventEmitter } from "node:events"
+import { MessageChannel, receiveMessageOnPort, Worker } from "node:worker_threads"
+import type { MessagePort } from "node:worker_threads"
+import { DbError } from "../DbError.js"
+import { bell, sources } from "./blocking.js"
+import type { Source } from "./blocking.js"
+import { clientOptions, Wire } from "./wire.js"
+import type { dial } from "./wire.js"
+
+const work = `
+const { workerData } = require("node:worker_threads")
+const Pg = require("node:module").createRequire(workerData.from)("pg")
+const { bell, port } = workerData
+const clients = new Map()
+
+const say = (message) => {
+  port.postMessage(message)
+  Atomics.add(bell, 0, 1)
+  Atomics.notify(bell, 0)
+}
+
+const connect = ({ id, millis, options }) => {
+  const client = new Pg.Client({ ...options, password: options.password ?? (() => undefined) })
+  const { connection } = client
+  const parameters = []
+  let over = false
+  const failed = (cause) => {
+    if (over) return
+    over = true
+    clearTimeout(timer)
+    connection.stream.destroy()
+    clients.delete(id)
+    say({ id, type: "failed", message: cause.message, cause: { ...cause, code: cause.code } })
+  }
+  const timer = setTimeout(() => failed({ code: "ETIMEDOUT", message: "no connection within " + millis + " ms" }), millis)
+  clients.set(id, { client, options })
+  connection.on("parameterStatus", (_) => parameters.push([_.parameterName, _.parameterValue]))
+  client.on("error", failed)
+  client.connect((cause) => {
+    if (cause) return failed(cause)
+    if (over) return
+    over = true
+    clearTimeout(timer)
+    const { stream } = connection
+    for (const listener of stream.listeners("data")) stream.removeListener("data", listener)
+    stream.on("data", (chunk) => say({ id, type: "data", chunk }))
+    stream.once("close", () => {
+      clients.delete(id)
+      say({ id, type: "close" })
+    })
+    say({ id, type: "ready", pid: client.processID, secret: client.secretKey, parameters })
+  })
+}
+
+const cancel = ({ id }) => {
+  const { client, options } = clients.get(id)
+  const other = new Pg.Client(options)
+  const { connection } = other
+  const done = () => {
+    clearTimeout(timer)
+    connection.stream.destroy()
+    say({ id, type: "canceled" })
+  }
+  const timer = setTimeout(done, 2000)
+  connection.on("error", () => {})
+  connection.once("end", done)
+  connection.once(other.ssl ? "sslconnect" : "connect", () => connection.cancel(client.processID, client.secretKey))
+  if (other.host.startsWith("/")) connection.connect(other.host + "/.s.PGSQL." + other.port)
+  else connection.connect(other.port, other.host)
+}
+
+port.on("message", (message) => {
+  if (message.type === "connect") return connect(message)
+  const connection = clients.get(message.id)?.client.connection
+  if (connection === undefined) return message.type === "cancel" && say({ id: message.id, type: "canceled" })
+  if (message.type === "write") connection.stream.write(message.chunk)
+  else if (message.type === "end") connection.end()
+  else if (message.type === "cancel") cancel(message)
+  else connection.stream.destroy()
+})
+`
+
+type Message =
+  | { readonly id: number; readonly type: "failed"; readonly message: string; readonly cause: object }
+  | {
+      readonly id: number
+      readonly type: "ready"
+      readonly pid: number
+      readonly secret: number
+      readonly parameters: ReadonlyArray<readonly [string, string]>
+    }
+  | { readonly id: number; readonly type: "data"; readonly chunk: Uint8Array }
+  | { readonly id: number; readonly type: "close" | "canceled" }
+
+let ids = 0
+
+/** The other thread's socket, as much of it as the pipeline knows. */
+class RemoteStream extends EventEmitter {
+  readonly id = ++ids
+  bytesWritten = 0
+  /** Connecting, closing: something of it is due, besides answers to what was sent. */
+  busy = true
+  canceled: (() => void) | undefined = undefined
+  wire: Wire | undefined = undefined
+
+  constructor(
+    readonly relay: Relay,
+    readonly onMessage: (message: Message) => void
+  ) {
+    super()
+  }
+
+  get pending(): boolean {
+    return this.busy || this.canceled !== undefined || (this.wire !== undefined && !this.wire.dead && !this.wire.idle)
+  }
+
+  write(chunk: Uint8Array): boolean {
+    this.bytesWritten += chunk.length
+    this.relay.post({ id: this.id, type: "write", chunk })
+    return true
+  }
+
+  end(): void {
+    this.busy = true
+    this.relay.post({ id: this.id, type: "end" })
+  }
+
+  destroy(): void {
+    this.busy = true
+    this.relay.post({ id: this.id, type: "destroy" })
+  }
+}
+
+class Relay implements Source {
+  private readonly streams = new Map<number, RemoteStream>()
+  private readonly port: MessagePort
+  private readonly worker: Worker
+
+  constructor() {
+    const { port1, port2 } = new MessageChannel()
+    this.port = port1
+    this.worker = new Worker(work, {
+      eval: true,
+      execArgv: [],
+      workerData: { bell, from: import.meta.url, port: port2 },
+      transferList: [port2]
+    })
+    // While this thread runs freely, what is idle is looked after as well, and keeps no process running.
+    this.port.on("message", this.dispatch)
+    this.port.unref()
+    this.worker.unref()
+    sources.add(this)
+  }
+
+  open(onMessage: (message: Message) => void): RemoteStream {
+    const stream = new RemoteStream(this, onMessage)
+    this.streams.set(stream.id, stream)
+    return stream
+  }
+
+  post(message: object): void {
+    this.port.postMessage(message)
+  }
+
+  readonly pending = (): boolean => [...this.streams.values()].some((stream) => stream.pending)
+
+  readonly receive = (): boolean => {
+    let received = false
+    for (;;) {
+      const next = receiveMessageOnPort(this.port) as { readonly message: Message } | undefined
+      if (next === undefined) return received
+      received = true
+      this.dispatch(next.message)
+    }
+  }
+
+  private readonly dispatch = (message: Message): void => {
+    const stream = this.streams.get(message.id)
+    if (stream === undefined) return
+    if (message.type === "failed" || message.type === "close") this.forget(stream)
+    stream.onMessage(message)
+  }
+
+  forget(stream: RemoteStream): void {
+    this.streams.delete(stream.id)
+    if (this.streams.size > 0) return
+    relay = undefined
+    sources.delete(this)
+    this.port.close()
+    void this.worker.terminate()
+  }
+}
+
+let relay: Relay | undefined = undefined
+
+/** As `dial`, through the other thread. */
+export const dialRemote: typeof dial = (config, host, password, onDeath, done) => {
+  const where = host.host.startsWith("/") ? host.host : `${host.host}:${host.port}`
+  const through = (relay ??= new Relay())
+  const stream = through.open((message) => {
+    switch (message.type) {
+      case "failed": {
+        const cause = Object.assign(new Error(message.message), message.cause)
+        const error =
+          "severity" in cause
+            ? DbError.fromServer(cause as never, { phase: "connect" })
+            : DbError.fromSocket(cause, "connect", where)
+        return done(error, undefined)
+      }
+      case "ready": {
+        stream.busy = false
+        const client = Object.assign(new EventEmitter(), {
+          connection: { stream, end: () => stream.end() },
+          processID: message.pid,
+          secretKey: message.secret
+        })
+        stream.wire = new RemoteWire(stream, client as never, host, new Map(message.parameters), config, onDeath)
+        return done(undefined, stream.wire)
+      }
+      case "data":
+        return void stream.emit(
+          "data",
+          Buffer.from(message.chunk.buffer, message.chunk.byteOffset, message.chunk.length)
+        )
+      case "canceled": {
+        const { canceled } = stream
+        stream.canceled = undefined
+        return canceled?.()
+      }
+      default:
+        return void stream.emit("close")
+    }
+  })
+  try {
+    through.post({
+      id: stream.id,
+      type: "connect",
+      millis: config.connectMillis,
+      options: {
+        ...clientOptions(config, host),
+        ...(password === undefined ? {} : { password: Redacted.value(password) })
+      }
+    })
+  } catch (cause) {
+    through.forget(stream)
+    done(
+      DbError.make("ConnectionError", {
+        phase: "connect",
+        message: "runSync can't hand the options of the connection to its thread.",
+        hint: "Functions can't be handed over: the option ssl has one.",
+        cause
+      }),
+      undefined
+    )
+  }
+  return () => stream.destroy()
+}
+
+class RemoteWire extends Wire {
+  constructor(
+    private readonly stream: RemoteStream,
+    ...rest: ConstructorParameters<typeof Wire>
+  ) {
+    super(...rest)
+  }
+
+  override cancel(done: (error?: Error) => void): void {
+    if (this.closed) return done()
+    this.stream.canceled = done
+    this.stream.relay.post({ id: this.stream.id, type: "cancel" })
+  }
+}

@@ -1,0 +1,137 @@
+/**
+ * A statement on its way through a session's unit of work.
+ */
+import * as Effect from "effect/Effect"
+import { DbError } from "../DbError.js"
+import type { Frame } from "./frame.js"
+import { Command } from "./command.js"
+import type { Done } from "./command.js"
+import type { Result } from "./rows.js"
+import type { Spec } from "./statement.js"
+import type { Unit } from "./unit.js"
+import type { Wire } from "./wire.js"
+
+/** A statement on its way through the unit: its turn, the place on the connection, the connection, the wire. @internal */
+export class Run {
+  private stop: () => void = () => {}
+  private command: Command | undefined = undefined
+  private wire: Wire | undefined = undefined
+  private waiter: (() => void) | undefined = undefined
+  settled = false
+  /** The block that it runs in: of manual ones the innermost. */
+  block: Frame
+
+  constructor(
+    private readonly unit: Unit,
+    private readonly frame: Frame,
+    private readonly spec: Spec,
+    private readonly done: Done
+  ) {
+    this.block = frame
+    unit.runs.add(this)
+    let hasTurn = false
+    const leaveQueue = frame.turn((error) => {
+      hasTurn = true
+      if (error !== undefined) return this.settle(error, undefined, undefined)
+      let placed = false
+      const leavePlace = unit.place((error, wire) => {
+        placed = true
+        if (wire === undefined) return this.settle(error, undefined, undefined)
+        this.submit(wire)
+      })
+      if (!placed) this.stop = leavePlace
+    })
+    if (!hasTurn) this.stop = leaveQueue
+  }
+
+  get sent(): boolean {
+    return this.command !== undefined && this.command.sent
+  }
+
+  private submit(wire: Wire): void {
+    const { frame, spec, unit } = this
+    if (spec.transaction !== undefined && spec.transaction !== unit.transactions) {
+      return this.settle(cursorGone(), undefined, undefined)
+    }
+    this.wire = wire
+    const owner = (this.block = frame.top)
+    const command = new Command(
+      spec.text,
+      spec.params,
+      spec.rowMode,
+      false,
+      spec.prepare,
+      spec.simple,
+      unit.ownerWithPath(owner, spec.path),
+      (error, result, multiple) => {
+        const seen = unit.answered(owner, wire, command, error, result)
+        this.settle(seen, result, multiple)
+      }
+    )
+    command.copy = spec.copy
+    command.scope = spec.path ?? ""
+    this.command = command
+    unit.submitted++
+    wire.submit(command)
+  }
+
+  private settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
+    if (this.settled) return
+    this.settled = true
+    this.unit.runs.delete(this)
+    if (this.command !== undefined) this.unit.submitted--
+    this.done(error, result, multiple)
+    this.waiter?.()
+    this.unit.runSettled()
+  }
+
+  /** Not sent: never happens. Running: cancelled, and this waits for the server's word. Behind others: marked. */
+  get interrupt(): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      if (this.settled) return Effect.void
+      const command = this.command
+      if (command === undefined || this.wire === undefined) {
+        this.stop()
+        this.settle(withdrawn(), undefined, undefined)
+        return Effect.void
+      }
+      const wait = this.wire.interrupt(command)
+      if (command.settled && !this.settled) {
+        this.settle(withdrawn(), undefined, undefined)
+        return Effect.void
+      }
+      if (!wait) return Effect.void
+      return Effect.async<void>((resume) => {
+        if (this.settled) resume(Effect.void)
+        else this.waiter = () => resume(Effect.void)
+      })
+    })
+  }
+
+  /** The session ends: what was not sent fails. */
+  abandon(error: DbError): void {
+    if (this.settled) return
+    if (!this.sent) {
+      this.stop()
+      if (this.command !== undefined && this.wire !== undefined) this.wire.interrupt(this.command)
+      this.settle(error, undefined, undefined)
+    }
+  }
+
+  /** What is on its way will be undone: it need not finish. */
+  cancel(): void {
+    if (!this.settled && this.sent) this.wire!.interrupt(this.command!)
+  }
+}
+
+const cursorGone = (): DbError =>
+  DbError.make("TransactionClosed", {
+    message: "The transaction that a stream reads in has ended, and its cursor with it.",
+    hint: "Commit after the stream, or do what is committed on the way in DbSession.isolated."
+  })
+
+const withdrawn = (): DbError =>
+  DbError.make("QueryCanceled", {
+    message: "The statement was interrupted before it was sent.",
+    hint: "It has not run."
+  })
