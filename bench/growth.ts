@@ -1,18 +1,15 @@
 /**
  * What a session costs by itself, and how the cost grows with the work.
  */
-import * as PgClient from "@effect/sql-pg/PgClient"
-import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
+import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
-import * as Redacted from "effect/Redacted"
-import { DbEngine, DbLayer, DbSession } from "../src/index.js"
+import { DbEngine, DbSession } from "../src/index.js"
 import { connections } from "./contender.js"
-import { repeat, together } from "./contenders/effect.js"
+import { dbLayer, repeat, sqlPgLayer, together } from "./contenders/effect.js"
 import { median } from "./measure.js"
 
 export interface IdleSessions {
@@ -61,7 +58,7 @@ export const idleSessions = (url: string, sessions: number): Promise<IdleSession
     const open = yield* held(some, (effect) => DbSession.autocommit(effect))
     const { total } = yield* engine.stats
     return { sessions, micros: median(rounds), bytes: open - bare, connections: total }
-  }).pipe(Effect.provide(DbLayer({ url })), Effect.runPromise)
+  }).pipe(Effect.provide(dbLayer({ url })), Effect.runPromise)
 
 export interface Curve {
   readonly title: string
@@ -142,15 +139,8 @@ const curvesOf = async <E>(
 export const growth = async (url: string, largest: number): Promise<ReadonlyArray<Curve>> => [
   ...(await curvesOf(
     "effect-db",
-    DbLayer({ url, maxConnections: connections, acquireTimeout: "60 seconds" }),
+    dbLayer({ url, maxConnections: connections, acquireTimeout: "60 seconds" }),
     largest
   )),
-  ...(await curvesOf(
-    "@effect/sql-pg",
-    Layer.provide(
-      PgClient.layer({ url: Redacted.make(url), maxConnections: connections }),
-      Reactivity.layer
-    ) as Layer.Layer<SqlClient.SqlClient, unknown>,
-    largest
-  ))
+  ...(await curvesOf("@effect/sql-pg", sqlPgLayer(url), largest))
 ]

@@ -19,7 +19,7 @@ import type { Random } from "./random.js"
 import { onEngine, openFiles, settles, unrest } from "./world.js"
 import type { World } from "./world.js"
 
-export const accounts = 40
+export const accounts = 200
 export const initial = 1000
 
 export const schema = `
@@ -191,6 +191,7 @@ const limits: DbOptions = { maxConnections: 12, connectTimeout: "2 seconds", set
 export const bank = (around: World, random: Random, options: BankOptions): Effect.Effect<BankReport, Error> =>
   Effect.gen(function* () {
     const log: Array<Record> = []
+    const fees: Array<Told> = []
     const faults: Tally = {}
     const reasons: Tally = {}
     const wrong: Array<string> = []
@@ -203,15 +204,16 @@ export const bank = (around: World, random: Random, options: BankOptions): Effec
       Effect.gen(function* () {
         const { proxy } = world
         const engine = yield* DbEngine
-        const running = new Set<Fiber.RuntimeFiber<void, SqlError | Refused>>()
+        const running = new Map<Fiber.RuntimeFiber<void, SqlError | Refused>, Transfer>()
         let stopping = false
 
         const worker = (own: Random): Effect.Effect<void, never, DbSession | DbEngine> =>
           Effect.gen(function* () {
             while (!stopping) {
               const transfer = new Transfer(own)
-              const fiber = yield* Effect.fork(transfer.run)
-              running.add(fiber)
+              // One that hangs must not keep the run from saying so.
+              const fiber = yield* Effect.forkDaemon(transfer.run)
+              running.set(fiber, transfer)
               const told = transfer.told(yield* Fiber.await(fiber))
               running.delete(fiber)
               log.push(told)
@@ -226,7 +228,7 @@ export const bank = (around: World, random: Random, options: BankOptions): Effec
         const choice = random.fork()
         const interruptOne = Effect.sync(() => {
           if (running.size === 0) return false
-          const fiber = choice.pick([...running])
+          const fiber = choice.pick([...running.keys()])
           fiber.unsafeInterruptAsFork(fiber.id())
           return true
         })
@@ -247,8 +249,11 @@ export const bank = (around: World, random: Random, options: BankOptions): Effec
         yield* Fiber.interrupt(storm)
         yield* untilUp(world)
         stopping = true
-        const ended = yield* Effect.disconnect(Fiber.join(workers)).pipe(Effect.timeoutOption("30 seconds"))
-        if (ended._tag === "None") wrong.push(`${running.size} transfers never ended`)
+        const ended = yield* Effect.timeoutOption(Fiber.join(workers), "30 seconds")
+        if (ended._tag === "None") {
+          const stuck = [...running.values()].map((_) => JSON.stringify(_))
+          wrong.push(`${running.size} transfers never ended: ${stuck.join(", ")}`)
+        }
         yield* Fiber.interrupt(helpers)
         const left = yield* unrest(world, engine)
         leaked += left.length
@@ -274,7 +279,7 @@ export const bank = (around: World, random: Random, options: BankOptions): Effec
       wrong.push(`${filesAfter} open files, ${filesBefore} before`)
     }
     const { present, wrong: inside } = yield* audit(around)
-    const verdict = judge(log, present)
+    const verdict = judge([...log, ...fees], present)
     wrong.push(...inside)
     for (const what of ["lost", "ghosts", "strangers", "wrongHooks"] as const) {
       if (verdict[what].length > 0) wrong.push(`${what}: ${verdict[what].length}, such as ${verdict[what][0]}`)
@@ -284,6 +289,7 @@ export const bank = (around: World, random: Random, options: BankOptions): Effec
     }
     return {
       ...verdict,
+      aborted: verdict.aborted - fees.length,
       seconds: options.seconds,
       unknownThoughVerified: log.filter((_) => _.reason === "CommitUnknown" && _.verifies).length,
       leaked,

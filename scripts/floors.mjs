@@ -19,7 +19,7 @@ export const floors = [
     "src/DbOptions.ts"
   ],
   // 1: secrets
-  ["src/internal/ambient.ts", "src/internal/telemetry.ts"],
+  ["src/internal/blocking.ts", "src/internal/ambient.ts", "src/internal/telemetry.ts"],
   // 2: wire
   [
     "src/internal/protocol.ts",
@@ -32,6 +32,7 @@ export const floors = [
     "src/internal/cancel.ts",
     "src/internal/recycler.ts",
     "src/internal/wire.ts",
+    "src/internal/remote.ts",
     "src/internal/poolErrors.ts",
     "src/internal/pool.ts",
     "src/internal/statement.ts"

@@ -15,6 +15,7 @@ import * as Runtime from "effect/Runtime"
 import { AsyncLocalStorage } from "node:async_hooks"
 import { DbError } from "./DbError.js"
 import type { DbConnection, DbEngine, DbSession } from "./Default.js"
+import { runBlocking } from "./internal/blocking.js"
 import { atomic, DbSession as Session, withTransaction } from "./Default.js"
 import type { SessionOptions } from "./DbSession.js"
 import type { AtomicOptions, Transaction, WithTransactionOptions } from "./DbTransaction.js"
@@ -31,6 +32,14 @@ export interface DbRuntime<R, E> {
    * Rejects with the effect's own error; `signal` interrupts it, and then it rejects with the signal's reason.
    */
   readonly run: <A, E2>(effect: Effect.Effect<A, E2, R>, options?: { readonly signal?: AbortSignal }) => Promise<A>
+  /**
+   * Runs an effect to its end before it returns, for synchronous code; throws the effect's own error. The calling thread
+   * stands still meanwhile: statements go over connections that another thread holds, a pool of their own of up to
+   * `maxConnections`. It can't share the session of promise code around it: there it throws `PropagationError`. The
+   * effect may run statements, sessions, blocks, sleeps and pure code; what only the event loop can bring is refused with
+   * `InvalidInput`. A lock that this thread itself holds elsewhere is waited for in vain: set `lockTimeout`.
+   */
+  readonly runSync: <A, E2>(effect: Effect.Effect<A, E2, R>) => A
   /**
    * Runs promise code in a session, which commits when the promise is fulfilled and rolls back when it is rejected, with
    * that error. Inside a session it joins that one. Concurrent calls have sessions of their own.
@@ -67,6 +76,20 @@ const closedError = (): DbError =>
     message: "The runtime is closed.",
     hint: "close() was called before. Make another runtime, or close it later."
   })
+
+const sharedError = (): DbError =>
+  DbError.make("PropagationError", {
+    message: "runSync was called in the session of promise code, which it can't share.",
+    hint: "The session's connection needs the event loop, which stands still in runSync. Await run(effect)."
+  })
+
+const asyncLayerError = (cause: unknown): unknown =>
+  Runtime.isAsyncFiberException(cause)
+    ? DbError.make("InvalidInput", {
+        message: "The layer of the runtime is not built yet, and building it needs the event loop.",
+        hint: "Await run(Effect.void) once, before the first runSync."
+      })
+    : cause
 
 /**
  * A runtime for promise-style code: Express, Fastify, Hono, scripts. The ambient session travels with
@@ -113,6 +136,19 @@ export const make = <R, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | S
     throw squash(result.cause)
   }
 
+  const exitSync = <A, E2>(effect: Effect.Effect<A, E2, R | Services>): A => {
+    if (closing !== undefined) throw closedError()
+    if (storage.getStore() !== undefined) throw sharedError()
+    if (runtime === undefined) {
+      const built = managed.runSyncExit(Effect.runtime<R | Services>())
+      if (Exit.isSuccess(built)) runtime = built.value
+      else throw Cause.isDie(built.cause) ? asyncLayerError(squash(built.cause)) : squash(built.cause)
+    }
+    const result = runBlocking(runtime, effect)
+    if (Exit.isSuccess(result)) return result.value
+    throw squash(result.cause)
+  }
+
   /** The promise code, with what is ambient around it carried along. */
   const body = <A>(f: () => A | PromiseLike<A>): Effect.Effect<A, Rejected> =>
     Effect.contextWithEffect((context: Context.Context<never>) =>
@@ -128,6 +164,7 @@ export const make = <R, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | S
   return {
     managed,
     run: (effect, options) => exit(effect, options?.signal),
+    runSync: exitSync,
     session: (f, options = {}) => exit(Session.autocommit(body(f), options) as Effect.Effect<any, SqlError, Services>),
     isolated: (f, options = {}) => exit(Session.isolated(body(f), options) as Effect.Effect<any, SqlError, Services>),
     transaction: (f, options = {}) =>

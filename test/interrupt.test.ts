@@ -5,6 +5,7 @@
 import { describe } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, FiberId, type Scheduler } from "effect"
 import { atomic, DbConnection, DbEngine, DbSession, DbTransaction, withTransaction } from "effect-db"
+import Pg from "pg"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import { committed, insert, outcome, programsOn, proxiedOn, type Services, used } from "./support/programs.js"
@@ -55,12 +56,22 @@ const sweep = (
   before: Effect.Effect<void, never, DbEngine> = Effect.void
 ) =>
   Effect.gen(function* () {
+    const outside = yield* Effect.acquireRelease(
+      Effect.promise(async () => {
+        const client = new Pg.Client({ connectionString: database.url, application_name: "effect-db test support" })
+        await client.connect()
+        return client
+      }),
+      (client) => Effect.promise(() => client.end())
+    )
+    const ask = (text: string) =>
+      Effect.promise(async () => (await outside.query<{ id: number }>(text)).rows.map(({ id }) => id))
     const seenOutcomes = new Set<string>()
     for (let at = 1; ; at++) {
-      yield* database.query("TRUNCATE t")
+      yield* ask("DELETE FROM t")
       yield* before
       const { exit, steps } = yield* interruptedAt(program, at)
-      const found = yield* rows
+      const found = yield* ask("SELECT id FROM t ORDER BY id")
       const context = `interrupted at step ${at}: ${outcome(exit)}`
       expect([[], whole], context).toContainEqual(found)
       if (Exit.isSuccess(exit)) expect(found, context).toEqual(whole)
@@ -75,7 +86,7 @@ const sweep = (
     // It has been interrupted before anything had happened, and it has come to its end.
     expect(seenOutcomes).toContain("interrupted false")
     expect(seenOutcomes).toContain("success true")
-  })
+  }).pipe(Effect.scoped)
 
 const two = Effect.zipRight(insert(1), insert(2))
 
@@ -95,7 +106,14 @@ const programs: ReadonlyArray<readonly [string, Program, ReadonlyArray<number>]>
     DbConnection.withConnection(DbSession.autocommit(two), { reuse: false }),
     [1, 2]
   ],
-  ["statements at once", DbSession.autocommit(Effect.all([insert(1), insert(2)], { concurrency: "unbounded" })), [1, 2]]
+  ["an ambient connection", DbConnection.withConnection(DbSession.autocommit(two), { lazy: true }), [1, 2]],
+  [
+    "statements at once",
+    DbSession.autocommit(
+      Effect.flatMap(Effect.fork(insert(1)), (fiber) => Effect.zipRight(insert(2), Fiber.join(fiber)))
+    ),
+    [1, 2]
+  ]
 ]
 
 describe("interrupted at every step", () => {
@@ -106,6 +124,48 @@ describe("interrupted at every step", () => {
   test("a session that has to connect first", () => sweep(DbSession.autocommit(two), [1, 2], DbEngine.evictAll), {
     maxConnections: 1
   })
+
+  for (const [name, block] of [
+    ["withTransaction", withTransaction(insert(1))],
+    ["DbTransaction.scoped", Effect.scoped(Effect.zipRight(DbTransaction.scoped(), insert(1)))],
+    ["atomic", atomic(insert(1))]
+  ] as const) {
+    test(
+      `a child's ${name}, in a session that goes on: its work is there or not, and the session is free`,
+      () =>
+        Effect.gen(function* () {
+          for (let at = 1, over = false; !over; at++) {
+            yield* database.query("TRUNCATE t")
+            const exit = yield* DbSession.autocommit(
+              Effect.gen(function* () {
+                const { exit, steps } = yield* interruptedAt(block, at)
+                over = steps < at
+                yield* withTransaction(insert(2))
+                return exit
+              })
+            ).pipe(Effect.mapError((error) => new Error(`interrupted at step ${at}: ${error.message}`)))
+            const found = yield* rows
+            expect([[2], [1, 2]], `interrupted at step ${at}`).toContainEqual(found)
+            if (Exit.isSuccess(exit)) expect(found).toEqual([1, 2])
+          }
+        }),
+      { maxConnections: 1, blockTimeout: 500 }
+    )
+  }
+
+  test(
+    "sql.reserve",
+    () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        for (let at = 1, over = false; !over; at++) {
+          const { steps } = yield* interruptedAt(Effect.scoped(sql.reserve), at)
+          over = steps < at
+          expect(yield* used, `interrupted at step ${at}`).toBe(0)
+        }
+      }),
+    { maxConnections: 1 }
+  )
 
   test(
     "negative control: a program that commits by halves is found",

@@ -1,8 +1,19 @@
 import { describe, expect, it } from "@effect/vitest"
-import { Context, Deferred, Effect, Exit, Layer, Logger, LogLevel, Scope } from "effect"
-import { DbEngine, DbError, DbLayer, type DbOptions, DbRuntime, DbSchema, DbSession } from "effect-db"
+import { Context, Deferred, Effect, Exit, Layer, Logger, LogLevel, Scope, Stream } from "effect"
+import {
+  DbConnection,
+  DbEngine,
+  DbError,
+  DbLayer,
+  type DbOptions,
+  DbRuntime,
+  DbSchema,
+  DbSession,
+  withTransaction
+} from "effect-db"
+import { createServer, type AddressInfo } from "node:net"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, pid, place, refused, seen, type Services } from "./support/programs.js"
+import { committed, insert, pid, place, refused, seen, type Services, until } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
 
 const database = testDatabase()
@@ -556,6 +567,234 @@ describe("the layer", () => {
     expect(await reasonOf(db.run(insert(1)))).toBe("InvalidInput")
     expect(await reasonOf(db.session(() => 1))).toBe("InvalidInput")
     await db.close()
+  })
+})
+
+describe("runSync", () => {
+  const statement = (text: string) => Effect.flatMap(DbSession, ({ sql }) => sql.unsafe(text))
+  const thrown = (f: () => unknown): unknown => {
+    try {
+      f()
+    } catch (error) {
+      return error
+    }
+    throw new Error("it returned")
+  }
+  const reasonThrown = (f: () => unknown): string => {
+    const error = thrown(f)
+    return DbError.reason(error)?._tag ?? String(error)
+  }
+
+  test("runs a statement before it returns", async (db) => {
+    db.runSync(insert(1))
+    expect(db.runSync(seen)).toEqual([1])
+    expect(await rows()).toEqual([1])
+    // Of its own, beside those of the event loop.
+    expect((await stats(db)).total).toBe(0)
+    expect(db.runSync(DbEngine.stats)).toMatchObject({ total: 1, used: 0, idle: 1 })
+  })
+
+  test("a session has one connection and one transaction, and commits", async (db) => {
+    const [one, two] = db.runSync(DbSession.autocommit(Effect.all([place, Effect.zipRight(insert(1), place)])))
+    expect(one).toEqual(two)
+    expect(await rows()).toEqual([1])
+  })
+
+  test("a failure rolls back and throws the same error", async (db) => {
+    const mine = new Error("no")
+    expect(thrown(() => db.runSync(DbSession.autocommit(Effect.zipRight(insert(1), Effect.fail(mine)))))).toBe(mine)
+    expect(thrown(() => db.runSync(Effect.zipRight(withTransaction(insert(2)), Effect.die(mine))))).toBe(mine)
+    expect(reasonThrown(() => db.runSync(DbSession.autocommit(Effect.all([insert(3), insert(3)]))))).toBe(
+      "UniqueViolation"
+    )
+    expect(
+      reasonThrown(() => db.runSync(DbSession.autocommit(Effect.zipRight(insert(4), Effect.ignore(refused)))))
+    ).toBe("TransactionAborted")
+    expect(await rows()).toEqual([2])
+  })
+
+  test("blocks, siblings, isolated sessions and streams are as ever", async (db) => {
+    const found = db.runSync(
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          yield* insert(1)
+          yield* Effect.ignore(withTransaction(Effect.zipRight(insert(2), Effect.fail("no"))))
+          yield* DbSession.isolated(insert(3))
+          yield* Effect.forEach([4, 5, 6], (id) => withTransaction(insert(id)), { concurrency: "unbounded" })
+          const streamed = yield* Stream.runCount(sql`SELECT generate_series(1, 1200)`.stream)
+          expect(streamed).toBe(1200)
+          return yield* seen
+        })
+      )
+    )
+    expect(found).toEqual([1, 3, 4, 5, 6])
+    expect(await rows()).toEqual([1, 3, 4, 5, 6])
+  })
+
+  test("large results, large values, and a thousand calls", async (db) => {
+    const { sql } = await db.run(DbSession)
+    const large = "x".repeat(3_000_000)
+    const [row] = db.runSync(sql<{ n: number }>`SELECT length(${large}) AS n`)
+    expect(row).toEqual({ n: large.length })
+    expect(db.runSync(sql`SELECT generate_series(1, 50000) AS n, 'some text' AS text`).length).toBe(50_000)
+    for (let i = 0; i < 1000; i++) expect(db.runSync(sql`SELECT ${i}::int AS i`)).toEqual([{ i }])
+    expect(db.runSync(DbEngine.stats).total).toBe(1)
+  })
+
+  test("a service that has captured the facade can be used", async () => {
+    class Users extends Effect.Service<Users>()("test/Users", {
+      effect: Effect.map(DbSession, (db) => ({ add: (id: number) => db.sql`INSERT INTO t (id) VALUES (${id})` }))
+    }) {}
+    const layer = Layer.provide(DbLayer({ url: database.url }), quiet)
+    const db = DbRuntime.make(Layer.provideMerge(Users.Default, layer))
+    db.runSync(DbSession.autocommit(Effect.zipRight(Users.pipe(Effect.flatMap((_) => _.add(7))), insert(8))))
+    expect(await rows()).toEqual([7, 8])
+    await db.close()
+  })
+
+  test("sleeps, and a time limit that cancels the statement", async (db) => {
+    const started = performance.now()
+    db.runSync(Effect.sleep(30))
+    expect(performance.now() - started).toBeGreaterThan(25)
+    const limited = Effect.timeoutFail(Effect.zipRight(insert(1), statement("SELECT pg_sleep(60)")), {
+      duration: 50,
+      onTimeout: () => "late"
+    })
+    expect(thrown(() => db.runSync(DbSession.autocommit(limited)))).toBe("late")
+    expect(db.runSync(seen)).toEqual([])
+  })
+
+  test("retries a serialization failure, with the pauses in between", async (db) => {
+    await db.run(insert(1))
+    let attempts = 0
+    const body = Effect.gen(function* () {
+      yield* seen
+      if (++attempts === 1) yield* DbSession.isolated(statement("UPDATE t SET id = 2"))
+      yield* statement("UPDATE t SET id = id + 10")
+    })
+    db.runSync(withTransaction(body, { isolation: "serializable", retry: true }))
+    expect(attempts).toBe(2)
+    expect(await rows()).toEqual([12])
+  })
+
+  test("what only the event loop can bring is refused, and what was begun is rolled back", async (db) => {
+    const never = Effect.promise(() => new Promise<void>((resolve) => setTimeout(resolve, 1)))
+    expect(reasonThrown(() => db.runSync(never))).toBe("InvalidInput")
+    expect(reasonThrown(() => db.runSync(DbSession.autocommit(Effect.zipRight(insert(1), never))))).toBe("InvalidInput")
+    expect(db.runSync(DbEngine.stats)).toMatchObject({ used: 0, pending: 0 })
+    expect(await rows()).toEqual([])
+  })
+
+  test(
+    "so is a wait for a connection that only this effect could give back",
+    async (db) => {
+      const nested = DbSession.autocommit(Effect.zipRight(insert(1), DbSession.isolated(insert(2))))
+      expect(reasonThrown(() => db.runSync(nested))).toBe("InvalidInput")
+      expect(db.runSync(DbEngine.stats)).toMatchObject({ used: 0, pending: 0 })
+      expect(await rows()).toEqual([])
+    },
+    { maxConnections: 1 }
+  )
+
+  test("in the session of promise code it is refused: that one can't be shared", async (db) => {
+    await db.session(async () => {
+      await db.run(insert(1))
+      expect(reasonThrown(() => db.runSync(insert(2)))).toBe("PropagationError")
+      await db.run(insert(3))
+    })
+    expect(await rows()).toEqual([1, 3])
+    expect(reasonThrown(() => db.runSync(Effect.sync(() => db.runSync(insert(4)))))).toBe("InvalidInput")
+  })
+
+  test("a session of the event loop that is open meanwhile is not touched", async (db) => {
+    const inside = latch()
+    const gate = latch()
+    const session = db.session(async () => {
+      await db.run(insert(1))
+      inside.open()
+      await gate.opened
+      await db.run(insert(2))
+    })
+    await inside.opened
+    expect(db.runSync(seen)).toEqual([])
+    db.runSync(insert(3))
+    gate.open()
+    await session
+    expect(db.runSync(seen)).toEqual([1, 2, 3])
+  })
+
+  test(
+    "nothing that one call has set reaches the next",
+    async (db) => {
+      const path = statement("SELECT current_setting('search_path') AS path, current_setting('work_mem') AS memory")
+      const before = db.runSync(path)
+      db.runSync(
+        Effect.zipRight(statement("SET search_path TO nowhere"), Effect.exit(statement("SET work_mem TO '5MB'")))
+      )
+      db.runSync(Effect.exit(DbSchema.withTenant(statement("SELECT 1; SELECT nonsense"), "acme")))
+      expect(db.runSync(path)).toEqual(before)
+      db.runSync(DbConnection.withConnection(Effect.zipRight(statement("BEGIN"), insert(1))))
+      expect(db.runSync(path)).toEqual(before)
+      expect(await rows()).toEqual([])
+    },
+    { maxConnections: 1 }
+  )
+
+  test("a connection that the server has ended is replaced", async (db) => {
+    const first = db.runSync(pid)
+    await Effect.runPromise(database.query("SELECT pg_terminate_backend($1)", [first]))
+    await Effect.runPromise(
+      until(
+        "the thread has said so",
+        Effect.sync(() => db.runSync(DbEngine.stats).total === 0)
+      )
+    )
+    expect(db.runSync(pid)).not.toBe(first)
+  })
+
+  it("a server that is not there is a typed error, in time", async () => {
+    const url = new URL(database.url)
+    url.pathname = "/no_such_database"
+    const wrong = DbRuntime.make(Layer.provide(DbLayer({ url: url.href }), quiet))
+    expect(reasonThrown(() => wrong.runSync(insert(1)))).toBe("AuthorizationError")
+    await wrong.close()
+    const none = DbRuntime.make(Layer.provide(DbLayer({ host: "127.0.0.1", port: 1 }), quiet))
+    expect(reasonThrown(() => none.runSync(insert(1)))).toBe("ConnectionError")
+    await none.close()
+    // One that accepts and says nothing: this thread, which stands still.
+    const silent = createServer().listen(0, "127.0.0.1")
+    await new Promise((resolve) => silent.once("listening", resolve))
+    const { port } = silent.address() as AddressInfo
+    const slow = DbRuntime.make(Layer.provide(DbLayer({ host: "127.0.0.1", port, connectTimeout: 100 }), quiet))
+    expect(reasonThrown(() => slow.runSync(insert(1)))).toBe("ConnectionError")
+    await slow.close()
+    silent.close()
+  })
+
+  it("a layer that needs the event loop has to be built before", async () => {
+    await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"))
+    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url, connect: "eager" }), quiet))
+    expect(reasonThrown(() => db.runSync(insert(1)))).toBe("InvalidInput")
+    await db.run(Effect.void)
+    db.runSync(insert(1))
+    expect(await rows()).toEqual([1])
+    await db.close()
+  })
+
+  it("after close it throws PoolClosed, and no backend is left", async () => {
+    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url }), quiet))
+    db.runSync(seen)
+    await db.run(seen)
+    await db.close()
+    await Effect.runPromise(untilActivity(database.url, ({ total }) => total === 0))
+    expect(reasonThrown(() => db.runSync(seen))).toBe("PoolClosed")
+  })
+
+  test("what a call leaves running goes on with the event loop", async (db) => {
+    const done = latch()
+    db.runSync(Effect.forkDaemon(Effect.zipRight(Effect.sleep(5), Effect.sync(done.open))))
+    await done.opened
   })
 })
 

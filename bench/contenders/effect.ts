@@ -6,10 +6,13 @@ import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as LogLevel from "effect/LogLevel"
+import * as Logger from "effect/Logger"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { DbLayer } from "../../src/index.js"
+import type { DbOptions } from "../../src/index.js"
 import { connections, fibers, someProduct, someTransfer, text } from "../contender.js"
 import type { Connect, Contender } from "../contender.js"
 
@@ -62,12 +65,14 @@ const contender = async <E>(layer: Layer.Layer<SqlClient.SqlClient, E>): Promise
   }
 }
 
-export const effectDb: Connect = (url) => contender(DbLayer({ url, maxConnections: connections }))
+/** Each part of the benchmark builds an engine of its own, about which the library warns. */
+const silent = Logger.minimumLogLevel(LogLevel.Error)
 
-export const sqlPg: Connect = (url) =>
-  contender(
-    Layer.provide(
-      PgClient.layer({ url: Redacted.make(url), maxConnections: connections }),
-      Reactivity.layer
-    ) as Layer.Layer<SqlClient.SqlClient, unknown>
-  )
+export const dbLayer = (options: DbOptions) => Layer.provide(DbLayer(options), silent)
+
+export const effectDb: Connect = (url) => contender(dbLayer({ url, maxConnections: connections }))
+
+export const sqlPgLayer = (url: string): Layer.Layer<SqlClient.SqlClient, unknown> =>
+  Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: connections }), Reactivity.layer)
+
+export const sqlPg: Connect = (url) => contender(sqlPgLayer(url))

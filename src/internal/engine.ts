@@ -10,11 +10,13 @@ import { DbError } from "../DbError.js"
 import type { DbHost, Resolved } from "../DbOptions.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
+import { isBlocking, scheduler } from "./blocking.js"
 import { Root } from "./lease.js"
 import type { Control } from "./pipeline.js"
 import { Command } from "./pipeline.js"
 import { Pool } from "./pool.js"
 import type { PoolStats } from "./pool.js"
+import { dialRemote } from "./remote.js"
 import { searchPathControl } from "./searchPath.js"
 import { PoolMetrics } from "./telemetry.js"
 import type { TransactionOptions } from "./transactionSql.js"
@@ -29,6 +31,8 @@ export class EngineCore {
   closed = false
   private live: Pool
   private readonly retired = new Set<Pool>()
+  /** Of connections that another thread holds: for effects that this thread stands still for. */
+  private apart: Pool | undefined = undefined
   private readonly metrics: PoolMetrics
   readonly reactivity = Effect.runSync(Reactivity.make)
   readonly beforeSession: Effect.Effect<void, DbError> | undefined
@@ -45,11 +49,12 @@ export class EngineCore {
   }
 
   pool(): Pool {
-    return this.live
+    if (!isBlocking() || this.closed) return this.live
+    return (this.apart ??= this.makePool({ ...this.config, min: 0 }, dialRemote))
   }
 
   get stats(): PoolStats {
-    return this.live.stats
+    return this.pool().stats
   }
 
   get host(): DbHost {
@@ -60,6 +65,7 @@ export class EngineCore {
   /** The pool that lent it may be a retired one. */
   giveBack(wire: Wire): void {
     this.live.give(wire)
+    this.apart?.give(wire)
     for (const pool of this.retired) pool.give(wire)
   }
 
@@ -92,13 +98,19 @@ export class EngineCore {
     this.live = this.makePool()
     this.retired.add(old)
     old.retire(this.live, () => this.retired.delete(old))
+    const apart = this.apart
+    this.apart = undefined
+    if (apart !== undefined) {
+      this.retired.add(apart)
+      apart.close(() => this.retired.delete(apart))
+    }
     return true
   }
 
   /** Drains: no new work, what is in hand may finish until `drainTimeout`, the rest is cut. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     this.closed = true
-    const pools = [this.live, ...this.retired]
+    const pools = [this.live, ...(this.apart === undefined ? [] : [this.apart]), ...this.retired]
     return Effect.async<void>((resume) => {
       let open = pools.length
       const timer = setTimeout(() => {
@@ -121,11 +133,10 @@ export class EngineCore {
     Runtime.runFork(this.runtime)(effect)
   }
 
-  private makePool(): Pool {
-    const config = this.config
+  private makePool(config = this.config, open = dial): Pool {
     return new Pool({
       config,
-      connect: (onDeath, done) => this.connect(config, onDeath, done),
+      connect: (onDeath, done) => this.connect(config, open, onDeath, done),
       fits: (wire) => fits(config, wire, false) === true,
       afterReset:
         config.options.afterConnect === undefined
@@ -142,13 +153,15 @@ export class EngineCore {
   }
 
   private run<A, E>(effect: Effect.Effect<A, E>, done: (exit: Exit.Exit<A, E>) => void): Stop {
-    const cancel = Runtime.runCallback(this.runtime)(effect, { onExit: done })
+    const here = isBlocking() ? Effect.withScheduler(effect, scheduler) : effect
+    const cancel = Runtime.runCallback(this.runtime)(here, { onExit: done })
     return () => cancel()
   }
 
   /** Tries the hosts in turn; a connection counts when it has the role that is wanted and `afterConnect` has run. */
   private connect(
     config: Resolved,
+    open: typeof dial,
     onDeath: (wire: Wire) => void,
     done: (error: DbError | undefined, wire: Wire | undefined) => void
   ): Stop {
@@ -175,7 +188,7 @@ export class EngineCore {
         else wire.destroy(error)
         wire.onClose(() => failed(error))
       }
-      stop = dial(config, attempt.host, password, onDeath, (error, wire) => {
+      stop = open(config, attempt.host, password, onDeath, (error, wire) => {
         if (wire === undefined) return failed(error!)
         stop = () => wire.destroy(new Error("given up"))
         this.role(config, wire, attempt.strict, (fit) => {

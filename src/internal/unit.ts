@@ -20,7 +20,12 @@ import * as Sql from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Wire } from "./wire.js"
 
-/** @internal */
+/**
+ * The states of a session.
+ *
+ * @since 0.1.0
+ * @category models
+ */
 export type UnitState = "idle" | "active" | "failed" | "closed"
 
 /** An effect to run before or after the end of a transaction, with everything it needs provided. @internal */

@@ -347,6 +347,23 @@ class ForeignQueue {
   }
 }
 
+/** What `pg` is told, but the password. @internal */
+export const clientOptions = ({ applicationName, startup, target }: Resolved, host: Host): Pg.ClientConfig => {
+  const limit = startup.find(([name]) => name === "transaction_timeout")
+  return {
+    host: host.host,
+    port: host.port,
+    database: target.database,
+    user: target.username,
+    ssl: target.ssl,
+    application_name: applicationName,
+    keepAlive: true,
+    enableChannelBinding: true,
+    ...Object.fromEntries(startup.filter(([name]) => name !== "transaction_timeout")),
+    ...(limit === undefined ? {} : { options: `-c transaction_timeout=${limit[1]}` })
+  } as Pg.ClientConfig
+}
+
 /** Dials one host. Calls back once; the returned function gives up. @internal */
 export const dial = (
   config: Resolved,
@@ -355,23 +372,12 @@ export const dial = (
   onDeath: (wire: Wire) => void,
   done: (error: DbError | undefined, wire: Wire | undefined) => void
 ): (() => void) => {
-  const { options, target } = config
+  const { stream } = config.options
   const client = new Pg.Client({
-    host: host.host,
-    port: host.port,
-    database: target.database,
-    user: target.username,
+    ...clientOptions(config, host),
     // Without one pg would go looking for a password file.
     password: password === undefined ? () => undefined as never : Redacted.value(password),
-    ssl: target.ssl,
-    application_name: config.applicationName,
-    keepAlive: true,
-    enableChannelBinding: true,
-    ...(options.stream === undefined ? {} : { stream: options.stream }),
-    ...Object.fromEntries(config.startup.filter(([name]) => name !== "transaction_timeout")),
-    ...(config.startup.some(([name]) => name === "transaction_timeout")
-      ? { options: `-c transaction_timeout=${config.startup.find(([name]) => name === "transaction_timeout")![1]}` }
-      : {})
+    ...(stream === undefined ? {} : { stream })
   } as Pg.ClientConfig)
   const parameters = new Map<string, string>()
   const internals = client as unknown as Internals

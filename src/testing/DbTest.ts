@@ -43,11 +43,8 @@ const sandboxed = (engine: EngineService): Effect.Effect<EngineService, SqlError
       const root = new Root(core, { name: "sandbox" }, core.config.acquireMillis)
       return Effect.flatMap(borrow(root), () => {
         const wire = root.wire!
-        return statement(wire, "BEGIN").pipe(
-          Effect.tapErrorCause(() => Effect.sync(() => root.release(true))),
-          Effect.as({ root, wire })
-        )
-      })
+        return Effect.as(statement(wire, "BEGIN"), { root, wire })
+      }).pipe(Effect.onError(() => Effect.sync(() => root.release(true))))
     }),
     ({ root, wire }) =>
       Effect.zipRight(
