@@ -96,7 +96,7 @@ describe("60 promise-style code", () => {
         new Promise<number>((resolve, reject) => process.nextTick(() => void deep().then(resolve, reject))),
         (async () => {
           const seen: Array<number> = []
-          for await (const one of [deep(), deep()]) seen.push(one)
+          for (const one of [deep, deep]) seen.push(await one())
           return seen[1]!
         })()
       ])
@@ -369,7 +369,7 @@ describe("60 promise-style code", () => {
 
   test("what was not awaited gets SessionClosed after the session, never implicit execution", async (db) => {
     const gate = latch()
-    let late: Promise<string> | undefined = undefined
+    let late = Promise.resolve("not begun")
     await db.session(async () => {
       await db.run(insert(1))
       late = gate.opened.then(() => reasonOf(db.run(insert(2))))
@@ -381,7 +381,7 @@ describe("60 promise-style code", () => {
 
   test("so does what follows a time limit that has struck", async (db) => {
     const gate = latch()
-    let late: Promise<string> | undefined = undefined
+    let late = Promise.resolve("not begun")
     const failed = db.session(
       () => {
         late = gate.opened.then(() => reasonOf(db.run(insert(2))))

@@ -16,7 +16,7 @@ import {
 import { beforeAll, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import { pid, programsOn, proxiedOn, quietly, reason, refused } from "./support/programs.js"
-import { PgProxy } from "./support/proxy.js"
+import type { PgProxy } from "./support/proxy.js"
 
 const database = testDatabase()
 const test = programsOn(database)

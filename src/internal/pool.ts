@@ -468,9 +468,11 @@ export class Pool {
       return this.settled()
     }
     if (waiter === undefined && this.options.config.min === 0) return
+    // Several that were dialled together are refused together: that is one reason to wait, not as many.
+    if (this.retry !== undefined) return
     // The server may take another connection later, or somebody gives one back: the queue stays as it is.
     this.pause = Math.min(retryPause.most, this.pause === 0 ? retryPause.first : this.pause * 2)
-    this.retry ??= setTimeout(
+    this.retry = setTimeout(
       () => {
         this.retry = undefined
         this.settled()

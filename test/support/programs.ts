@@ -13,7 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import type * as Scope from "effect/Scope"
-import type { DbConnection} from "effect-db";
+import type { DbConnection } from "effect-db"
 import { DbEngine, DbError, DbLayer, DbSession, type DbOptions } from "effect-db"
 import { expect } from "vitest"
 import { type TestDatabase, untilActivity } from "./database.js"
