@@ -8,6 +8,8 @@ export interface Sample {
   readonly name: string
   /** Microseconds of one unit, by round. */
   readonly micros: ReadonlyArray<number>
+  /** Of these, what this process spent computing: steadier than the clock on a busy machine. */
+  readonly cpu: ReadonlyArray<number>
 }
 
 export const median = (values: ReadonlyArray<number>): number => {
@@ -19,25 +21,37 @@ export const median = (values: ReadonlyArray<number>): number => {
 /** The median of the ratios of the rounds. */
 export const ratio = (a: Sample, b: Sample): number => median(a.micros.map((_, i) => _ / b.micros[i]!))
 
-const once = async (work: Work, n: number): Promise<number> => {
+/** As `ratio`, of the fastest round of each: what it comes to when nothing else runs. */
+export const bestRatio = (a: Sample, b: Sample): number => Math.min(...a.micros) / Math.min(...b.micros)
+
+const once = async (work: Work, n: number): Promise<{ readonly micros: number; readonly cpu: number }> => {
+  const cpuBefore = process.cpuUsage()
   const start = performance.now()
   const own = await work(n)
-  return own ?? ((performance.now() - start) * 1000) / n
+  const micros = own ?? ((performance.now() - start) * 1000) / n
+  const { system, user } = process.cpuUsage(cpuBefore)
+  return { micros, cpu: (user + system) / n }
 }
 
 export const measure = async (
   contenders: ReadonlyMap<string, Work>,
   { n, rounds, warmUp }: { readonly n: number; readonly rounds: number; readonly warmUp: number }
 ): Promise<ReadonlyArray<Sample>> => {
-  const all = [...contenders]
-  const micros = new Map<string, Array<number>>(all.map(([name]) => [name, []]))
+  const all = [...contenders].map(([name, work]) => ({
+    name,
+    work,
+    micros: [] as Array<number>,
+    cpu: [] as Array<number>
+  }))
   // Long enough for the compiler; a forced garbage collection in between would throw its work away.
-  for (let round = 0; round < warmUp; round++) for (const [, work] of all) await work(n)
+  for (let round = 0; round < warmUp; round++) for (const { work } of all) await work(n)
   for (let round = 0; round < rounds; round++) {
     for (let i = 0; i < all.length; i++) {
-      const [name, work] = all[(i + round) % all.length]!
-      micros.get(name)!.push(await once(work, n))
+      const { cpu, micros, work } = all[(i + round) % all.length]!
+      const taken = await once(work, n)
+      micros.push(taken.micros)
+      cpu.push(taken.cpu)
     }
   }
-  return all.map(([name]) => ({ name, micros: micros.get(name)! }))
+  return all
 }

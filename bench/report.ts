@@ -2,13 +2,15 @@
  * The results as text, as JSON, and as a picture.
  */
 import type { Curve, IdleSessions } from "./growth.js"
-import { median, ratio } from "./measure.js"
+import { bestRatio, median, ratio } from "./measure.js"
 import type { Sample } from "./measure.js"
 import type { Workload } from "./workloads.js"
 
 export interface Reached {
   readonly against: string
   readonly ratio: number
+  /** Of the fastest rounds. */
+  readonly best: number
   readonly most: number
   readonly beyond: number | undefined
 }
@@ -35,7 +37,9 @@ export const resultOf = (workload: Workload, samples: ReadonlyArray<Sample>): Re
     samples,
     goals: workload.goals.flatMap(({ against, beyond, most }) => {
       const other = samples.find((_) => _.name === against)
-      return own === undefined || other === undefined ? [] : [{ against, ratio: ratio(own, other), most, beyond }]
+      return own === undefined || other === undefined
+        ? []
+        : [{ against, ratio: ratio(own, other), best: bestRatio(own, other), most, beyond }]
     })
   }
 }
@@ -50,11 +54,16 @@ export const printResult = ({ goals, samples, workload }: Result): void => {
   console.log(`\n${workload.title}`)
   for (const sample of samples) {
     const times = own === undefined || sample === own ? "" : `  ${ratio(own, sample).toFixed(2)} of it`
-    console.log(`  ${sample.name.padEnd(20)} ${micros(median(sample.micros)).padStart(12)} µs${times}`)
+    console.log(
+      `  ${sample.name.padEnd(20)} ${micros(median(sample.micros)).padStart(10)} µs` +
+        `${micros(Math.min(...sample.micros)).padStart(10)} best${micros(median(sample.cpu)).padStart(10)} cpu${times}`
+    )
   }
   for (const goal of goals) {
     const limits = `at most ${goal.most.toFixed(2)}${goal.beyond === undefined ? "" : `, beyond at ${goal.beyond.toFixed(2)}`}`
-    console.log(`  goal against ${goal.against}: ${limits}; now ${goal.ratio.toFixed(2)}: ${verdict(goal)}`)
+    console.log(
+      `  goal against ${goal.against}: ${limits}; now ${goal.ratio.toFixed(2)}: ${verdict(goal)} (best rounds ${goal.best.toFixed(2)})`
+    )
   }
 }
 
@@ -85,6 +94,8 @@ export const toJson = ({ curves, environment, idle, results }: Report): string =
         name: workload.name,
         title: workload.title,
         micros: Object.fromEntries(samples.map((_) => [_.name, median(_.micros)])),
+        best: Object.fromEntries(samples.map((_) => [_.name, Math.min(..._.micros)])),
+        cpu: Object.fromEntries(samples.map((_) => [_.name, median(_.cpu)])),
         goals
       })),
       idle,

@@ -16,7 +16,7 @@ import { judge } from "./ledger.js"
 import type { Told, Verdict } from "./ledger.js"
 import { proxy as makeProxy } from "../test/support/proxy.js"
 import type { Random } from "./random.js"
-import { onEngine, openFiles, settles, unrest } from "./world.js"
+import { describeFiles, onEngine, openFiles, settles, unrest } from "./world.js"
 import type { World } from "./world.js"
 
 export const accounts = 200
@@ -272,11 +272,12 @@ export const bank = (around: World, random: Random, options: BankOptions): Effec
 
     const filesAfter = yield* settles(
       Effect.sync(openFiles),
-      (_) => _ === undefined || filesBefore === undefined || _ <= filesBefore
+      (_) => _ === undefined || filesBefore === undefined || _.length <= filesBefore.length
     )
-    if (filesAfter !== undefined) {
-      leaked += filesAfter - filesBefore!
-      wrong.push(`${filesAfter} open files, ${filesBefore} before`)
+    if (filesAfter !== undefined && filesBefore !== undefined) {
+      leaked += filesAfter.length - filesBefore.length
+      const added = filesAfter.filter((_) => !filesBefore.includes(_))
+      wrong.push(`${filesAfter.length} open files, ${filesBefore.length} before: ${describeFiles(added)}`)
     }
     const { present, wrong: inside } = yield* audit(around)
     const verdict = judge([...log, ...fees], present)

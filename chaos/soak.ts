@@ -58,9 +58,9 @@ export const soak = (world: World, random: Random, rounds: number): Effect.Effec
 
     for (let round = 0; round < warmUp + rounds; round++) {
       yield* Effect.forEach(
-        Array.from({ length: 24 }, () => random.fork()),
+        Array.from({ length: 16 }, () => random.fork()),
         one,
-        { concurrency: 12, discard: true }
+        { concurrency: 10, discard: true }
       )
       if (random.chance(0.05)) yield* engine.evictAll
       wrong.push(...(yield* unrest(world, engine)).map((_) => `round ${round}: ${_}`))
@@ -76,7 +76,7 @@ export const soak = (world: World, random: Random, rounds: number): Effect.Effec
       heaps.push(heap())
       // Through the proxy each connection is three sockets of this process: ours, and the proxy's two.
       const open = openFiles()
-      if (open !== undefined) files.push(open - 3 * total)
+      if (open !== undefined) files.push(open.length - 3 * total)
     }
     if (new Set(files).size > 1) wrong.push(`open files: from ${Math.min(...files)} to ${Math.max(...files)}`)
     const quarter = Math.max(1, heaps.length >> 2)

@@ -14,7 +14,7 @@ import { DbLayer } from "effect-db"
 import type { DbConnection, DbEngine, DbOptions, DbSession, EngineService } from "effect-db"
 import { EmbeddedServer } from "effect-db/embedded"
 import type { EmbeddedError, EmbeddedServerOptions } from "effect-db/embedded"
-import { readdirSync, readFileSync } from "node:fs"
+import { readdirSync, readFileSync, readlinkSync } from "node:fs"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import Pg from "pg"
@@ -129,12 +129,39 @@ export const unrest = (world: World, engine: EngineService): Effect.Effect<Reado
     return faults
   })
 
-/** Open file descriptors of this process; nothing where the system does not tell. */
-export const openFiles = (): number | undefined => {
+/** Open file descriptors of this process by what they are; nothing where the system does not tell. */
+export const openFiles = (): ReadonlyArray<string> | undefined => {
+  const nameOf = (fd: string): string => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`)
+    } catch {
+      return "the listing itself"
+    }
+  }
   try {
-    return readdirSync("/proc/self/fd").length
+    return readdirSync("/proc/self/fd").map(nameOf)
   } catch {
     return undefined
+  }
+}
+
+/** With the peers of sockets, as far as the system tells. */
+export const describeFiles = (names: ReadonlyArray<string>): string => {
+  const inodes = names.flatMap((_) => /^socket:\[(\d+)\]$/.exec(_)?.[1] ?? [])
+  try {
+    const lines = readFileSync("/proc/self/net/tcp", "utf8")
+      .split("\n")
+      .map((_) => _.trim().split(/\s+/))
+    const peers = inodes.map(
+      (inode) =>
+        lines
+          .find((_) => _[9] === inode)
+          ?.slice(1, 4)
+          .join(" ") ?? `no TCP: ${inode}`
+    )
+    return [...names.filter((_) => !_.startsWith("socket")), ...peers].join(", ")
+  } catch {
+    return names.join(", ")
   }
 }
 

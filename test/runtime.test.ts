@@ -71,6 +71,16 @@ const latch = () => {
   return { open, opened }
 }
 
+/** Lets nobody go on before that many have come. */
+const barrier = (size: number) => {
+  const { open, opened } = latch()
+  let come = 0
+  return (): Promise<void> => {
+    if (++come === size) open()
+    return opened
+  }
+}
+
 describe("60 promise-style code", () => {
   test("two awaited calls in one session share it", async (db) => {
     const [one, two] = await db.session(async () => {
@@ -105,18 +115,18 @@ describe("60 promise-style code", () => {
   })
 
   test("two concurrent sessions never do", async (db) => {
-    const one = latch()
-    const two = latch()
-    const inside = async (id: number, mine: ReturnType<typeof latch>, others: ReturnType<typeof latch>) => {
+    const written = barrier(2)
+    const looked = barrier(2)
+    const inside = async (id: number) => {
       const first = await db.run(pid)
       await db.run(insert(id))
-      mine.open()
-      await others.opened
+      await written()
       expect(await db.run(seen)).toEqual([id])
       expect(await db.run(pid)).toBe(first)
+      await looked()
       return first
     }
-    const pids = await Promise.all([db.session(() => inside(1, one, two)), db.session(() => inside(2, two, one))])
+    const pids = await Promise.all([db.session(() => inside(1)), db.session(() => inside(2))])
     expect(pids[0]).not.toBe(pids[1])
     expect(await rows()).toEqual([1, 2])
   })

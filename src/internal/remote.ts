@@ -105,7 +105,8 @@ class RemoteStream extends EventEmitter {
   bytesWritten = 0
   /** Connecting, closing: something of it is due, besides answers to what was sent. */
   busy = true
-  canceled: (() => void) | undefined = undefined
+  readonly canceled: Array<() => void> = []
+  closed = false
   wire: Wire | undefined = undefined
 
   constructor(
@@ -116,7 +117,7 @@ class RemoteStream extends EventEmitter {
   }
 
   get pending(): boolean {
-    return this.busy || this.canceled !== undefined || (this.wire !== undefined && !this.wire.dead && !this.wire.idle)
+    return this.busy || this.canceled.length > 0 || (this.wire !== undefined && !this.wire.dead && !this.wire.idle)
   }
 
   write(chunk: Uint8Array): boolean {
@@ -182,8 +183,8 @@ class Relay implements Source {
   private readonly dispatch = (message: Message): void => {
     const stream = this.streams.get(message.id)
     if (stream === undefined) return
-    if (message.type === "failed" || message.type === "close") this.forget(stream)
     stream.onMessage(message)
+    if (stream.closed && stream.canceled.length === 0) this.forget(stream)
   }
 
   forget(stream: RemoteStream): void {
@@ -205,6 +206,8 @@ export const dialRemote: typeof dial = (config, host, password, onDeath, done) =
   const stream = through.open((message) => {
     switch (message.type) {
       case "failed": {
+        stream.busy = false
+        stream.closed = true
         const cause = Object.assign(new Error(message.message), message.cause)
         const error =
           "severity" in cause
@@ -217,7 +220,10 @@ export const dialRemote: typeof dial = (config, host, password, onDeath, done) =
         const client = Object.assign(new EventEmitter(), {
           connection: { stream, end: () => stream.end() },
           processID: message.pid,
-          secretKey: message.secret
+          secretKey: message.secret,
+          query: () => {
+            throw new Error("the pg client can't be used in runSync")
+          }
         })
         stream.wire = new RemoteWire(stream, client as never, host, new Map(message.parameters), config, onDeath)
         return done(undefined, stream.wire)
@@ -227,12 +233,11 @@ export const dialRemote: typeof dial = (config, host, password, onDeath, done) =
           "data",
           Buffer.from(message.chunk.buffer, message.chunk.byteOffset, message.chunk.length)
         )
-      case "canceled": {
-        const { canceled } = stream
-        stream.canceled = undefined
-        return canceled?.()
-      }
+      case "canceled":
+        return stream.canceled.shift()?.()
       default:
+        stream.busy = false
+        stream.closed = true
         return void stream.emit("close")
     }
   })
@@ -270,8 +275,8 @@ class RemoteWire extends Wire {
   }
 
   override cancel(done: (error?: Error) => void): void {
-    if (this.closed) return done()
-    this.stream.canceled = done
+    if (this.stream.closed) return done()
+    this.stream.canceled.push(done)
     this.stream.relay.post({ id: this.stream.id, type: "cancel" })
   }
 }

@@ -282,6 +282,11 @@ export class Unit implements PathState {
   runLast(spec: Spec, done: (error: DbError | undefined) => void): void {
     const wire = this.lease.wire
     if (wire === undefined) return done(this.lease.releasedError())
+    // Nothing interrupts it: a network that swallows it would hold the fiber for ever.
+    const limit = this.engine.config.settleMillis
+    const timer = setTimeout(() => {
+      wire.destroy(new Error(`the server did not answer the last statement before COMMIT within ${limit} ms`))
+    }, limit)
     wire.submit(
       new Command(
         spec.text,
@@ -291,7 +296,10 @@ export class Unit implements PathState {
         spec.prepare,
         false,
         this.ownerWithPath(this.frame, undefined),
-        (error) => done(error)
+        (error) => {
+          clearTimeout(timer)
+          done(error)
+        }
       )
     )
   }

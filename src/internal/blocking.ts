@@ -1,0 +1,134 @@
+/**
+ * Effects that are run while this thread stands still. The event loop brings nothing meanwhile: what would wait for its
+ * turn waits in a queue, sleeping is sleeping, and what comes from another thread is fetched.
+ */
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
+import * as Runtime from "effect/Runtime"
+import * as Scheduler from "effect/Scheduler"
+import { DbError } from "../DbError.js"
+
+/** Something that another thread works for. @internal */
+export interface Source {
+  /** An answer is due. */
+  readonly pending: () => boolean
+  /** Hands on what has come. `false`: nothing has. */
+  readonly receive: () => boolean
+}
+
+/** Counted up and notified by the other thread, after it has sent something. @internal */
+export const bell = new Int32Array(new SharedArrayBuffer(4))
+
+/** @internal */
+export const sources = new Set<Source>()
+
+interface Timer {
+  readonly at: number
+  readonly run: () => void
+}
+
+let queue: Array<() => void> | undefined = undefined
+const timers = new Set<Timer>()
+
+/** @internal */
+export const isBlocking = (): boolean => queue !== undefined
+
+/** As `process.nextTick`, or in the queue of the effect that this thread is blocked for. @internal */
+export const later = (f: () => void): void => {
+  if (queue === undefined) process.nextTick(f)
+  else queue.push(f)
+}
+
+/** @internal */
+export const scheduler: Scheduler.Scheduler = {
+  shouldYield: Scheduler.defaultShouldYield,
+  scheduleTask: (task, priority, fiber) => {
+    if (queue === undefined) Scheduler.defaultScheduler.scheduleTask(task, priority, fiber)
+    else queue.push(task)
+  }
+}
+
+const usual = Clock.make()
+
+const clock: Clock.Clock = Object.create(usual, {
+  sleep: {
+    value: (duration: Duration.Duration): Effect.Effect<void> =>
+      queue === undefined
+        ? usual.sleep(duration)
+        : Effect.async<void>((resume) => {
+            const timer = { at: performance.now() + Duration.toMillis(duration), run: () => resume(Effect.void) }
+            timers.add(timer)
+            return Effect.sync(() => void timers.delete(timer))
+          })
+  }
+}) as Clock.Clock
+
+const drain = (queue: Array<() => void>): void => {
+  for (let at = 0; at < queue.length; at++) queue[at]!()
+  queue.length = 0
+}
+
+const ring = (): boolean => {
+  const now = performance.now()
+  const due = [...timers].filter((timer) => timer.at <= now).sort((a, b) => a.at - b.at)
+  for (const timer of due) {
+    timers.delete(timer)
+    timer.run()
+  }
+  return due.length > 0
+}
+
+/** Waits for the next thing to happen. `false`: nothing can. */
+const wait = (): boolean => {
+  for (;;) {
+    const heard = Atomics.load(bell, 0)
+    let received = false
+    for (const source of sources) received = source.receive() || received
+    if (ring() || received) return true
+    const pending = [...sources].some((source) => source.pending())
+    const next = Math.min(...[...timers].map((timer) => timer.at))
+    if (!pending && next === Infinity) return false
+    Atomics.wait(bell, 0, heard, next === Infinity ? Infinity : Math.max(0, next - performance.now()))
+  }
+}
+
+/** Runs an effect to its end before it returns. @internal */
+export const runBlocking = <A, E, R>(runtime: Runtime.Runtime<R>, effect: Effect.Effect<A, E, R>): Exit.Exit<A, E> => {
+  if (queue !== undefined) {
+    throw DbError.make("InvalidInput", {
+      message: "runSync was called inside of an effect that runSync runs.",
+      hint: "Compose the effects, and run the whole."
+    })
+  }
+  const mine: Array<() => void> = (queue = [])
+  try {
+    const ended: { exit?: Exit.Exit<A, E> } = {}
+    let stuck = false
+    const fiber = Runtime.runFork(runtime)(Effect.withClock(effect, clock), { scheduler })
+    fiber.addObserver((exit) => {
+      ended.exit = exit
+    })
+    for (;;) {
+      drain(mine)
+      if (ended.exit !== undefined && !stuck) return ended.exit
+      if (ended.exit === undefined && wait()) continue
+      if (stuck) {
+        throw DbError.make("InvalidInput", {
+          message: "runSync was given an effect that waits for something that only the event loop can bring.",
+          hint: "It runs statements, sleeps and pure code. Await run(effect) for the rest."
+        })
+      }
+      // What it holds is given back first.
+      stuck = true
+      fiber.unsafeInterruptAsFork(fiber.id())
+    }
+  } finally {
+    queue = undefined
+    // What goes on behind the effect has the event loop again.
+    for (const task of mine) setImmediate(task)
+    for (const { at, run } of timers) setTimeout(run, at - performance.now())
+    timers.clear()
+  }
+}
