@@ -15,6 +15,7 @@ import * as engines from "./DbEngine.js"
 import type { DbEngine, EngineModule } from "./DbEngine.js"
 import * as layers from "./DbLayer.js"
 import type { LayerModule } from "./DbLayer.js"
+import type { HookServices } from "./DbOptions.js"
 import * as sessions from "./DbSession.js"
 import type { SessionModule } from "./DbSession.js"
 import * as transactions from "./DbTransaction.js"
@@ -63,7 +64,16 @@ const known = globalValue("effect-db/Database", () => new Map<string, Database<a
 export const make = <const Name extends string>(name: Name): Database<Name> => {
   const before = known.get(name)
   if (before !== undefined) return before as Database<Name>
-  const DbEngine = engines.make(name)
+  // Effects in the options are written for the default database, whatever this one is called.
+  const servicesOf = (service: engines.EngineService): Context.Context<HookServices> => {
+    const own = make("default")
+    return layers.contextOf(
+      "default",
+      { engine: own.DbEngine, connection: own.DbConnection, session: own.DbSession },
+      service
+    )
+  }
+  const DbEngine = engines.make(name, servicesOf)
   const DbConnection = connections.make(name, DbEngine)
   const DbSession = sessions.make(name, DbEngine)
   const database: Database<Name> = {

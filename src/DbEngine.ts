@@ -11,7 +11,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { DbError } from "./DbError.js"
 import { resolve } from "./DbOptions.js"
-import type { DbHost, DbOptions } from "./DbOptions.js"
+import type { DbHost, DbOptions, HookServices } from "./DbOptions.js"
 import { EngineCore } from "./internal/engine.js"
 import { executeApart } from "./internal/execute.js"
 import { ambientBound } from "./internal/execute.js"
@@ -211,7 +211,11 @@ export const makeService = (core: EngineCore): EngineService => {
 }
 
 /** @internal */
-export const makeEngine = (name: string, options: DbOptions): Effect.Effect<EngineService, SqlError, Scope.Scope> =>
+export const makeEngine = (
+  name: string,
+  options: DbOptions,
+  servicesOf: (service: EngineService) => Context.Context<HookServices>
+): Effect.Effect<EngineService, SqlError, Scope.Scope> =>
   Effect.gen(function* () {
     const config = yield* resolve(options)
     const runtime = yield* Effect.runtime<never>()
@@ -221,6 +225,7 @@ export const makeEngine = (name: string, options: DbOptions): Effect.Effect<Engi
     )
     yield* warnIfSoon(core)
     const service = makeService(core)
+    core.services = servicesOf(service)
     if (options.connect === "eager") {
       yield* options.startupRetry === undefined ? service.ping : Effect.retry(service.ping, options.startupRetry)
     }
@@ -246,11 +251,14 @@ export interface EngineModule<Name extends string> extends Context.Tag<DbEngine<
 }
 
 /** @internal */
-export const make = <Name extends string>(name: Name): EngineModule<Name> => {
+export const make = <Name extends string>(
+  name: Name,
+  servicesOf: (service: EngineService) => Context.Context<HookServices>
+): EngineModule<Name> => {
   const tag = Context.GenericTag<DbEngine<Name>, EngineService>(`effect-db/DbEngine/${name}`)
   const use = <A, E>(f: (engine: EngineService) => Effect.Effect<A, E>): Effect.Effect<A, E, DbEngine<Name>> =>
     Effect.flatMap(tag, f)
-  const make = (options: DbOptions) => makeEngine(name, options)
+  const make = (options: DbOptions) => makeEngine(name, options, servicesOf)
   return Object.assign(tag, {
     make,
     layer: (options: DbOptions) => Layer.scoped(tag, make(options)),

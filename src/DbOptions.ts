@@ -4,7 +4,8 @@
  *
  * @since 0.1.0
  */
-import type { PgClientConfig } from "@effect/sql-pg/PgClient"
+import type { PgClient, PgClientConfig } from "@effect/sql-pg/PgClient"
+import type { SqlClient } from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -12,7 +13,10 @@ import * as Redacted from "effect/Redacted"
 import type * as Schedule from "effect/Schedule"
 import type { ConnectionOptions } from "node:tls"
 import * as ConnectionString from "pg-connection-string"
+import type { DbConnection } from "./DbConnection.js"
+import type { DbEngine } from "./DbEngine.js"
 import { DbError } from "./DbError.js"
+import type { DbSession } from "./DbSession.js"
 import { checkStartupValue } from "./internal/input.js"
 import type { IsolationLevel } from "./internal/transactionSql.js"
 
@@ -105,12 +109,21 @@ export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
   /** A statement with neither session nor connection: runs on a connection of its own, or is a typed error. Default: `"allow"`. */
   readonly implicitExecution?: "allow" | "forbid" | undefined
   /** Run before every creation of a session, once for it; it may call `DbEngine.changeHost`. */
-  readonly beforeSession?: Effect.Effect<void, SqlError> | undefined
+  readonly beforeSession?: Effect.Effect<unknown, SqlError, HookServices> | undefined
   /** Run on each new raw connection, which is the ambient one for it; counts towards `connectTimeout`. */
-  readonly afterConnect?: Effect.Effect<void, unknown> | undefined
+  readonly afterConnect?: Effect.Effect<unknown, unknown, HookServices> | undefined
   /** Log a borrower that keeps a connection for longer than this. Default: never. */
   readonly leakTimeout?: Duration.DurationInput | undefined
 }
+
+/**
+ * What an effect in the options is given: the services of the engine that it is an option of, under the default
+ * database's tags whatever the name of that engine is.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type HookServices = DbEngine | DbConnection | DbSession | SqlClient | PgClient
 
 /** @internal */
 export interface Target {

@@ -15,6 +15,7 @@ import * as Scope from "effect/Scope"
 import { DbError } from "./DbError.js"
 import { coreOf, viewOf } from "./DbEngine.js"
 import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
+import type { HookServices } from "./DbOptions.js"
 import { beginManual } from "./DbTransaction.js"
 import type { ManualTransaction } from "./DbTransaction.js"
 import * as Ambient from "./internal/ambient.js"
@@ -63,7 +64,7 @@ export type SessionState = UnitState
  */
 export interface SessionOptions extends TransactionOptions {
   /** Run before each COMMIT of the session, still inside. Its failure prevents the commit. */
-  readonly beforeCommit?: Effect.Effect<unknown, SqlError> | undefined
+  readonly beforeCommit?: Effect.Effect<unknown, SqlError, HookServices> | undefined
 }
 
 /**

@@ -17,6 +17,7 @@ import { soak } from "../chaos/soak.js"
 import { makeWorld, onEngine } from "../chaos/world.js"
 import { resolve } from "../src/DbOptions.js"
 import { Pool } from "../src/internal/pool.js"
+import { PoolMetrics } from "../src/internal/telemetry.js"
 import { testDatabase } from "./support/database.js"
 import { committed, proxiedOn, until } from "./support/programs.js"
 import type { Logged } from "./support/proxy.js"
@@ -215,7 +216,8 @@ describe("found by chaos", () => {
           return () => clearImmediate(turn)
         },
         fits: () => true,
-        onLeak: () => {}
+        onLeak: () => {},
+        metrics: new PoolMetrics("test")
       })
       const waiters = Array.from({ length: 8 }, () => pool.take({ name: "test" }, 1000, () => {}))
       const started = performance.now()

@@ -18,7 +18,7 @@ import { afterBefore, endNow, inSlot, newSlot, runBefore, settle, settleOpen, un
 import type { Slot } from "./slot.js"
 import { conflicts, validate } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
-import type { Hook, Unit } from "./unit.js"
+import type { Unit } from "./unit.js"
 
 /** @internal */
 export interface BlockOptions extends TransactionOptions {
@@ -26,7 +26,6 @@ export interface BlockOptions extends TransactionOptions {
     "nested" | "required" | "requiresNew" | "mandatory" | "supports" | "notSupported" | "never" | undefined
   readonly retry?: boolean | Schedule.Schedule<unknown, SqlError> | undefined
   readonly verifyOutcome?: boolean | undefined
-  readonly beforeCommit?: Hook | undefined
 }
 
 /** How a block was told to end by `tx.end`, with the value that it ends with. */

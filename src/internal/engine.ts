@@ -2,12 +2,13 @@
  * The engine behind `DbEngine`: options, the pool of the current target, and how a connection is made.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Redacted from "effect/Redacted"
 import * as Runtime from "effect/Runtime"
 import { DbError } from "../DbError.js"
-import type { DbHost, Resolved } from "../DbOptions.js"
+import type { DbHost, HookServices, Resolved } from "../DbOptions.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
 import { isBlocking, scheduler } from "./blocking.js"
@@ -35,6 +36,8 @@ export class EngineCore {
   private apart: Pool | undefined = undefined
   private readonly metrics: PoolMetrics
   readonly reactivity = Effect.runSync(Reactivity.make)
+  /** What effects in the options are given; set as soon as there is something to give. */
+  services: Context.Context<HookServices> = Context.empty() as Context.Context<HookServices>
   readonly beforeSession: Effect.Effect<void, DbError> | undefined
 
   constructor(
@@ -43,9 +46,16 @@ export class EngineCore {
     readonly runtime: Runtime.Runtime<never>
   ) {
     this.config = config
-    this.beforeSession = config.options.beforeSession as Effect.Effect<void, DbError> | undefined
+    const { beforeSession } = config.options
+    this.beforeSession =
+      beforeSession === undefined ? undefined : (this.provide(beforeSession) as Effect.Effect<void, DbError>)
     this.metrics = new PoolMetrics(name)
     this.live = this.makePool()
+  }
+
+  /** Runs an effect of the options with this engine's services. */
+  provide<A, E>(effect: Effect.Effect<A, E, HookServices>): Effect.Effect<A, E> {
+    return Effect.suspend(() => Effect.provide(effect, this.services))
   }
 
   pool(): Pool {
@@ -242,7 +252,7 @@ export class EngineCore {
       return () => {}
     }
     const root = Root.around(this, { name: "afterConnect" }, wire)
-    const ambient = Ambient.locally(effect, this, () => ({
+    const ambient = Ambient.locally(this.provide(effect), this, () => ({
       ...Ambient.emptyEntry,
       stack: { of: { root: () => root, released: false }, next: undefined }
     }))

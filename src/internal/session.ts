@@ -82,7 +82,7 @@ const isUnknown = (error: DbError): boolean => error.reason._tag === "CommitUnkn
 export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Effect.Effect<void, SqlError> =>
   Effect.suspend(() => {
     const hooks = [
-      ...(slot.options.beforeCommit === undefined ? [] : [slot.options.beforeCommit]),
+      ...(slot.options.beforeCommit === undefined ? [] : [slot.engine.provide(slot.options.beforeCommit)]),
       ...unit.beforeCommit
     ]
     if (hooks.length === 0 || !unit.open || unit.aborted) return Effect.void

@@ -7,18 +7,18 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { DbError } from "../DbError.js"
+import type { HookServices } from "../DbOptions.js"
 import type { EngineCore } from "./engine.js"
 import { Root } from "./lease.js"
 import type { Stacked } from "./lease.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import { Unit } from "./unit.js"
-import type { Hook } from "./unit.js"
 
 let sessions = 0
 
 /** @internal */
 export interface SlotOptions extends TransactionOptions {
-  readonly beforeCommit?: Hook | undefined
+  readonly beforeCommit?: Effect.Effect<unknown, unknown, HookServices> | undefined
 }
 
 /** @internal */

@@ -439,7 +439,10 @@ export class Unit implements PathState {
           return error === undefined ? Effect.void : Effect.fail(error)
         },
         onFailure: (error) => {
-          const lost = this.lease.wire === undefined || this.lease.wire.dead
+          const wire = this.lease.wire
+          const lost = wire === undefined || wire.dead
+          // Refused before it began, as by a cancel from outside: the transaction is still open.
+          if (!lost && wire.status !== "I") return this.failCommit(error)
           const marker = this.marker
           this.over()
           if (!lost) return Effect.fail(error)

@@ -35,6 +35,8 @@ const statement = (wire: Wire, text: string): Effect.Effect<void, SqlError> =>
     )
   })
 
+const tags = { engine: DbEngine, connection: DbConnection, session: DbSession }
+
 /** An engine on one borrowed connection, in a transaction that is rolled back when the scope closes. */
 const sandboxed = (engine: EngineService): Effect.Effect<EngineService, SqlError, Scope.Scope> => {
   const core = coreOf(engine)
@@ -58,13 +60,15 @@ const sandboxed = (engine: EngineService): Effect.Effect<EngineService, SqlError
           Effect.sync(() => new SandboxEngine(core, wire)),
           (sandbox) => sandbox.close
         ),
-        makeService
+        (sandbox) => {
+          const service = makeService(sandbox)
+          sandbox.services = contextOf("default", tags, service)
+          return service
+        }
       )
     )
   )
 }
-
-const tags = { engine: DbEngine, connection: DbConnection, session: DbSession }
 
 /**
  * Runs an effect in a sandbox: everything inside, commits, rollbacks, closes and isolated sessions included, stays on

@@ -1,0 +1,69 @@
+import { describe, expect, it } from "@effect/vitest"
+import { Effect } from "effect"
+import { Database, DbEngine, DbLayer, DbSession } from "effect-db"
+import { testDatabase } from "./support/database.js"
+
+const database = testDatabase()
+
+const one = Effect.flatMap(
+  DbSession,
+  ({ sql }) => sql<{ name: string }>`SELECT current_setting('app.name', true) AS name`
+)
+
+describe("effects in the options", () => {
+  it.live("afterConnect is given the engine's services and runs on the new connection", () =>
+    Effect.gen(function* () {
+      expect((yield* one)[0]?.name).toBe("set")
+    }).pipe(
+      Effect.provide(
+        DbLayer({
+          url: database.url,
+          afterConnect: Effect.flatMap(DbEngine, ({ sql }) => sql`SELECT set_config('app.name', 'set', false)`)
+        })
+      )
+    )
+  )
+
+  it.live("beforeSession is given the engine's services", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(one)
+      expect(yield* DbEngine.stats).toMatchObject({ used: 0, pending: 0 })
+    }).pipe(
+      Effect.provide(
+        DbLayer({
+          url: database.url,
+          // The same host: nothing happens, and the session is opened.
+          beforeSession: DbEngine.changeHost({ host: database.host, port: database.port })
+        })
+      )
+    )
+  )
+
+  it.live("beforeCommit is given the engine's services and runs inside", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      yield* sql`CREATE TABLE notes (text text)`
+      const note = Effect.flatMap(DbSession, (db) => db.sql`INSERT INTO notes VALUES ('before commit')`)
+      yield* DbSession.autocommit(sql`SELECT 1`, { beforeCommit: note })
+      expect(yield* sql`SELECT text FROM notes`).toEqual([{ text: "before commit" }])
+    }).pipe(Effect.provide(DbLayer({ url: database.url })))
+  )
+
+  it.live("those of another database are written for the default one and run on their own", () => {
+    const Other = Database.make("options-other")
+    return Effect.gen(function* () {
+      const rows = yield* Effect.flatMap(
+        Other.DbEngine,
+        ({ sql }) => sql<{ name: string }>`SELECT current_setting('app.name', true) AS name`
+      )
+      expect(rows[0]?.name).toBe("other")
+    }).pipe(
+      Effect.provide(
+        Other.DbLayer({
+          url: database.url,
+          afterConnect: Effect.flatMap(DbEngine, ({ sql }) => sql`SELECT set_config('app.name', 'other', false)`)
+        })
+      )
+    )
+  })
+})
