@@ -7,7 +7,6 @@ import * as HttpApp from "@effect/platform/HttpApp"
 import * as HttpRouter from "@effect/platform/HttpRouter"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
-import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -116,7 +115,7 @@ const answer = (
       HttpServerRequest.HttpServerRequest as never
     ) as Option.Option<HttpServerRequest.HttpServerRequest>
     // What is ambient here, for a body that is sent later.
-    const carrier = Context.pick(SqlClient.TransactionConnection)(context as never) as Context.Context<never>
+    const carrier = Ambient.carried(context)
     const stream = Stream.provideSomeContext(body.stream, carrier)
     const withBody = (stream: Stream.Stream<Uint8Array, unknown>) =>
       HttpServerResponse.setBody(response, withStream(body, stream))

@@ -4,7 +4,6 @@
  * @since 0.1.0
  */
 import type { SqlError } from "@effect/sql/SqlError"
-import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -15,6 +14,7 @@ import * as Runtime from "effect/Runtime"
 import { AsyncLocalStorage } from "node:async_hooks"
 import { DbError } from "./DbError.js"
 import type { DbConnection, DbEngine, DbSession } from "./Default.js"
+import * as Ambient from "./internal/ambient.js"
 import { runBlocking } from "./internal/blocking.js"
 import { atomic, DbSession as Session, withTransaction } from "./Default.js"
 import type { SessionOptions } from "./DbSession.js"
@@ -153,10 +153,7 @@ export const make = <R, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | S
   const body = <A>(f: () => A | PromiseLike<A>): Effect.Effect<A, Rejected> =>
     Effect.contextWithEffect((context: Context.Context<never>) =>
       Effect.tryPromise({
-        try: () =>
-          storage.run(Context.pick(SqlClient.TransactionConnection)(context as never) as Context.Context<never>, () =>
-            Promise.resolve().then(f)
-          ),
+        try: () => storage.run(Ambient.carried(context), () => Promise.resolve().then(f)),
         catch: (reason) => new Rejected(reason)
       })
     )

@@ -236,6 +236,10 @@ const withoutTag = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): 
 export const resume = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): Effect.Effect<A, E, R> =>
   ambient.entries.size === 0 ? withoutTag(effect, ambient) : within(effect, ambient)
 
+/** Of a captured context only what is ambient in it: to be carried to where the fiber does not go. @internal */
+export const carried = (context: Context.Context<never>): Context.Context<never> =>
+  Context.pick(SqlClient.TransactionConnection)(context as never) as Context.Context<never>
+
 /** Runs an effect with nothing ambient but the schemas and tenants. @internal */
 export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
