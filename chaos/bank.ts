@@ -191,6 +191,7 @@ const limits: DbOptions = { maxConnections: 12, connectTimeout: "2 seconds", set
 export const bank = (around: World, random: Random, options: BankOptions): Effect.Effect<BankReport, Error> =>
   Effect.gen(function* () {
     const log: Array<Record> = []
+    /** Rows of nested blocks that failed. */
     const fees: Array<Told> = []
     const faults: Tally = {}
     const reasons: Tally = {}
@@ -217,9 +218,7 @@ export const bank = (around: World, random: Random, options: BankOptions): Effec
               const told = transfer.told(yield* Fiber.await(fiber))
               running.delete(fiber)
               log.push(told)
-              if (transfer.fee !== undefined) {
-                log.push({ id: transfer.fee, outcome: "aborted", verifies: false, reason: undefined })
-              }
+              if (transfer.fee !== undefined) fees.push({ id: transfer.fee, outcome: "aborted" })
               if (told.reason !== undefined) count(reasons, told.reason)
               yield* Effect.yieldNow()
             }

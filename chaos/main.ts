@@ -153,7 +153,7 @@ const program = Effect.gen(function* () {
       [
         `${seen.rounds} rounds, ${seen.jobs} jobs; in balance with the server after each`,
         ...(seen.files === undefined ? [] : [`open files besides connections: ${seen.files[0]} to ${seen.files[1]}`]),
-        `heap, median of the first and the last quarter: ${mega(seen.heap[0])}, ${mega(seen.heap[1])}`
+        `heap, medians of the four quarters: ${seen.heap.map(mega).join(", ")}`
       ],
       seen.wrong
     )

@@ -101,8 +101,16 @@ const shapes: Readonly<Record<string, Shape>> = {
   closed: (id) => DbSession.autocommit(Effect.zipRight(both(id), DbSession.close)).pipe(Effect.zipRight(meant))
 }
 
+/**
+ * `Effect.all` with concurrency (effect 3.22) never ends when it is interrupted while it yields between two forks: these
+ * can't be made to yield there.
+ */
+const forking = new Set(["together", "batch"])
+
 export interface Job {
   readonly shape: string
+  /** May be made to yield after any operation. */
+  readonly yields: boolean
   readonly run: Effect.Effect<unknown, unknown, Services>
   readonly told: (exit: Exit.Exit<unknown, unknown>) => Told
   /** What it failed with, other than on purpose or by interruption. */
@@ -121,6 +129,7 @@ export const job = (random: Random): Job => {
     Exit.isSuccess(exit) ? "acknowledged" : Cause.isInterrupted(exit.cause) && bodyDone ? "unknown" : "aborted"
   return {
     shape,
+    yields: !forking.has(shape),
     run: shapes[shape]!(
       id,
       Effect.sync(() => {

@@ -36,12 +36,21 @@ export const single = (world: World, random: Random, tries: number): Effect.Effe
       Effect.gen(function* () {
         const work = job(own)
         // Few operations at a time make many places to be interrupted at; turns of the loop let answers in.
-        const fiber = yield* Effect.fork(Effect.withMaxOpsBeforeYield(work.run, own.pick([16, 64, 2048])))
+        // One that hangs must not keep the run from saying so.
+        const fiber = yield* Effect.forkDaemon(
+          Effect.withMaxOpsBeforeYield(work.run, work.yields ? own.pick([16, 64, 2048]) : 2048)
+        )
         // Rather early than late, where most places are.
         const steps = Math.floor(2 ** (own.next() * 7)) - 1
         const step = own.pick([Effect.yieldNow(), turn, turn, Effect.sleep("1 millis")])
         for (let i = 0; i < steps && fiber.unsafePoll() === null; i++) yield* step
-        const exit = yield* Fiber.interrupt(fiber)
+        const ended = yield* Effect.timeoutOption(Effect.disconnect(Fiber.interrupt(fiber)), "20 seconds")
+        if (ended._tag === "None") {
+          left = 0
+          wrong.push(`${work.shape} never ended: ${JSON.stringify(yield* engine.stats)}`)
+          return
+        }
+        const exit = ended.value
         if (Exit.isInterrupted(exit)) interrupted++
         const surprise = work.surprise(exit)
         if (surprise !== undefined) wrong.push(surprise)

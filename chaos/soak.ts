@@ -18,15 +18,15 @@ export interface SoakReport {
   readonly jobs: number
   /** Open files besides those of the connections: the least and the most after a round. */
   readonly files: readonly [least: number, most: number] | undefined
-  /** Medians of the first and the last quarter of the rounds, in bytes. */
-  readonly heap: readonly [first: number, last: number]
+  /** Medians of the four quarters of the rounds, in bytes. */
+  readonly heap: ReadonlyArray<number>
   readonly wrong: ReadonlyArray<string>
 }
 
 /** Until every path has been compiled and every cache has its entries. */
 const warmUp = 15
 
-/** More than this between the first and the last quarter is a leak, at the latest after a thousand rounds. */
+/** More than this is a leak: less is the caches of statement texts, which are full after some thousand cursors. */
 export const allowedGrowth = 2 << 20
 
 const median = (numbers: ReadonlyArray<number>): number => [...numbers].sort((a, b) => a - b)[numbers.length >> 1] ?? 0
@@ -79,14 +79,16 @@ export const soak = (world: World, random: Random, rounds: number): Effect.Effec
       if (open !== undefined) files.push(open.length - 3 * total)
     }
     if (new Set(files).size > 1) wrong.push(`open files: from ${Math.min(...files)} to ${Math.max(...files)}`)
-    const quarter = Math.max(1, heaps.length >> 2)
-    const growth = [median(heaps.slice(0, quarter)), median(heaps.slice(-quarter))] as const
-    if (growth[1] - growth[0] > allowedGrowth) wrong.push(`the heap grew by ${growth[1] - growth[0]} bytes`)
+    const quarters = [0, 1, 2, 3].map((n) =>
+      median(heaps.slice(Math.floor((n * heaps.length) / 4), Math.ceil(((n + 1) * heaps.length) / 4)))
+    )
+    const growth = quarters[3]! - quarters[0]!
+    if (growth > allowedGrowth) wrong.push(`the heap grew by ${growth} bytes`)
     return {
       rounds,
       jobs,
       files: files.length === 0 ? undefined : ([Math.min(...files), Math.max(...files)] as const),
-      heap: growth,
+      heap: quarters,
       wrong
     }
   })
