@@ -254,7 +254,8 @@ describe("27 afterCommit", () => {
         void proxy.cutAfter(({ text }) => text === "COMMIT", { forward: true })
         expect(yield* reason(around(Effect.zipRight(note(log, "it"), insert(1))))).toBe("CommitUnknown")
         expect(log).toEqual([])
-        expect(yield* rows).toEqual([1])
+        // The server may still be at it when the client has lost the connection.
+        expect(yield* Effect.repeat(rows, { until: (all) => all.length > 0 })).toEqual([1])
       })
     )
   }
