@@ -120,9 +120,11 @@ class Transfer {
     })
     if (Exit.isSuccess(exit)) return of("acknowledged", undefined)
     if (commits > 0) return of("acknowledged", "interrupted")
-    const tags = [...Cause.failures(exit.cause)].map((error) =>
-      error instanceof Refused ? "Refused" : (DbError.reason(error)?._tag ?? "no DbError")
-    )
+    const tags = [...Cause.failures(exit.cause)].map((error) => {
+      if (error instanceof Refused) return "Refused"
+      const tag = DbError.reason(error)?._tag ?? "no DbError"
+      return expected.has(tag) ? tag : `${tag}: ${error.message}`
+    })
     if (tags.includes("CommitUnknown")) return of("unknown", "CommitUnknown")
     const defects = [...Cause.defects(exit.cause)].filter((_) => !(_ instanceof Refused))
     if (defects.length > 0) return of("unknown", `defect: ${String(defects[0])}`)

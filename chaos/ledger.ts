@@ -12,6 +12,9 @@ export type Outcome = "acknowledged" | "aborted" | "unknown"
 export interface Told {
   readonly id: string
   readonly outcome: Outcome
+  /** Why it was not acknowledged, and whether its commit was to be proved: for the report. */
+  readonly reason?: string | undefined
+  readonly verifies?: boolean | undefined
   /** What hooks were told: how many commits, and how many rollbacks since the last attempt began. */
   readonly commits?: number | undefined
   readonly rollbacks?: number | undefined
@@ -40,7 +43,7 @@ export const judge = (told: Iterable<Told>, present: ReadonlySet<string>): Verdi
   const ghosts: Array<string> = []
   const wrongHooks: Array<string> = []
   const known = new Set<string>()
-  for (const { commits, id, outcome, rollbacks } of told) {
+  for (const { commits, id, outcome, reason, rollbacks, verifies } of told) {
     known.add(id)
     counts[outcome]++
     const there = present.has(id)
@@ -53,7 +56,10 @@ export const judge = (told: Iterable<Told>, present: ReadonlySet<string>): Verdi
       (commits > 0 && (rollbacks > 0 || !there)) ||
       (rollbacks > 0 && there) ||
       (outcome === "acknowledged" && commits === 0)
-    if (contradicts) wrongHooks.push(`${id}: ${outcome}, there: ${there}, hooks: ${commits} and ${rollbacks}`)
+    if (contradicts)
+      wrongHooks.push(
+        `${id}: ${outcome} (${reason}, verified: ${verifies}), there: ${there}, hooks: ${commits} and ${rollbacks}`
+      )
   }
   const strangers = [...present].filter((id) => !known.has(id))
   return { ...counts, settled, lost, ghosts, strangers, wrongHooks }

@@ -34,7 +34,7 @@ const modules = {
 /** Who plays in the examples. */
 const cast = `import type { Effect, Redacted, Scope } from "effect"
 import type { SqlError } from "@effect/sql/SqlError"
-import type { DbEngine, DbSession, DbSql, Session } from "effect-db"
+import type { DbEngine, DbSession, DbSql, Session, Transaction as Block } from "effect-db"
 declare global {
   const url: Redacted.Redacted
   const db: Session
@@ -48,6 +48,7 @@ declare global {
   const work: Effect.Effect<number, SqlError, DbSession>
   const first: Effect.Effect<void, SqlError, DbSession>
   const second: Effect.Effect<void, SqlError, DbSession>
+  type Transaction<A> = Block<A>
 }
 `
 

@@ -19,7 +19,7 @@ export const floors = [
     "src/DbOptions.ts"
   ],
   // 1: secrets
-  ["src/internal/blocking.ts", "src/internal/ambient.ts", "src/internal/telemetry.ts"],
+  ["src/internal/blocking.ts", "src/internal/undisturbed.ts", "src/internal/ambient.ts", "src/internal/telemetry.ts"],
   // 2: wire
   [
     "src/internal/protocol.ts",
@@ -34,6 +34,7 @@ export const floors = [
     "src/internal/wire.ts",
     "src/internal/remote.ts",
     "src/internal/poolErrors.ts",
+    "src/internal/loans.ts",
     "src/internal/pool.ts",
     "src/internal/statement.ts"
   ],
@@ -45,6 +46,7 @@ export const floors = [
     "src/internal/controls.ts",
     "src/internal/run.ts",
     "src/internal/unit.ts",
+    "src/internal/ending.ts",
     "src/internal/slot.ts",
     "src/internal/session.ts",
     "src/internal/execute.ts",

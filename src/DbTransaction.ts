@@ -17,6 +17,7 @@ import * as Ambient from "./internal/ambient.js"
 import * as blocks from "./internal/block.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combined, CombinatorRest } from "./internal/combinator.js"
+import * as endings from "./internal/ending.js"
 import type { EngineCore } from "./internal/engine.js"
 import { unitOf } from "./internal/execute.js"
 import type { Frame } from "./internal/frame.js"
@@ -92,12 +93,13 @@ export interface AtomicOptions extends Omit<WithTransactionOptions, "propagation
 }
 
 /**
- * A block that is open.
+ * A block that is open. `A` is what `end` ends it with: a body that says `(tx: Transaction<string>) => ...` is held to
+ * it, and the block's type is that of the body or a string.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Transaction {
+export interface Transaction<A = any> {
   readonly name: string
   /** How many blocks deep it is; the outermost is 1. */
   readonly depth: number
@@ -111,10 +113,34 @@ export interface Transaction {
   /**
    * Ends this block from inside, through the blocks in it, with a value: the code after is skipped, finalizers run,
    * and error handlers in between don't trap it. Only for the block that was handed to
-   * `withTransaction((tx) => ...)` or `atomic((tx) => ...)`, inside it, once.
+   * `withTransaction((tx) => ...)` or `atomic((tx) => ...)`, inside it, once; else `TransactionClosed`.
    */
-  readonly end: (how: "commit" | "rollback", value?: unknown) => Effect.Effect<never, SqlError>
+  readonly end: (how: "commit" | "rollback", ...value: EndValue<A>) => Effect.Effect<never, SqlError>
 }
+
+/**
+ * The value that a block is ended with; where it may be undefined it can be left out.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type EndValue<A> = undefined extends A ? readonly [value?: A] : readonly [value: A]
+
+/**
+ * What a body yields, or what its block was ended with. A parameter without a type takes any value and says nothing of
+ * it: TypeScript has to know the parameter before it has looked at the body.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Ended<Result, Tx> =
+  Tx extends Transaction<infer Value>
+    ? 0 extends 1 & Value
+      ? Result
+      : Result extends Effect.Effect<infer A, infer E, infer R>
+        ? Effect.Effect<A | Value, E, R>
+        : Result
+    : Result
 
 /**
  * A block that was opened by hand, and has to be ended by hand: what is left open is rolled back with its session.
@@ -144,8 +170,8 @@ export interface TransactionCombinator<Options, Name extends string> {
   <Arg extends Effect.Effect<any, any, any> | ((tx: Transaction) => AnyBody) | Options>(
     effectOrOptions: Arg,
     ...rest: CombinatorRest<Options>
-  ): Arg extends (tx: Transaction) => infer Result
-    ? Combined<Result, SqlError, DbEngine<Name>>
+  ): Arg extends (tx: infer Tx) => infer Result
+    ? Combined<Ended<Result, Tx>, SqlError, DbEngine<Name>>
     : Combined<Arg, SqlError, DbEngine<Name>>
 }
 
@@ -271,7 +297,7 @@ const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effe
       })
     )
   }
-  if (frame.kind === "savepoint") return unit.endBlock(frame, commits)
+  if (frame.kind === "savepoint") return endings.endBlock(unit, frame, commits)
   const frames = [unit.frame, frame]
   const before: Effect.Effect<void, SqlError> = commits ? runBefore(slot, unit, frame) : Effect.void
   return Effect.zipRight(
@@ -310,7 +336,7 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
             const at = unitOf(slot, entry.frame)
             if (at instanceof Error) return Effect.fail(at)
             return Effect.flatMap(blocks.openManual(at.frame, "savepoint", options, restore), (frame) =>
-              enter(slot, at.unit, frame, (success) => at.unit.endBlock(frame, success))
+              enter(slot, at.unit, frame, (success) => endings.endBlock(at.unit, frame, success))
             )
           })
           return slot.needsGate ? Effect.zipRight(restore(slot.prepare), inside) : inside

@@ -18,6 +18,8 @@ export type { DbSql, EngineService, EngineStats } from "./DbEngine.js"
 export type { BatchResult, MakeOptions, Session, SessionOptions, SessionState } from "./DbSession.js"
 export type {
   AtomicOptions,
+  Ended,
+  EndValue,
   IsolationLevel,
   ManualTransaction,
   Propagation,

@@ -3,7 +3,7 @@
  * test for each fault of this library that chaos has found.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { Effect, Exit } from "effect"
+import { Effect, Exit, Fiber } from "effect"
 import { DbError, DbSession, withTransaction } from "effect-db"
 import type { DbOptions } from "effect-db"
 import { bank } from "../chaos/bank.js"
@@ -152,9 +152,9 @@ describe("found by chaos", () => {
   const quick: DbOptions = { settleTimeout: "300 millis", acquireTimeout: "1 second" }
   const isCommit = (message: Logged): boolean => message.type === "E" && message.text === "COMMIT"
   const isMarker = (message: Logged): boolean =>
-    message.type === "E" && message.text.startsWith("INSERT INTO effect_db_outcome (")
+    message.type === "E" && /^INSERT INTO \S*effect_db_outcome \(/.test(message.text)
   const isQuestion = (message: Logged): boolean =>
-    message.type === "E" && message.text.startsWith("INSERT INTO effect_db_outcome AS")
+    message.type === "E" && /^INSERT INTO \S*effect_db_outcome AS/.test(message.text)
   const one = (id: number) => Effect.flatMap(DbSession, ({ sql }) => sql`INSERT INTO t (id) VALUES (${id})`)
   const certain = { verifyOutcome: true, retry: true }
 
@@ -202,6 +202,31 @@ describe("found by chaos", () => {
       }),
     quick
   )
+
+  for (const forward of [true, false]) {
+    proxied(
+      `3a: interrupted while the outcome is asked for (${forward ? "committed" : "not committed"}): the hooks tell what is there`,
+      (proxy) =>
+        Effect.gen(function* () {
+          void proxy.cutAfter(isCommit, { forward })
+          const asked = proxy.holdAt(isQuestion, { forward: false })
+          const told: Array<string> = []
+          const body = Effect.gen(function* () {
+            yield* DbSession.afterCommit(Effect.sync(() => told.push("committed")))
+            yield* DbSession.afterRollback(Effect.sync(() => told.push("rolled back")))
+            yield* one(1)
+          })
+          const fiber = yield* Effect.fork(withTransaction(body, { verifyOutcome: true }))
+          yield* Effect.promise(() => asked)
+          const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+          yield* Effect.yieldNow()
+          proxy.resume()
+          yield* Fiber.join(interrupting)
+          expect(told).toEqual([forward ? "committed" : "rolled back"])
+          expect(yield* committed(database)).toEqual(forward ? [1] : [])
+        })
+    )
+  }
 
   it.live("4: connections that are refused together are one reason to wait, not as many", () =>
     Effect.gen(function* () {

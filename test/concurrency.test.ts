@@ -194,6 +194,89 @@ describe("22 sibling blocks of one session", () => {
     }))
 })
 
+describe("a commit while another fiber's statement still runs", () => {
+  const left = (end: Effect.Effect<unknown, unknown, DbSession | DbEngine>) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        yield* insert(1)
+        const fiber = yield* Effect.forkDaemon(sleep)
+        yield* sleeping
+        return [fiber, yield* Effect.exit(end)] as const
+      })
+    )
+
+  test(
+    "at the end of a session waits for no longer than blockTimeout: SessionBusy, and it is rolled back",
+    () =>
+      Effect.gen(function* () {
+        expect(yield* reason(left(Effect.void))).toBe("SessionBusy")
+        yield* awake
+        expect(yield* rows).toEqual([])
+      }),
+    { blockTimeout: 100 }
+  )
+
+  test(
+    "at the end of a scope is a defect, since nobody can be told",
+    () =>
+      Effect.gen(function* () {
+        const exit = yield* Effect.exit(
+          Effect.scoped(
+            Effect.gen(function* () {
+              yield* DbSession.scoped()
+              yield* insert(1)
+              yield* Effect.forkDaemon(sleep)
+              yield* sleeping
+            })
+          )
+        )
+        expect(outcome(exit)).toBe("defect: SessionBusy")
+        yield* awake
+        expect(yield* rows).toEqual([])
+      }),
+    { blockTimeout: 100 }
+  )
+
+  test(
+    "by hand is SessionBusy, and undoes nothing",
+    () =>
+      Effect.gen(function* () {
+        const commit = Effect.gen(function* () {
+          expect(yield* reason(DbSession.commit)).toBe("SessionBusy")
+          expect(yield* DbSession.state).toBe("active")
+        })
+        expect(outcome((yield* Effect.exit(left(commit))) as never)).toBe("SessionBusy")
+        yield* awake
+      }),
+    { blockTimeout: 100 }
+  )
+
+  test("can be interrupted at once, and is rolled back", () =>
+    Effect.gen(function* () {
+      const body = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(left(Deferred.succeed(body, undefined)))
+      yield* Deferred.await(body)
+      expect(outcome(yield* Fiber.interrupt(fiber))).toBe("interrupted")
+      yield* awake
+      expect(yield* rows).toEqual([])
+    }))
+
+  test("waits, and keeps what the statement did", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          yield* Effect.forkDaemon(sql`INSERT INTO t SELECT 1 FROM pg_sleep(0.05)`)
+          yield* until(
+            "the statement is on its way",
+            Effect.map(DbSession.state, (_) => _ === "active")
+          )
+        })
+      )
+      expect(yield* rows).toEqual([1])
+    }))
+})
+
 describe("fibers that outlive their block", () => {
   for (const [name, block] of [
     ["withTransaction", (effect: Effect.Effect<void, any, DbEngine | DbSession>) => withTransaction(effect)],

@@ -46,6 +46,25 @@ const note = (log: Array<string>, name: string) =>
   )
 
 describe("27 afterCommit", () => {
+  test("comes to its end when its fiber is interrupted meanwhile, whatever it forks", () =>
+    Effect.gen(function* () {
+      const [begun, go] = yield* Effect.all([Deferred.make<void>(), Deferred.make<void>()])
+      const log: Array<string> = []
+      const hook = Deferred.succeed(begun, undefined).pipe(
+        Effect.zipRight(Deferred.await(go)),
+        Effect.zipRight(Effect.sync(() => log.push("ran"))),
+        Effect.timeout("10 seconds")
+      )
+      const fiber = yield* Effect.fork(DbSession.autocommit(Effect.zipRight(DbSession.afterCommit(hook), insert(1))))
+      yield* Deferred.await(begun)
+      const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+      yield* Effect.yieldNow()
+      yield* Deferred.succeed(go, undefined)
+      yield* Fiber.join(interrupting)
+      expect(log).toEqual(["ran"])
+      expect(yield* rows).toEqual([1])
+    }))
+
   for (const [name, around] of outerForms) {
     test(
       `${name}: once, after the connection is back, and sees the committed row from a new session`,

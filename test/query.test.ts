@@ -15,6 +15,8 @@ import {
   proxiedOn,
   reason,
   seen,
+  sessionForms,
+  until,
   used
 } from "./support/programs.js"
 
@@ -465,6 +467,37 @@ describe("batch", () => {
       expect(yield* reason(DbSession.autocommit(failing))).toBe("UniqueViolation")
       expect(yield* committed(database)).toEqual([])
     }))
+
+  for (const [name, around] of sessionForms) {
+    test(`interrupted in ${name}: its statements end, and the session goes on after a rollback`, () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* around(
+          Effect.gen(function* () {
+            const fiber = yield* Effect.fork(
+              DbSession.batch([
+                sql`INSERT INTO t (id) VALUES (1)`,
+                sql`SELECT pg_sleep(${60})`,
+                sql`INSERT INTO t (id) VALUES (2)`
+              ])
+            )
+            yield* until(
+              "the server sleeps",
+              Effect.map(
+                database.query(
+                  `SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()`
+                ),
+                (_) => _.length > 0
+              )
+            )
+            yield* Fiber.interrupt(fiber)
+            yield* DbSession.rollback
+            yield* insert(3)
+          })
+        )
+        expect(yield* committed(database)).toEqual([3])
+      }))
+  }
 
   test("in a block of its own undoes only itself", () =>
     Effect.gen(function* () {

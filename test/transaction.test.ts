@@ -512,6 +512,36 @@ describe("20 BEGIN and ROLLBACK fail", () => {
   }
 })
 
+describe("verifyOutcome where the marker can't be written as it is", () => {
+  proxied("a read-only transaction writes none, and one that was lost is retryable", (proxy) =>
+    Effect.gen(function* () {
+      yield* database.query("DROP TABLE IF EXISTS effect_db_outcome")
+      yield* insert(1)
+      const read = withTransaction(seen, { readOnly: true, verifyOutcome: true })
+      expect(yield* read).toEqual([1])
+      void proxy.cutAfter(({ text }) => text === "COMMIT", { forward: false })
+      const error = yield* Effect.flip(read)
+      expect(DbError.reason(error)).toMatchObject({ _tag: "ConnectionError", phase: "commit", isRetryable: true })
+      void proxy.cutAfter(({ text }) => text === "COMMIT", { forward: true })
+      expect(yield* withTransaction(seen, { readOnly: true, verifyOutcome: true, retry: true })).toEqual([1])
+      const tables = yield* database.query("SELECT to_regclass('effect_db_outcome')::text AS found")
+      expect(tables).toEqual([{ found: null }])
+    })
+  )
+
+  proxied("a transaction that has changed its search path finds the table all the same", (proxy) =>
+    Effect.gen(function* () {
+      const elsewhere = Effect.flatMap(DbSession, ({ sql }) => sql`SET LOCAL search_path = pg_catalog`)
+      const hidden = (id: number) => withTransaction(Effect.zipRight(insert(id), elsewhere), { verifyOutcome: true })
+      yield* hidden(1)
+      void proxy.cutAfter(({ text }) => text === "COMMIT", { forward: true })
+      yield* hidden(2)
+      expect(yield* rows).toEqual([1, 2])
+      yield* database.query("DROP TABLE effect_db_outcome")
+    })
+  )
+})
+
 describe("21 ending a block early", () => {
   const three = (
     how: "commit" | "rollback",

@@ -117,6 +117,24 @@ describe("withTransaction((tx) => ...) and atomic((tx) => ...)", () => {
   })
 })
 
+describe("a body that says what its block may be ended with", () => {
+  it("is held to it, and the block's type is either", () => {
+    const found = withTransaction((tx: Transaction<string>) => {
+      // @ts-expect-error the block ends with a string
+      void tx.end("commit", 1)
+      // @ts-expect-error and not with nothing
+      void tx.end("commit")
+      return Effect.zipRight(tx.end("commit", "early"), given)
+    })
+    expectTypeOf(found).toEqualTypeOf<Effect.Effect<"value" | string, Mine | SqlError, Needed | DbEngine>>()
+  })
+
+  it("may leave out a value that may be undefined", () => {
+    const found = atomic((tx: Transaction<void>) => Effect.zipRight(tx.end("rollback"), given))
+    expectTypeOf(found).toEqualTypeOf<Effect.Effect<"value" | void, Mine | SqlError, Needed | DbEngine>>()
+  })
+})
+
 describe("Scope forms, layers and handles", () => {
   it("add Scope and the engine", () => {
     type Scoped<A> = Effect.Effect<A, SqlError, Scope.Scope | DbEngine>

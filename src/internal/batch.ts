@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import type { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
-import { ambientBound, executeGroup, executeSpec } from "./execute.js"
+import { executeGroup, executeTogether } from "./execute.js"
 import { isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
 
@@ -45,18 +45,7 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
       const { transformRows } = statements[at] as Compiled
       return transformRows === undefined ? rows : transformRows(rows)
     }
-    if (entry.slot === undefined) {
-      return Effect.map(executeGroup(fiber, engine, specs), (results) => results.map((_, i) => shape(_.rows, i)))
-    }
-    // All are issued before any is sent; the first to fail is the one that is reported.
-    return Effect.map(
-      Effect.all(
-        specs.map((spec) => Effect.exit(executeSpec(fiber, engine, ambientBound, spec, (result) => result.rows))),
-        { concurrency: "unbounded" }
-      ),
-      (exits) => exits
-    ).pipe(
-      Effect.flatMap((exits) => Effect.all(exits)),
-      Effect.map((all) => all.map(shape))
-    )
+    const answers =
+      entry.slot === undefined ? executeGroup(fiber, engine, specs) : executeTogether(entry.slot, entry.frame, specs)
+    return Effect.map(answers, (results) => results.map((_, i) => shape(_.rows, i)))
   })

@@ -10,6 +10,7 @@ import * as Schedule from "effect/Schedule"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
+import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { unitOf } from "./execute.js"
 import type { Frame, FrameKind } from "./frame.js"
@@ -176,7 +177,7 @@ const nested = (slot: Slot, unit: Unit, parent: Frame, body: Body, options: Bloc
         inSlot(slot, frame),
         (raw): Effect.Effect<any, any, any> => {
           const { commits, exit } = exitOf(block, raw)
-          return settle2(exit, commits, unit.endBlock(frame, commits))
+          return settle2(exit, commits, endings.endBlock(unit, frame, commits))
         }
       )
     })
@@ -217,7 +218,7 @@ const outermost = (engine: EngineCore, entry: Entry, body: Body, options: BlockO
     }
     const prepared = slot.needsGate ? Effect.flatMap(restore(slot.prepare), run) : undefined
     return options.verifyOutcome === true
-      ? Effect.flatMap(restore(prepareOutcome(engine)), () => prepared ?? run())
+      ? Effect.flatMap(restore(prepareOutcome(engine, engine.transactionOptions(options))), () => prepared ?? run())
       : (prepared ?? run())
   })
 
@@ -381,13 +382,15 @@ const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): 
         if (!unit.begun) unit.options = { ...unit.defaults, ...defined(options) }
         unit.wantsMarker = options.verifyOutcome === true ? makeMarker : undefined
         const block = new Block(slot, unit, frame)
-        const whole = Effect.tap(runBody(block, body, options), () => runBefore(slot, unit, frame))
+        const whole = Effect.tap(runBody(block, body, options), () =>
+          Effect.zipRight(runBefore(slot, unit, frame), endings.whenQuiet(unit))
+        )
         return restore(Ambient.locally(whole, unit.engine, inSlot(slot, frame))).pipe(
           Effect.exit,
           Effect.flatMap((raw) => {
             const { commits, exit } = exitOf(block, raw)
             const left = frame.child
-            const undo = left === undefined ? Effect.void : Effect.ignore(unit.endBlock(left, false))
+            const undo = left === undefined ? Effect.void : Effect.ignore(endings.endBlock(unit, left, false))
             return settle2(
               exit,
               commits,
@@ -414,7 +417,10 @@ const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): 
       )
     })
   )
-  const first = options.verifyOutcome === true ? prepareOutcome(unit.engine) : Effect.void
+  const first =
+    options.verifyOutcome === true
+      ? prepareOutcome(unit.engine, { ...unit.defaults, ...defined(options) })
+      : Effect.void
   return Effect.zipRight(first, Effect.flatten(withRetry(attempt, options, () => !appends)))
 }
 

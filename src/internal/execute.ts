@@ -341,14 +341,24 @@ export const executeSpec = <A>(
       : bound._tag === "Ambient" || entry.slot?.runsOn(bound.root) === true
         ? entry.slot
         : undefined
+  const run = awaiting<A>((resume) =>
+    start(engine, bound, entry, spec, (error, result, multiple) => {
+      if (error !== undefined) resume(Effect.fail(error))
+      else if (result !== undefined) resume(Effect.succeed(map(result, multiple)))
+    })
+  )
+  return slot !== undefined && slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
+}
+
+/** Waits for what was set going; interrupted, it interrupts that first. */
+const awaiting = <A>(
+  start: (resume: (answer: Effect.Effect<A, DbError>) => void) => Running | Fail
+): Effect.Effect<A, DbError> =>
   // An async effect with a finalizer does the same in more steps.
-  const run = Effect.uninterruptibleMask((restore) => {
+  Effect.uninterruptibleMask((restore) => {
     let running: Running | undefined = undefined
     const answer = Effect.async<A, DbError>((resume) => {
-      const started = start(engine, bound, entry, spec, (error, result, multiple) => {
-        if (error !== undefined) resume(Effect.fail(error))
-        else if (result !== undefined) resume(Effect.succeed(map(result, multiple)))
-      })
+      const started = start(resume)
       if ("interrupt" in started) running = started
       else resume(started)
     })
@@ -360,5 +370,34 @@ export const executeSpec = <A>(
       onSuccess: Effect.succeed
     })
   })
-  return slot !== undefined && slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
+
+/**
+ * Several statements of a session, issued before any is sent, so that they share a round trip. All are awaited; the
+ * first to fail is the one that is reported.
+ * @internal
+ */
+export const executeTogether = (
+  slot: Slot,
+  frame: Frame | undefined,
+  specs: ReadonlyArray<Spec>
+): Effect.Effect<ReadonlyArray<Result>, DbError> => {
+  const run = awaiting<ReadonlyArray<Result>>((resume) => {
+    const at = unitOf(slot, frame)
+    if (at instanceof Error) return Effect.fail(at)
+    const results: Array<Result> = []
+    const errors: Array<DbError | undefined> = []
+    let open = specs.length
+    const runs = specs.map((spec, i) =>
+      at.unit.run(at.frame, spec, (error, result) => {
+        errors[i] = error
+        if (result !== undefined) results[i] = result
+        if (--open > 0) return
+        const first = errors.find((_) => _ !== undefined)
+        resume(first === undefined ? Effect.succeed(results) : Effect.fail(first))
+      })
+    )
+    // The last first: those behind are taken back or marked, and the one that runs is waited for.
+    return { interrupt: Effect.forEach([...runs].reverse(), (run) => run.interrupt, { discard: true }) }
+  })
+  return slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
 }

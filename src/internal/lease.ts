@@ -4,7 +4,7 @@
  */
 import { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
-import type { Holder } from "./pool.js"
+import type { Holder } from "./loans.js"
 import type { Pool } from "./pool.js"
 import type { Unit } from "./unit.js"
 import type { Wire } from "./wire.js"

@@ -9,25 +9,37 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import { randomUUID } from "node:crypto"
 import { DbError } from "../DbError.js"
+import { sendLast } from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { executeApart } from "./execute.js"
-import { makeSpec } from "./statement.js"
+import type { TransactionOptions } from "./transactionSql.js"
+import { undisturbed } from "./undisturbed.js"
 import type { OutcomeMarker, Unit } from "./unit.js"
 
 const create =
   "CREATE TABLE IF NOT EXISTS effect_db_outcome " +
   "(id uuid PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(), aborted boolean NOT NULL DEFAULT false)"
 
+// The transaction that writes the marker may look for names elsewhere: in a tenant's schema, or nowhere.
+const place =
+  "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class AS c " +
+  "JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = to_regclass('effect_db_outcome')"
+
 /** An update, not "do nothing": it waits for the row, and returns the one that is there. */
-const question =
-  "INSERT INTO effect_db_outcome AS o (id, aborted) VALUES ($1, true) " +
+const question = (table: string): string =>
+  `INSERT INTO ${table} AS o (id, aborted) VALUES ($1, true) ` +
   "ON CONFLICT (id) DO UPDATE SET at = o.at RETURNING o.aborted::text"
 
-const prepared = new WeakMap<EngineCore, true>()
+/** The qualified name of the table, where it is known to be there. */
+const tables = new WeakMap<EngineCore, string>()
 
-/** Makes sure that the table is there, once per engine. Two that create it at once is no error. @internal */
-export const prepareOutcome = (engine: EngineCore): Effect.Effect<void, DbError> =>
-  prepared.has(engine)
+/**
+ * Makes sure that the table is there, once per engine. Two that create it at once is no error. A transaction that only
+ * reads needs none, and may be on a server that can't have one.
+ * @internal
+ */
+export const prepareOutcome = (engine: EngineCore, { readOnly }: TransactionOptions): Effect.Effect<void, DbError> =>
+  tables.has(engine) || readOnly === true
     ? Effect.void
     : executeApart(engine, create, []).pipe(
         Effect.catchIf(
@@ -35,24 +47,39 @@ export const prepareOutcome = (engine: EngineCore): Effect.Effect<void, DbError>
           () => Effect.void
         ),
         Effect.zipRight(executeApart(engine, "DELETE FROM effect_db_outcome WHERE at < now() - interval '1 day'", [])),
-        Effect.zipRight(Effect.sync(() => prepared.set(engine, true))),
-        Effect.asVoid
+        Effect.zipRight(executeApart(engine, place, [])),
+        Effect.map((result) => void tables.set(engine, (result.rows[0] as ReadonlyArray<string>)[0]!)),
+        within(engine, (limit) =>
+          DbError.make("ConnectionError", {
+            phase: "read",
+            message: `The table of outcomes was not ready within ${limit} ms.`,
+            hint: "verifyOutcome needs it before the transaction begins, of which nothing has run.",
+            isRetryable: true
+          })
+        )
       )
 
-/** @internal */
+/** Nobody's own time limit covers what is asked here: a network that swallows the question would hold the fiber. */
+const within =
+  (engine: EngineCore, error: (limit: number) => DbError) =>
+  <A>(effect: Effect.Effect<A, DbError>): Effect.Effect<A, DbError> => {
+    const duration = engine.config.acquireMillis + engine.config.settleMillis
+    return Effect.timeoutFail(Effect.interruptible(effect), { duration, onTimeout: () => error(duration) })
+  }
+
+/**
+ * The marker of a transaction that is about to commit. One that only reads can't write it, and leaves nothing to be in
+ * doubt: it was not committed, whatever became of it.
+ * @internal
+ */
 export const makeMarker = (unit: Unit): OutcomeMarker => {
+  if (unit.options.readOnly === true) return { write: Effect.void, settle: Effect.succeed("aborted") }
   const id = randomUUID()
   const { engine } = unit
+  const table = tables.get(engine) ?? "effect_db_outcome"
   return {
-    write: Effect.async<void, DbError>((resume) => {
-      const spec = makeSpec("INSERT INTO effect_db_outcome (id) VALUES ($1)", [id], "array", {
-        several: false,
-        prepare: true
-      })
-      if (spec instanceof Error) return resume(Effect.fail(spec))
-      unit.runLast(spec, (error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
-    }),
-    settle: executeApart(engine, question, [id]).pipe(
+    write: sendLast(unit, `INSERT INTO ${table} (id) VALUES ($1)`, [id]),
+    settle: executeApart(engine, question(table), [id]).pipe(
       Effect.map((result) => ((result.rows[0] as ReadonlyArray<string>)[0] === "true" ? "aborted" : "committed")),
       // The server may be restarting: the question stays the same, and asking twice changes nothing.
       Effect.retry(
@@ -62,18 +89,15 @@ export const makeMarker = (unit: Unit): OutcomeMarker => {
         )
       ),
       // Where the server has not noticed that the connection is gone, the original holds the key for as long.
-      Effect.interruptible,
-      Effect.timeoutFail({
-        duration: engine.config.acquireMillis + engine.config.settleMillis,
-        onTimeout: () => stillOpen(engine)
-      })
+      within(engine, stillOpen),
+      undisturbed
     )
   }
 }
 
-const stillOpen = (engine: EngineCore): DbError =>
+const stillOpen = (limit: number): DbError =>
   DbError.make("ConnectionError", {
     phase: "commit",
-    message: `Whether it was committed could not be found out within ${engine.config.settleMillis} ms.`,
+    message: `Whether it was committed could not be found out within ${limit} ms.`,
     hint: "The transaction may still be open on the server, which has not noticed that its connection is gone."
   })

@@ -8,15 +8,12 @@
  */
 import type { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
+import { Loans } from "./loans.js"
+import type { Holder } from "./loans.js"
 import { acquireTimeout, isTemporary, poolClosed } from "./poolErrors.js"
 import { bounded, ping, reset } from "./recycler.js"
 import type { PoolMetrics } from "./telemetry.js"
-import type { Host, Wire } from "./wire.js"
-
-/** Who borrows, for error messages and the leak report. @internal */
-export interface Holder {
-  readonly name: string
-}
+import type { Wire } from "./wire.js"
 
 interface Waiter {
   readonly done: (error: DbError | undefined, wire: Wire | undefined) => void
@@ -26,12 +23,6 @@ interface Waiter {
   timer: NodeJS.Timeout | undefined
   /** The pool that it waits in now, after `changeHost`. */
   moved: Pool | undefined
-}
-
-interface Loan {
-  readonly holder: Holder
-  readonly since: number
-  leak: NodeJS.Timeout | undefined
 }
 
 /** What the pool needs from the engine: how a connection is made and made ready. @internal */
@@ -66,7 +57,7 @@ const retryPause = { first: 25, most: 1000 }
 /** @internal */
 export class Pool {
   private readonly idle: Array<Wire> = []
-  private readonly loans = new Map<Wire, Loan>()
+  private readonly loans: Loans
   /** Neither idle nor lent: being validated or reset. */
   private readonly between = new Set<Wire>()
   private readonly dials = new Set<() => void>()
@@ -84,7 +75,9 @@ export class Pool {
   /** Somebody has asked for a connection: before that no socket is opened, not for the minimum either. */
   private wanted = false
 
-  constructor(readonly options: PoolOptions) {}
+  constructor(readonly options: PoolOptions) {
+    this.loans = new Loans(options.config.leakMillis, options.onLeak)
+  }
 
   get stats(): PoolStats {
     const used = this.loans.size + this.between.size
@@ -139,11 +132,9 @@ export class Pool {
 
   /** Gives back. What is not provably clean is reset in the background or ended; the slot is free again either way. */
   give(wire: Wire): void {
-    const loan = this.loans.get(wire)
-    if (loan === undefined) return
-    this.loans.delete(wire)
-    if (loan.leak !== undefined) clearTimeout(loan.leak)
-    this.options.metrics.usedFor(Date.now() - loan.since)
+    const millis = this.loans.end(wire)
+    if (millis === undefined) return
+    this.options.metrics.usedFor(millis)
     this.options.metrics.changed(this.figures)
     if (wire.dead) return this.leave(wire)
     this.between.add(wire)
@@ -222,20 +213,11 @@ export class Pool {
   /** Ends what is still lent, cancelling what runs. */
   destroyAll(): void {
     const cause = new Error("the engine was closed")
-    for (const [wire, loan] of this.loans) {
-      clearTimeout(loan.leak)
-      this.between.add(wire)
-    }
-    this.loans.clear()
+    for (const wire of this.loans.endAll()) this.between.add(wire)
     for (const wire of [...this.between]) {
       wire.destroy(cause)
       this.leave(wire)
     }
-  }
-
-  get holders(): ReadonlyArray<{ readonly name: string; readonly millis: number }> {
-    const now = Date.now()
-    return [...this.loans.values()].map((loan) => ({ name: loan.holder.name, millis: now - loan.since }))
   }
 
   private timedOut(waiter: Waiter): DbError {
@@ -244,7 +226,7 @@ export class Pool {
       timeoutMillis: waiter.timeoutMillis,
       waited: Date.now() - waiter.since,
       stats: this.stats,
-      holders: this.holders,
+      holders: this.loans.holders,
       suspended: this.suspended,
       lastError: this.lastError
     })
@@ -288,13 +270,7 @@ export class Pool {
   private readonly figures = (): PoolStats => this.stats
 
   private lend(wire: Wire, holder: Holder): void {
-    const loan: Loan = { holder, since: Date.now(), leak: undefined }
-    const { leakMillis } = this.options.config
-    if (leakMillis < 2 ** 31 - 1) {
-      loan.leak = setTimeout(() => this.options.onLeak(holder, leakMillis), leakMillis)
-      loan.leak.unref()
-    }
-    this.loans.set(wire, loan)
+    this.loans.begin(wire, holder)
     this.options.metrics.changed(this.figures)
   }
 
@@ -503,6 +479,3 @@ export class Pool {
     this.reaper.unref()
   }
 }
-
-/** @internal */
-export type { Host }

@@ -9,6 +9,7 @@ import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
+import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import type { Frame } from "./frame.js"
 import { topOf } from "./lease.js"
@@ -16,6 +17,7 @@ import type { Root } from "./lease.js"
 import { Slot } from "./slot.js"
 import type { SlotOptions } from "./slot.js"
 import { validate } from "./transactionSql.js"
+import { undisturbed } from "./undisturbed.js"
 import type { Hook, Unit } from "./unit.js"
 
 /** The ambient connection that a new session runs on: not one that another session runs on already. @internal */
@@ -58,7 +60,7 @@ const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
     : Effect.forEach(
         hooks,
         (hook) =>
-          Effect.catchAllCause(Ambient.detach(hook), (cause) =>
+          Effect.catchAllCause(undisturbed(Ambient.detach(hook)), (cause) =>
             Effect.logError(
               "effect-db: a hook after the end of a transaction failed; the transaction is not affected",
               cause
@@ -109,12 +111,13 @@ export const commit = (slot: Slot, unit: Unit): Effect.Effect<void, SqlError> =>
   Effect.uninterruptibleMask((restore) => {
     const refused = busy(unit, "commit")
     if (refused !== undefined) return Effect.fail(refused)
-    return Effect.zipRight(restore(runBefore(slot, unit, undefined)), settleOpen(unit, [unit.frame], unit.frame))
+    const ready = Effect.zipRight(runBefore(slot, unit, undefined), endings.whenQuiet(unit))
+    return Effect.zipRight(restore(ready), settleOpen(unit, [unit.frame], unit.frame))
   })
 
 /** COMMIT and the hooks that follow it. @internal */
 export const settleOpen = (unit: Unit, frames: ReadonlyArray<Frame>, frame: Frame): Effect.Effect<void, DbError> =>
-  Effect.matchEffect(unit.commit(frame), {
+  Effect.matchEffect(endings.commit(unit, frame), {
     onSuccess: () => runAfter(takeHooks(frames, true)),
     onFailure: (error) => Effect.zipRight(runAfter(takeHooks(frames, false, isUnknown(error))), Effect.fail(error))
   })
@@ -123,7 +126,7 @@ export const settleOpen = (unit: Unit, frames: ReadonlyArray<Frame>, frame: Fram
 export const undoOpen = (unit: Unit, frames: ReadonlyArray<Frame>): Effect.Effect<void> =>
   Effect.suspend(() =>
     Effect.zipRight(
-      unit.rollback(),
+      endings.rollback(unit),
       Effect.suspend(() => runAfter(takeHooks(frames, false)))
     )
   )
@@ -158,7 +161,7 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
   const frames = block === undefined ? [unit.frame] : [unit.frame, block]
   const end = () => {
     unit.shut()
-    return commits ? unit.commit(frame) : unit.rollback()
+    return commits ? endings.commit(unit, frame) : endings.rollback(unit)
   }
   const after = (exit: Exit.Exit<void, DbError>): Effect.Effect<void, DbError> => {
     unit.release()
@@ -167,7 +170,7 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
     return hooks.length === 0 ? exit : Effect.zipRight(runAfter(hooks), exit)
   }
   return Effect.matchCauseEffect(
-    commits && left !== undefined ? Effect.flatMap(Effect.ignore(unit.endBlock(left, false)), end) : end(),
+    commits && left !== undefined ? Effect.flatMap(Effect.ignore(endings.endBlock(unit, left, false)), end) : end(),
     {
       onFailure: (cause) => after(Exit.failCause(cause)),
       onSuccess: () => after(Exit.void)
@@ -199,7 +202,11 @@ export const around = <A, E, R>(slot: Slot, effect: Effect.Effect<A, E, R>): Eff
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** Goes on with the exit of the body, which the hooks that run before COMMIT may still turn into a failure. @internal */
+/**
+ * Goes on with the exit of the body, which what comes before COMMIT may still turn into a failure: the hooks, and the
+ * wait for statements of other fibers.
+ * @internal
+ */
 export const afterBefore = <A, E, B, E2>(
   slot: Slot,
   frame: Frame | undefined,
@@ -208,13 +215,13 @@ export const afterBefore = <A, E, B, E2>(
   next: (exit: Exit.Exit<A, E | SqlError>) => Effect.Effect<B, E2>
 ): Effect.Effect<B, E2> => {
   const { unit } = slot
-  return Exit.isFailure(exit) || unit === undefined || !hasBefore(slot, unit)
-    ? next(exit)
-    : Effect.flatMap(Effect.exit(Effect.zipRight(restore(runBefore(slot, unit, frame)), exit)), next)
+  if (Exit.isFailure(exit) || unit === undefined || !needsBefore(slot, unit)) return next(exit)
+  const before = Effect.zipRight(runBefore(slot, unit, frame), endings.whenQuiet(unit))
+  return Effect.flatMap(Effect.exit(Effect.zipRight(restore(before), exit)), next)
 }
 
-const hasBefore = (slot: Slot, unit: Unit): boolean =>
-  slot.options.beforeCommit !== undefined || unit.beforeCommit.length > 0
+const needsBefore = (slot: Slot, unit: Unit): boolean =>
+  slot.options.beforeCommit !== undefined || unit.beforeCommit.length > 0 || unit.submitted > 0
 
 /** The exit of the body and the end of the session as one. @internal */
 export const settle = <A, E>(

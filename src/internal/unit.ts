@@ -3,12 +3,12 @@
  * statement on. States: idle → active → idle ... → closed; `failed` is active with a transaction that the server
  * has aborted.
  */
-import * as Effect from "effect/Effect"
+import type * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
 import { Frame } from "./frame.js"
 import type { Root } from "./lease.js"
-import { Command } from "./pipeline.js"
+import type { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
 import { plain, setConfig } from "./controls.js"
@@ -49,7 +49,8 @@ export class Unit implements PathState {
   aborted = false
   /** How many transactions have ended: what belongs to one of them can tell that it is over. */
   transactions = 0
-  private settlers = 0
+  /** How many are ending the transaction. */
+  settlers = 0
   /** Why there is no transaction any more, though nobody ended it. */
   lost: DbError | undefined = undefined
   ended = false
@@ -58,12 +59,10 @@ export class Unit implements PathState {
   beforeCommit: Array<Hook> = []
   /** For a transaction whose outcome is to be proved. */
   wantsMarker: ((unit: Unit) => OutcomeMarker) | undefined = undefined
-  /** Whether the last of `control` reached the socket. */
-  private controlSent = false
-  private marker: OutcomeMarker | undefined = undefined
   path: string | undefined | null = undefined
   private hasPaths = false
-  private pending: Array<Control> = []
+  /** What rides with the next statement: the end of blocks that succeeded. */
+  pending: Array<Control> = []
   private quiet: Array<() => void> = []
 
   constructor(
@@ -241,183 +240,8 @@ export class Unit implements PathState {
     })
   }
 
-  runSettled(): void {
-    if (this.submitted === 0) for (const waiter of this.quiet.splice(0)) waiter()
-    if (!this.begun && !this.ended && this.runs.size === 0) this.lease.unclaim(this)
-  }
-
-  /** One statement of ours that ends something, awaited, never for longer than `settleTimeout`. */
-  private control(text: string, solo: boolean): Effect.Effect<Result, DbError> {
-    return Effect.async<Result, DbError>((resume) => {
-      const wire = this.lease.wire
-      this.controlSent = false
-      if (wire === undefined) {
-        return resume(Effect.fail(this.lost ?? this.lease.releasedError()))
-      }
-      const limit = this.engine.config.settleMillis
-      const timer = setTimeout(() => {
-        wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))
-      }, limit)
-      const command = new Command(text, [], "array", solo, true, false, undefined, (error, result) => {
-        clearTimeout(timer)
-        this.controlSent = command.sent
-        resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
-      })
-      wire.submit(command)
-    })
-  }
-
-  /** Waits until what was sent is answered. */
-  private get whenQuiet(): Effect.Effect<void> {
-    return Effect.suspend(() =>
-      this.submitted === 0
-        ? Effect.void
-        : Effect.async<void>((resume) => {
-            this.quiet.push(() => resume(Effect.void))
-          })
-    )
-  }
-
-  /** A statement of ours at the end of the transaction, when no other is let in any more. */
-  runLast(spec: Spec, done: (error: DbError | undefined) => void): void {
-    const wire = this.lease.wire
-    if (wire === undefined) return done(this.lease.releasedError())
-    // Nothing interrupts it: a network that swallows it would hold the fiber for ever.
-    const limit = this.engine.config.settleMillis
-    const timer = setTimeout(() => {
-      wire.destroy(new Error(`the server did not answer the last statement before COMMIT within ${limit} ms`))
-    }, limit)
-    wire.submit(
-      new Command(
-        spec.text,
-        spec.params,
-        "array",
-        false,
-        spec.prepare,
-        false,
-        this.ownerWithPath(this.frame, undefined),
-        (error) => {
-          clearTimeout(timer)
-          done(error)
-        }
-      )
-    )
-  }
-
-  /**
-   * Ends a savepoint block. `undefined`: kept. A block that succeeds over a failed statement is rolled back and
-   * says so.
-   */
-  endBlock(frame: Frame, success: boolean): Effect.Effect<void, DbError> {
-    return Effect.suspend(() => {
-      if (frame.parent?.child !== frame) return Effect.void
-      frame.seal()
-      const spoiled = frame.failure !== undefined || frame.rollbackOnly !== undefined || this.aborted
-      if (success && !spoiled && this.lost === undefined) {
-        // A block in it that a fiber still runs is not finished: its part is not kept.
-        const left = frame.child
-        if (left !== undefined) {
-          return Effect.zipRight(
-            this.undo(left),
-            Effect.suspend(() => this.endBlock(frame, success))
-          )
-        }
-        if (frame.begun) {
-          this.pending.push(plain(Sql.release(frame.savepoint)))
-          if (frame.before.length > 0) this.pending.push(setConfig(frame.before))
-        }
-        const parent = frame.parent!
-        parent.afterCommit.push(...frame.afterCommit)
-        parent.afterRollback.push(...frame.afterRollback)
-        frame.close()
-        return Effect.void
-      }
-      const error = success ? (this.lost ?? this.abortedError(frame)) : undefined
-      const undo = this.undo(frame)
-      return error === undefined ? undo : Effect.zipRight(undo, Effect.fail(error))
-    })
-  }
-
-  private undo(frame: Frame): Effect.Effect<void> {
-    const over = Effect.sync(() => frame.close())
-    if (!frame.begun || this.lost !== undefined || this.lease.wire === undefined || this.lease.wire.dead) return over
-    this.pending = []
-    return this.control(Sql.rollbackTo(frame.savepoint), false).pipe(
-      Effect.matchEffect({
-        onSuccess: () => {
-          this.path = null
-          this.aborted = this.frame.failure !== undefined || this.outerFailure(frame)
-          this.pending.push(plain(Sql.release(frame.savepoint)))
-          return over
-        },
-        onFailure: (error) => {
-          // The outer block can't go on from here.
-          if (frame.parent !== undefined) frame.parent.failure ??= error
-          this.aborted = true
-          if (this.lease.wire?.dead !== false) this.lost ??= error
-          return over
-        }
-      })
-    )
-  }
-
-  private outerFailure(frame: Frame): boolean {
-    for (let at = frame.parent; at !== undefined; at = at.parent) if (at.failure !== undefined) return true
-    return false
-  }
-
-  /** Runs everything up to the commit and reports how it went. The caller has seen to it that no block is open. */
-  commit(frame: Frame): Effect.Effect<void, DbError> {
-    return Effect.suspend(() => {
-      if (!this.open) {
-        const refused = this.refusal(frame)
-        return refused === undefined ? Effect.void : this.failCommit(refused)
-      }
-      return this.alone(
-        this.submitted === 0 ? this.commitQuiet(frame) : Effect.flatMap(this.whenQuiet, () => this.commitQuiet(frame))
-      )
-    })
-  }
-
-  /** The transaction is being ended: what is issued from now on belongs to the next one, and waits. */
-  get settling(): boolean {
-    return this.settlers > 0
-  }
-
-  private alone<E>(end: Effect.Effect<void, E>): Effect.Effect<void, E> {
-    this.settlers++
-    const over = <A>(exit: A): A => {
-      this.settlers--
-      this.frame.serve()
-      return exit
-    }
-    // Nothing interrupts the end of a transaction: this is `ensuring` in fewer steps.
-    return Effect.matchCauseEffect(end, {
-      onFailure: (cause) => over(Effect.failCause(cause)),
-      onSuccess: () => over(Effect.void)
-    })
-  }
-
-  private failCommit(error: DbError): Effect.Effect<never, DbError> {
-    return Effect.zipRight(this.rollback(), Effect.fail(error))
-  }
-
-  private commitQuiet(frame: Frame): Effect.Effect<void, DbError> {
-    const refused = this.refusal(frame)
-    if (refused !== undefined) return this.failCommit(refused)
-    if (!this.begun) return Effect.void
-    if (this.wantsMarker === undefined) return this.sendCommit()
-    this.marker = this.wantsMarker(this)
-    return Effect.matchEffect(this.marker.write, {
-      onSuccess: () => {
-        const again = this.refusal(frame)
-        return again === undefined ? this.sendCommit() : this.failCommit(again)
-      },
-      onFailure: (error) => this.failCommit(error)
-    })
-  }
-
-  private refusal(frame: Frame): DbError | undefined {
+  /** Why the transaction can't be committed. */
+  refusal(frame: Frame): DbError | undefined {
     return (
       this.lost ??
       (this.aborted || frame.failure !== undefined || frame.rollbackOnly !== undefined
@@ -428,95 +252,30 @@ export class Unit implements PathState {
     )
   }
 
-  private sendCommit(): Effect.Effect<void, DbError> {
-    // The savepoints go with the transaction.
-    this.pending = []
-    return this.control("COMMIT", true).pipe(
-      Effect.matchEffect({
-        onSuccess: (result) => {
-          const error = result.command === "COMMIT" ? undefined : this.abortedError(this.frame)
-          this.over()
-          return error === undefined ? Effect.void : Effect.fail(error)
-        },
-        onFailure: (error) => {
-          const wire = this.lease.wire
-          const lost = wire === undefined || wire.dead
-          // Refused before it began, as by a cancel from outside: the transaction is still open.
-          if (!lost && wire.status !== "I") return this.failCommit(error)
-          const marker = this.marker
-          this.over()
-          if (!lost) return Effect.fail(error)
-          this.dropWire()
-          // The connection was gone before: what ended it is the error, and nothing was committed.
-          if (!this.controlSent) return Effect.fail(error)
-          return this.settleOutcome(error, marker)
-        }
-      })
-    )
+  /** Calls back when what was sent is answered. The returned function gives up. */
+  whenQuiet(done: () => void): () => void {
+    this.quiet.push(done)
+    return () => {
+      this.quiet = this.quiet.filter((_) => _ !== done)
+    }
   }
 
-  private settleOutcome(error: DbError, marker: OutcomeMarker | undefined): Effect.Effect<void, DbError> {
-    const unknown = DbError.make("CommitUnknown", {
-      message: "The connection was lost while COMMIT was on its way: it may have been committed, or not.",
-      hint: "Look for its effects before doing it again, or use verifyOutcome: true, which finds out.",
-      cause: error
-    })
-    if (marker === undefined) return Effect.fail(unknown)
-    return Effect.matchEffect(marker.settle, {
-      onSuccess: (outcome) =>
-        outcome === "committed"
-          ? Effect.void
-          : Effect.fail(
-              DbError.make("ConnectionError", {
-                phase: "commit",
-                message: "The connection was lost before COMMIT reached the server: nothing was committed.",
-                hint: "It is safe to do it again; retry: true does.",
-                isRetryable: true,
-                cause: error
-              })
-            ),
-      onFailure: () => Effect.fail(unknown)
-    })
+  /** The transaction is being ended: what is issued from now on belongs to the next one, and waits. */
+  get settling(): boolean {
+    return this.settlers > 0
   }
 
-  /** Rolls back what is open. Never fails: a connection that can't be rolled back is destroyed. */
-  rollback(): Effect.Effect<void> {
-    return Effect.suspend(() => {
-      for (const run of [...this.runs]) run.cancel()
-      return this.alone(Effect.zipRight(this.whenQuiet, this.rollbackQuiet))
-    })
+  runSettled(): void {
+    if (this.submitted === 0) for (const waiter of this.quiet.splice(0)) waiter()
+    if (!this.begun && !this.ended && this.runs.size === 0) this.lease.unclaim(this)
   }
 
-  private get rollbackQuiet(): Effect.Effect<void> {
-    return Effect.suspend(() => {
-      const wire = this.lease.wire
-      if (wire === undefined || wire.dead || !this.begun || this.lost !== undefined) {
-        if (this.lost !== undefined && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
-        if (wire?.dead === true || this.lost !== undefined) this.dropWire()
-        this.over()
-        return Effect.void
-      }
-      this.pending = []
-      return this.control("ROLLBACK", true).pipe(
-        Effect.matchEffect({
-          onSuccess: () => Effect.sync(() => this.over()),
-          onFailure: (error) =>
-            Effect.sync(() => {
-              this.lease.wire?.destroy(error)
-              this.dropWire()
-              this.over()
-            })
-        })
-      )
-    })
-  }
-
-  private dropWire(): void {
+  dropWire(): void {
     if (this.ownsLease) this.lease.release(false)
   }
 
   /** The transaction is over, one way or the other. */
-  private over(): void {
+  over(): void {
     this.transactions++
     this.begun = false
     this.aborted = false
@@ -524,7 +283,6 @@ export class Unit implements PathState {
     this.lost = undefined
     this.options = this.defaults
     this.pending = []
-    this.marker = undefined
     this.frame.failure = undefined
     this.frame.failedStatement = undefined
     this.frame.rollbackOnly = undefined

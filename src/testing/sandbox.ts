@@ -323,7 +323,6 @@ class VirtualPool {
 
   constructor(private readonly sandbox: Sandbox) {}
 
-  readonly holders = []
   readonly connectError = undefined
 
   get stats(): PoolStats {

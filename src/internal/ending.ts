@@ -1,0 +1,297 @@
+/**
+ * How the transactions and blocks of a session end: COMMIT, ROLLBACK, RELEASE and ROLLBACK TO, each awaited for no
+ * longer than `settleTimeout`, and what becomes of a COMMIT whose answer is lost.
+ */
+import * as Effect from "effect/Effect"
+import { DbError } from "../DbError.js"
+import { Command } from "./command.js"
+import type { Owner } from "./command.js"
+import { plain, setConfig } from "./controls.js"
+import type { Frame } from "./frame.js"
+import type { Result } from "./rows.js"
+import * as Sql from "./transactionSql.js"
+import type { OutcomeMarker, Unit } from "./unit.js"
+
+interface Last {
+  readonly text: string
+  readonly params?: ReadonlyArray<null | string | Buffer>
+  /** In a Sync group of its own. */
+  readonly solo?: boolean
+  readonly owner?: Owner
+  /** Whether it reached the socket, told before it is answered for. */
+  readonly onSent?: (sent: boolean) => void
+}
+
+/**
+ * A statement of ours at the end of something. Nothing interrupts it, and a network that swallows it would hold the
+ * fiber for ever: a server that does not answer in time loses the connection.
+ */
+const send = (unit: Unit, { onSent, owner, params = [], solo = false, text }: Last): Effect.Effect<Result, DbError> =>
+  Effect.async<Result, DbError>((resume) => {
+    const wire = unit.lease.wire
+    if (wire === undefined) return resume(Effect.fail(unit.lost ?? unit.lease.releasedError()))
+    const limit = unit.engine.config.settleMillis
+    const timer = setTimeout(() => {
+      wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))
+    }, limit)
+    const command = new Command(text, params, "array", solo, true, false, owner, (error, result) => {
+      clearTimeout(timer)
+      onSent?.(command.sent)
+      resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
+    })
+    wire.submit(command)
+  })
+
+/** A statement in the transaction, when no other is let in any more. @internal */
+export const sendLast = (
+  unit: Unit,
+  text: string,
+  params: ReadonlyArray<null | string | Buffer>
+): Effect.Effect<void, DbError> =>
+  Effect.suspend(() => Effect.asVoid(send(unit, { text, params, owner: unit.ownerWithPath(unit.frame, undefined) })))
+
+/**
+ * Waits until what the fibers of the session have sent is answered, for no longer than `blockTimeout`. Interruptible
+ * where the caller is.
+ * @internal
+ */
+export const whenQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
+  Effect.suspend(() => (unit.submitted === 0 ? Effect.void : waitQuiet(unit)))
+
+const waitQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
+  Effect.async<void, DbError>((resume) => {
+    const limit = unit.engine.config.blockMillis
+    const leave = unit.whenQuiet(() => {
+      clearTimeout(timer)
+      resume(Effect.void)
+    })
+    const timer = setTimeout(() => {
+      leave()
+      resume(
+        Effect.fail(
+          DbError.make("SessionBusy", {
+            message: `Waited ${limit} ms for statements that other fibers of the session "${unit.name}" still run.`,
+            hint: "Join the fibers before the session commits, or run them with DbSession.detach. blockTimeout is the limit.",
+            block: unit.name
+          })
+        )
+      )
+    }, limit)
+    return Effect.sync(() => {
+      clearTimeout(timer)
+      leave()
+    })
+  })
+
+/** Cancels what is on its way, which will be undone anyway, and waits for the server's word. */
+const cancelAll = (unit: Unit): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    for (const run of [...unit.runs]) run.cancel()
+    if (unit.submitted === 0) return Effect.void
+    return Effect.async<void>((resume) => {
+      const limit = unit.engine.config.settleMillis
+      const timer = setTimeout(() => {
+        unit.lease.wire?.destroy(new Error(`what was running did not end within ${limit} ms after it was cancelled`))
+      }, limit)
+      unit.whenQuiet(() => {
+        clearTimeout(timer)
+        resume(Effect.void)
+      })
+    })
+  })
+
+/** Nothing else is let in meanwhile: what is issued from now on belongs to the next transaction, and waits. */
+const alone = <E>(unit: Unit, end: Effect.Effect<void, E>): Effect.Effect<void, E> => {
+  unit.settlers++
+  const over = <A>(exit: A): A => {
+    unit.settlers--
+    unit.frame.serve()
+    return exit
+  }
+  // Nothing interrupts the end of a transaction: this is `ensuring` in fewer steps.
+  return Effect.matchCauseEffect(end, {
+    onFailure: (cause) => over(Effect.failCause(cause)),
+    onSuccess: () => over(Effect.void)
+  })
+}
+
+/**
+ * Ends a savepoint block. A block that succeeds over a failed statement is rolled back and says so.
+ * @internal
+ */
+export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
+  Effect.suspend(() => {
+    if (frame.parent?.child !== frame) return Effect.void
+    frame.seal()
+    const spoiled = frame.failure !== undefined || frame.rollbackOnly !== undefined || unit.aborted
+    if (success && !spoiled && unit.lost === undefined) {
+      // A block in it that a fiber still runs is not finished: its part is not kept.
+      const left = frame.child
+      if (left !== undefined) {
+        return Effect.zipRight(
+          undo(unit, left),
+          Effect.suspend(() => endBlock(unit, frame, success))
+        )
+      }
+      if (frame.begun) {
+        unit.pending.push(plain(Sql.release(frame.savepoint)))
+        if (frame.before.length > 0) unit.pending.push(setConfig(frame.before))
+      }
+      const parent = frame.parent!
+      parent.afterCommit.push(...frame.afterCommit)
+      parent.afterRollback.push(...frame.afterRollback)
+      frame.close()
+      return Effect.void
+    }
+    const error = success ? (unit.lost ?? unit.abortedError(frame)) : undefined
+    const undone = undo(unit, frame)
+    return error === undefined ? undone : Effect.zipRight(undone, Effect.fail(error))
+  })
+
+const undo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
+  const over = Effect.sync(() => frame.close())
+  const { wire } = unit.lease
+  if (!frame.begun || unit.lost !== undefined || wire === undefined || wire.dead) return over
+  unit.pending = []
+  return send(unit, { text: Sql.rollbackTo(frame.savepoint) }).pipe(
+    Effect.matchEffect({
+      onSuccess: () => {
+        unit.path = null
+        unit.aborted = unit.frame.failure !== undefined || outerFailure(frame)
+        unit.pending.push(plain(Sql.release(frame.savepoint)))
+        return over
+      },
+      onFailure: (error) => {
+        // The outer block can't go on from here.
+        if (frame.parent !== undefined) frame.parent.failure ??= error
+        unit.aborted = true
+        if (unit.lease.wire?.dead !== false) unit.lost ??= error
+        return over
+      }
+    })
+  )
+}
+
+const outerFailure = (frame: Frame): boolean => {
+  for (let at = frame.parent; at !== undefined; at = at.parent) if (at.failure !== undefined) return true
+  return false
+}
+
+/** Commits and reports how it went. The caller has seen to it that no block is open. @internal */
+export const commit = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> =>
+  Effect.suspend(() => {
+    if (!unit.open) {
+      const refused = unit.refusal(frame)
+      return refused === undefined ? Effect.void : failCommit(unit, refused)
+    }
+    return alone(
+      unit,
+      unit.submitted === 0
+        ? commitQuiet(unit, frame)
+        : Effect.matchEffect(whenQuiet(unit), {
+            onFailure: (busy) => failCommit(unit, busy),
+            onSuccess: () => commitQuiet(unit, frame)
+          })
+    )
+  })
+
+const failCommit = (unit: Unit, error: DbError): Effect.Effect<never, DbError> =>
+  Effect.zipRight(rollback(unit), Effect.fail(error))
+
+const commitQuiet = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> => {
+  const refused = unit.refusal(frame)
+  if (refused !== undefined) return failCommit(unit, refused)
+  if (!unit.begun) return Effect.void
+  const marker = unit.wantsMarker?.(unit)
+  if (marker === undefined) return sendCommit(unit, undefined)
+  return Effect.matchEffect(marker.write, {
+    onSuccess: () => {
+      const again = unit.refusal(frame)
+      return again === undefined ? sendCommit(unit, marker) : failCommit(unit, again)
+    },
+    onFailure: (error) => failCommit(unit, error)
+  })
+}
+
+const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effect<void, DbError> => {
+  // The savepoints go with the transaction.
+  unit.pending = []
+  let sent = false
+  return send(unit, {
+    text: "COMMIT",
+    solo: true,
+    onSent: (_) => {
+      sent = _
+    }
+  }).pipe(
+    Effect.matchEffect({
+      onSuccess: (result) => {
+        const error = result.command === "COMMIT" ? undefined : unit.abortedError(unit.frame)
+        unit.over()
+        return error === undefined ? Effect.void : Effect.fail(error)
+      },
+      onFailure: (error) => {
+        const wire = unit.lease.wire
+        const lost = wire === undefined || wire.dead
+        // Refused before it began, as by a cancel from outside: the transaction is still open.
+        if (!lost && wire.status !== "I") return failCommit(unit, error)
+        unit.over()
+        if (!lost) return Effect.fail(error)
+        unit.dropWire()
+        // The connection was gone before: what ended it is the error, and nothing was committed.
+        return sent ? settleOutcome(error, marker) : Effect.fail(error)
+      }
+    })
+  )
+}
+
+const settleOutcome = (error: DbError, marker: OutcomeMarker | undefined): Effect.Effect<void, DbError> => {
+  const unknown = DbError.make("CommitUnknown", {
+    message: "The connection was lost while COMMIT was on its way: it may have been committed, or not.",
+    hint: "Look for its effects before doing it again, or use verifyOutcome: true, which finds out.",
+    cause: error
+  })
+  if (marker === undefined) return Effect.fail(unknown)
+  return Effect.matchEffect(marker.settle, {
+    onSuccess: (outcome) =>
+      outcome === "committed"
+        ? Effect.void
+        : Effect.fail(
+            DbError.make("ConnectionError", {
+              phase: "commit",
+              message: "The connection was lost before COMMIT reached the server: nothing was committed.",
+              hint: "It is safe to do it again; retry: true does.",
+              isRetryable: true,
+              cause: error
+            })
+          ),
+    onFailure: () => Effect.fail(unknown)
+  })
+}
+
+/** Rolls back what is open. Never fails: a connection that can't be rolled back is destroyed. @internal */
+export const rollback = (unit: Unit): Effect.Effect<void> =>
+  Effect.suspend(() => alone(unit, Effect.zipRight(cancelAll(unit), rollbackQuiet(unit))))
+
+const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const wire = unit.lease.wire
+    if (wire === undefined || wire.dead || !unit.begun || unit.lost !== undefined) {
+      if (unit.lost !== undefined && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
+      if (wire?.dead === true || unit.lost !== undefined) unit.dropWire()
+      unit.over()
+      return Effect.void
+    }
+    unit.pending = []
+    return send(unit, { text: "ROLLBACK", solo: true }).pipe(
+      Effect.matchEffect({
+        onSuccess: () => Effect.sync(() => unit.over()),
+        onFailure: (error) =>
+          Effect.sync(() => {
+            unit.lease.wire?.destroy(error)
+            unit.dropWire()
+            unit.over()
+          })
+      })
+    )
+  })
