@@ -269,6 +269,19 @@ describe("what the server said", () => {
     assert.isFalse(fromState("22023", { phase: "connect" }).isRetryable)
   })
 
+  it.each([
+    ["unsupported startup parameter: statement_timeout", "The pooler refuses a start-up parameter", false],
+    ["query_wait_timeout", "query_wait_timeout", true],
+    ["no more connections allowed (max_client_conn)", "The pooler lets in no more clients", true],
+    ["pgbouncer cannot connect to server", "The pooler can't reach the server behind it", true],
+    ["server login has been failing, try again later (server_login_retry)", "The pooler can't reach", true]
+  ])("tells what a pooler says: %s", (message, text, retryable) => {
+    const reason = reasonOf({ code: "08P01", severity: "FATAL", message }, { phase: "connect" })
+    assert(reason._tag === "ConnectionError")
+    assert.include(reason.message, text)
+    assert.strictEqual(reason.isRetryable, retryable)
+  })
+
   describe("can be done again", () => {
     it.each(["40001", "40P01", "55P03", "53300", "57P03"])("after %s", (code) => {
       assert.isTrue(fromState(code).isRetryable)

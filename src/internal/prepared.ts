@@ -1,6 +1,7 @@
 /**
  * The named statements of one connection: what the server knows under which name, and which name has to make room.
  */
+import { randomBytes } from "node:crypto"
 import type { Group } from "./command.js"
 import type { Shape } from "./rows.js"
 
@@ -28,6 +29,11 @@ const unnamed: Naming = { _tag: "Unnamed" }
 /** @internal */
 export class PreparedStatements {
   private readonly byKey = new Map<string, Prepared>()
+  /**
+   * Behind a pooler in transaction mode connections meet each other's statements. With names of its own one finds
+   * nothing there (26000), which is mended or typed; a name in common would run a statement of somebody else's.
+   */
+  private readonly prefix = `edb_${randomBytes(6).toString("base64url")}_`
   private names = 0
   private clock = 0
   /** Names that the server still knows and the client has given up: closed with the next write. */
@@ -43,7 +49,7 @@ export class PreparedStatements {
       const evicted = this.byKey.size >= this.most ? this.evict() : undefined
       const prepared = {
         key,
-        name: `edb${++this.names}`,
+        name: this.prefix + ++this.names,
         ready: false,
         group,
         shape: undefined,

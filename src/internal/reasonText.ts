@@ -115,6 +115,37 @@ export const hintsByState: Record<string, string> = {
   XX002: "An index is damaged; REINDEX it and check the disk."
 }
 
+/** What PgBouncer says, all of it with 08P01; whether the same again can do no harm, as nothing has reached a server. */
+export const poolerSentences: ReadonlyArray<
+  readonly [says: RegExp, sentence: string, hint: string, harmless: boolean]
+> = [
+  [
+    /^unsupported startup parameter/,
+    "The pooler refuses a start-up parameter of the connection",
+    "statementTimeout, lockTimeout and the like are start-up parameters: give them to sessions and transactions " +
+      "instead of the engine, or set ignore_startup_parameters in the pooler, which then drops them.",
+    false
+  ],
+  [
+    /^query_wait_timeout/,
+    "The pooler had no server connection free within its query_wait_timeout",
+    "The statement was not run. Hold transactions for shorter, or raise the pooler's default_pool_size.",
+    true
+  ],
+  [
+    /^no more connections allowed/,
+    "The pooler lets in no more clients",
+    "Lower maxConnections, or raise the pooler's max_client_conn.",
+    true
+  ],
+  [
+    /cannot connect to server|server login has been failing/,
+    "The pooler can't reach the server behind it",
+    "The statement was not run. See whether that server is up, and the pooler's log.",
+    true
+  ]
+]
+
 /** What happened to a socket, and what to do. */
 export const socketSentences: Record<string, readonly [what: string, hint: string]> = {
   ECONNREFUSED: ["nothing accepts connections there", "Start PostgreSQL, or check host, port and listen_addresses."],

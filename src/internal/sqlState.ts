@@ -7,6 +7,7 @@ import type { ConnectionPhase, ReasonTag, ServerFields } from "./reasons.js"
 import {
   conditionName,
   hintsByState,
+  poolerSentences,
   reasonDefaults,
   sentencesByState,
   socketSentences,
@@ -275,6 +276,7 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
   }
   const tag = tagOf(code, e, context)
   const condition = conditionName(code)
+  const pooler = code === "08P01" ? poolerSentences.find(([says]) => says.test(e.message ?? "")) : undefined
   const text =
     context.phase === "connect" && (tag === "AuthenticationError" || refusals.has(code))
       ? e.message
@@ -284,13 +286,16 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
   const sentence =
     tag === "UnknownError"
       ? `The server reported ${condition ?? "an error"}`
-      : (sentencesByState[code] ?? reasonDefaults[tag].message)
+      : (pooler?.[1] ?? sentencesByState[code] ?? reasonDefaults[tag].message)
   const about = tag === "SqlSyntaxError" && text === undefined ? syntaxPlace(e, context) : thing(e)
   const what = text === undefined ? sentence + about : tag === "SqlSyntaxError" ? text : `${sentence}${about}: ${text}`
   const message = `${what} (${condition === undefined || tag === "UnknownError" ? "" : `${condition}, `}SQLSTATE ${code})`
   const fields = {
     message,
-    hint: (text !== undefined && positionOf(e, context) !== undefined ? e.hint : undefined) ?? hintsByState[code],
+    hint:
+      (text !== undefined && positionOf(e, context) !== undefined ? e.hint : undefined) ??
+      pooler?.[2] ??
+      hintsByState[code],
     sqlState: code,
     condition,
     severity: e.severity,
@@ -305,7 +310,7 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
   if (tag === "ConnectionError") {
     const phase = context.phase ?? (/^(?:53300|57P03|0800[14])$/.test(code) ? "connect" : "read")
     const passing = /^(?:08|53|57|58|XX)/.test(code) && code !== "08007"
-    const isRetryable = context.retryable ?? (phase === "connect" && passing)
+    const isRetryable = pooler?.[3] ?? context.retryable ?? (phase === "connect" && passing)
     return { tag, fields: { ...fields, phase, isRetryable, address: context.where } }
   }
   if (tag === "ReadOnlyError" && context.targetReadWrite === true) {
