@@ -1,22 +1,26 @@
 /**
- * `npm run bench -- [--quick] [--only NAME,...] [--rounds N] [--json] [--svg FILE]`
+ * `npm run bench -- [--quick] [--only NAME,...] [--rounds N] [--json FILE] [--svg FILE]`
  *
- * effect-db beside `pg` by hand, `@effect/sql-pg`, `postgres` and, where it is installed, `pgbench`: all compiled
- * JavaScript, in one process, in interleaved rounds. The server is that of DATABASE_URL, else an embedded one.
+ * effect-db beside `pg` by hand, `@effect/sql-pg`, `postgres`, Kysely, Drizzle and, where it is installed, `pgbench`:
+ * all compiled JavaScript, in one process, in interleaved rounds. The table is printed; the files are the same figures
+ * once more. The server is that of DATABASE_URL, else an embedded one.
  */
 import { writeFile } from "node:fs/promises"
 import { cpus } from "node:os"
 import { parseArgs } from "node:util"
 import { connections } from "./contender.js"
 import type { Connect, Contender, Work } from "./contender.js"
+import { drizzle } from "./contenders/drizzle.js"
 import { effectDb, sqlPg } from "./contenders/effect.js"
+import { kysely } from "./contenders/kysely.js"
 import { pg, pgNamed } from "./contenders/pg.js"
 import { pgbench } from "./contenders/pgbench.js"
 import { postgres } from "./contenders/postgres.js"
 import { growth, idleSessions } from "./growth.js"
 import { slowLink } from "./link.js"
 import { measure } from "./measure.js"
-import { ours, printCurves, printIdle, printResult, resultOf, toJson, toSvg } from "./report.js"
+import { toSvg } from "./picture.js"
+import { ours, printCurves, printIdle, printResult, resultOf, toJson } from "./report.js"
 import type { Result } from "./report.js"
 import { openDatabase } from "./server.js"
 import { workloads } from "./workloads.js"
@@ -26,7 +30,7 @@ const { values: args } = parseArgs({
     quick: { type: "boolean", default: false },
     only: { type: "string" },
     rounds: { type: "string" },
-    json: { type: "boolean", default: false },
+    json: { type: "string" },
     svg: { type: "string" }
   }
 })
@@ -39,7 +43,6 @@ if (unknown !== undefined) {
   process.exit(2)
 }
 const wanted = (name: string): boolean => only === undefined || only.includes(name)
-const say = args.json ? () => {} : console.log
 
 const all: ReadonlyArray<readonly [name: string, connect: Connect]> = [
   [ours, effectDb],
@@ -47,6 +50,8 @@ const all: ReadonlyArray<readonly [name: string, connect: Connect]> = [
   ["pg, named", pgNamed],
   ["@effect/sql-pg", sqlPg],
   ["postgres", postgres],
+  ["Kysely", kysely],
+  ["Drizzle", drizzle],
   ["pgbench, in C", pgbench]
 ]
 
@@ -54,7 +59,7 @@ const open = async (url: string): Promise<Map<string, Contender>> => {
   const contenders = new Map<string, Contender>()
   for (const [name, connect] of all) {
     const contender = await connect(url)
-    if (contender === undefined) say(`skipped: ${name} is not installed`)
+    if (contender === undefined) console.log(`skipped: ${name} is not installed`)
     else contenders.set(name, contender)
   }
   return contenders
@@ -74,7 +79,7 @@ try {
     connections,
     synchronous_commit: "off"
   }
-  say(
+  console.log(
     Object.entries(environment)
       .map(([name, value]) => `${name} ${value}`)
       .join(", ")
@@ -95,16 +100,16 @@ try {
       })
       const result = resultOf(workload, samples)
       results.push(result)
-      if (!args.json) printResult(result)
+      printResult(result)
     }
     await close(contenders)
   }
   const idle = wanted("idle") ? await idleSessions(database.url, args.quick ? 5000 : 100_000) : undefined
-  if (idle !== undefined && !args.json) printIdle(idle)
+  if (idle !== undefined) printIdle(idle)
   const curves = wanted("growth") ? await growth(database.url, args.quick ? 10 : 10_000) : []
-  if (!args.json) printCurves(curves)
+  printCurves(curves)
   const report = { environment, results, idle, curves }
-  if (args.json) console.log(toJson(report))
+  if (args.json !== undefined) await writeFile(args.json, toJson(report))
   if (args.svg !== undefined) await writeFile(args.svg, toSvg(report))
 } finally {
   await link.close()

@@ -8,7 +8,7 @@ export interface Sample {
   readonly name: string
   /** Microseconds of one unit, by round. */
   readonly micros: ReadonlyArray<number>
-  /** Of these, what this process spent computing: steadier than the clock on a busy machine. */
+  /** Of these, what this process spent computing: steadier than the clock on a busy machine. None by a clock of its own. */
   readonly cpu: ReadonlyArray<number>
 }
 
@@ -24,13 +24,13 @@ export const ratio = (a: Sample, b: Sample): number => median(a.micros.map((_, i
 /** As `ratio`, of the fastest round of each: what it comes to when nothing else runs. */
 export const bestRatio = (a: Sample, b: Sample): number => Math.min(...a.micros) / Math.min(...b.micros)
 
-const once = async (work: Work, n: number): Promise<{ readonly micros: number; readonly cpu: number }> => {
+const once = async (work: Work, n: number): Promise<{ readonly micros: number; readonly cpu: number | undefined }> => {
   const cpuBefore = process.cpuUsage()
   const start = performance.now()
   const own = await work(n)
-  const micros = own ?? ((performance.now() - start) * 1000) / n
+  const taken = ((performance.now() - start) * 1000) / n
   const { system, user } = process.cpuUsage(cpuBefore)
-  return { micros, cpu: (user + system) / n }
+  return typeof own === "number" ? { micros: own, cpu: undefined } : { micros: taken, cpu: (user + system) / n }
 }
 
 export const measure = async (
@@ -50,7 +50,7 @@ export const measure = async (
       const { cpu, micros, work } = all[(i + round) % all.length]!
       const taken = await once(work, n)
       micros.push(taken.micros)
-      cpu.push(taken.cpu)
+      if (taken.cpu !== undefined) cpu.push(taken.cpu)
     }
   }
   return all

@@ -1,5 +1,5 @@
 /**
- * The results as text, as JSON, and as a picture.
+ * The results as text and as JSON.
  */
 import type { Curve, IdleSessions } from "./growth.js"
 import { bestRatio, median, ratio } from "./measure.js"
@@ -44,7 +44,8 @@ export const resultOf = (workload: Workload, samples: ReadonlyArray<Sample>): Re
   }
 }
 
-const micros = (value: number): string => (value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"))
+export const micros = (value: number): string =>
+  value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en")
 
 const verdict = ({ beyond, most, ratio }: Reached): string =>
   beyond !== undefined && ratio <= beyond ? "beyond" : ratio <= most ? "reached" : "MISSED"
@@ -53,10 +54,11 @@ export const printResult = ({ goals, samples, workload }: Result): void => {
   const own = samples.find((_) => _.name === ours)
   console.log(`\n${workload.title}`)
   for (const sample of samples) {
-    const times = own === undefined || sample === own ? "" : `  ${ratio(own, sample).toFixed(2)} of it`
+    const times = own === undefined || sample === own ? "" : `  ${ratio(sample, own).toFixed(2)} × ${ours}`
+    const cpu = sample.cpu.length === 0 ? "–" : micros(median(sample.cpu))
     console.log(
       `  ${sample.name.padEnd(20)} ${micros(median(sample.micros)).padStart(10)} µs` +
-        `${micros(Math.min(...sample.micros)).padStart(10)} best${micros(median(sample.cpu)).padStart(10)} cpu${times}`
+        `${micros(Math.min(...sample.micros)).padStart(10)} best${cpu.padStart(10)} cpu${times}`
     )
   }
   for (const goal of goals) {
@@ -86,58 +88,23 @@ export const printCurves = (curves: ReadonlyArray<Curve>): void => {
   }
 }
 
-export const toJson = ({ curves, environment, idle, results }: Report): string =>
-  JSON.stringify(
-    {
-      environment,
-      workloads: results.map(({ goals, samples, workload }) => ({
-        name: workload.name,
-        title: workload.title,
-        micros: Object.fromEntries(samples.map((_) => [_.name, median(_.micros)])),
-        best: Object.fromEntries(samples.map((_) => [_.name, Math.min(..._.micros)])),
-        cpu: Object.fromEntries(samples.map((_) => [_.name, median(_.cpu)])),
-        goals
-      })),
-      idle,
-      curves
-    },
-    undefined,
-    2
-  )
+/** More digits than anybody reads would only make each file another one. */
+const rounded = (_: string, value: unknown): unknown => (typeof value === "number" ? Number(value.toFixed(2)) : value)
 
-const escape = (text: string): string => text.replace(/[&<>]/g, (c) => `&#${c.charCodeAt(0)};`)
-
-/** A group of bars for each workload, each group to a scale of its own. Shorter is better. */
-export const toSvg = ({ environment, results }: Report): string => {
-  const left = 150
-  const width = 380
-  const bar = 14
-  const lines: Array<string> = []
-  let y = 30
-  for (const { samples, workload } of results) {
-    lines.push(`<text x="0" y="${y}" font-weight="bold">${escape(workload.title)}</text>`)
-    y += 8
-    const slowest = Math.max(...samples.map((_) => median(_.micros)))
-    for (const { micros: values, name } of samples) {
-      const value = median(values)
-      const length = Math.max(1, (value / slowest) * width)
-      const colour = name === ours ? "#2f81f7" : "#8b949e"
-      const label = value >= 10_000 ? `${(value / 1000).toFixed(value < 100_000 ? 1 : 0)} ms` : `${micros(value)} µs`
-      lines.push(
-        `<text x="${left - 8}" y="${y + 11}" text-anchor="end">${escape(name)}</text>`,
-        `<rect x="${left}" y="${y}" width="${length.toFixed(1)}" height="${bar - 2}" rx="2" fill="${colour}"/>`,
-        `<text x="${(left + length + 6).toFixed(1)}" y="${y + 11}">${label}</text>`
-      )
-      y += bar + 2
+export const toJson = ({ curves, environment, idle, results }: Report): string => {
+  const workloads = results.map(({ goals, samples, workload: { name, title } }) => {
+    const own = samples.find((_) => _.name === ours)
+    const each = (of: (sample: Sample) => number) => Object.fromEntries(samples.map((_) => [_.name, of(_)]))
+    return {
+      name,
+      title,
+      micros: each((_) => median(_.micros)),
+      best: each((_) => Math.min(..._.micros)),
+      // Null where another process has computed.
+      cpu: each((_) => median(_.cpu)),
+      relative: own === undefined ? undefined : each((_) => ratio(_, own)),
+      goals
     }
-    y += 24
-  }
-  const foot = `shorter is better; medians; ${Object.entries(environment)
-    .map(([name, value]) => `${name} ${value}`)
-    .join(", ")}`
-  lines.push(`<text x="0" y="${y}" font-size="10">${escape(foot)}</text>`)
-  return (
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${left + width + 90} ${y + 10}" ` +
-    `font-family="system-ui, sans-serif" font-size="12" fill="#6e7681">\n${lines.join("\n")}\n</svg>\n`
-  )
+  })
+  return JSON.stringify({ environment, workloads, idle, curves }, rounded, 2) + "\n"
 }

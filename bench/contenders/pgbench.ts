@@ -18,6 +18,7 @@ const fill = (text: string, ...names: ReadonlyArray<string>): string =>
 const scripts = {
   insert: `\\set id random(1, 1000)\nBEGIN;\n${fill(text.insert, "id", "id")}COMMIT;\n`,
   five: `\\set id random(1, 1000)\nBEGIN;\n${fill(text.insert, "id", "id").repeat(5)}COMMIT;\n`,
+  twenty: `\\set id random(1, 1000)\n\\startpipeline\nBEGIN;\n${fill(text.insert, "id", "id").repeat(20)}\\endpipeline\nCOMMIT;\n`,
   select: `\\set id random(1, 1000)\n${fill(text.select, "id")}`,
   tpcb:
     "\\set account random(1, 10000)\n\\set teller random(1, 100)\n\\set branch random(1, 10)\n\\set delta random(-50, 50)\n" +
@@ -64,7 +65,9 @@ export const pgbench: Connect = async (url) => {
     work: {
       insert: work("insert", 1),
       five: work("five", 1),
+      twenty: work("twenty", 1),
       select: work("select", 1),
+      // As many as the others have connections; more would be more backends.
       fibersInsert: work("insert", connections),
       fibersSelect: work("select", connections),
       tpcb: work("tpcb", 1)
