@@ -60,11 +60,18 @@ export const floors = [
     "src/DbEngine.ts"
   ],
   // 4: nouns
-  ["src/DbConnection.ts", "src/DbTransaction.ts", "src/DbSession.ts", "src/DbQuery.ts", "src/DbResolver.ts"],
+  [
+    "src/DbConnection.ts",
+    "src/DbTransaction.ts",
+    "src/DbSession.ts",
+    "src/DbSchema.ts",
+    "src/DbQuery.ts",
+    "src/DbResolver.ts"
+  ],
   // 5: one database
   ["src/DbLayer.ts", "src/Database.ts", "src/Default.ts"],
   // 6: edges
-  ["src/DbHttp.ts", "src/DbRegistry.ts", "src/DbSchema.ts", "src/DbRuntime.ts", "src/testing/*", "src/embedded/*"],
+  ["src/DbHttp.ts", "src/DbRegistry.ts", "src/DbRuntime.ts", "src/testing/*", "src/embedded/*"],
   // 7: the barrel
   ["src/index.ts"]
 ]

@@ -16,6 +16,8 @@ import type { DbEngine, EngineModule } from "./DbEngine.js"
 import * as layers from "./DbLayer.js"
 import type { LayerModule } from "./DbLayer.js"
 import type { HookServices } from "./DbOptions.js"
+import * as schemas from "./DbSchema.js"
+import type { SchemaModule } from "./DbSchema.js"
 import * as sessions from "./DbSession.js"
 import type { SessionModule } from "./DbSession.js"
 import * as transactions from "./DbTransaction.js"
@@ -38,6 +40,7 @@ export interface Database<Name extends string> {
   readonly DbConnection: ConnectionModule<Name>
   readonly DbSession: SessionModule<Name>
   readonly DbTransaction: TransactionModule<Name>
+  readonly DbSchema: SchemaModule<Name>
   readonly DbLayer: LayerModule<Name>
   /** Runs an effect as an atomic block: a savepoint inside a session, else a transaction of its own. */
   readonly withTransaction: TransactionCombinator<WithTransactionOptions, Name>
@@ -82,6 +85,7 @@ export const make = <const Name extends string>(name: Name): Database<Name> => {
     DbConnection,
     DbSession,
     DbTransaction: transactions.make(DbEngine),
+    DbSchema: schemas.make(name, DbEngine),
     DbLayer: layers.make(name, DbEngine, DbConnection, DbSession),
     withTransaction: transactions.makeWithTransaction(DbEngine),
     atomic: transactions.makeAtomic(DbEngine),

@@ -7,6 +7,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Database from "./Database.js"
 import { DbError } from "./DbError.js"
 import { coreOf } from "./DbEngine.js"
@@ -109,6 +110,18 @@ const instead = <A, E, R>(
     contextOf("default", { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
   )
 
+/** An engine by name. What has taken its place around here, the sandbox of a test, counts before the registry's own. */
+const engineOf = (name: string): Effect.Effect<EngineService, SqlError, DbRegistry> =>
+  Effect.flatMap(DbRegistry, (registry) =>
+    Effect.flatMap(registry.get(name), (service) =>
+      Effect.contextWith((context: Context.Context<never>) => {
+        const here = Context.getOption(context, Database.make(name).DbEngine as never) as Option.Option<EngineService>
+        // Inside of `using` the default database's place is another's.
+        return Option.isSome(here) && here.value.name === name ? here.value : service
+      })
+    )
+  )
+
 type Using = {
   (
     name: string
@@ -139,10 +152,7 @@ type Using = {
 export const using: Using = ((...args: ReadonlyArray<unknown>) => {
   const run = (effect: Effect.Effect<any, any, any>, which: string | Database.Database<string>) =>
     typeof which === "string"
-      ? Effect.flatMap(
-          Effect.flatMap(DbRegistry, (registry) => registry.get(which)),
-          (service) => instead(effect, service)
-        )
+      ? Effect.flatMap(engineOf(which), (service) => instead(effect, service))
       : Effect.flatMap(which.DbEngine, (service) => instead(effect, service))
   return args.length === 2
     ? run(args[0] as Effect.Effect<any, any, any>, args[1] as string)
@@ -150,8 +160,9 @@ export const using: Using = ((...args: ReadonlyArray<unknown>) => {
 }) as Using
 
 /**
- * Runs an effect that only reads on the default database's replica, if the registry knows one. Inside a session whose
- * transaction is open it stays there, since a replica would not show what that transaction has done.
+ * Runs an effect that only reads on the default database's replica, if the registry knows one; inside of `using` on the
+ * replica of that database. Inside a session whose transaction is open it stays there, since a replica would not show
+ * what that transaction has done; so it does in the sandbox of a test.
  *
  * @since 0.1.0
  * @category combinators
@@ -161,13 +172,14 @@ export const readOnly = <A, E, R>(
 ): Effect.Effect<A, E | SqlError, Exclude<R, Provided<"default">> | Provided<"default"> | DbRegistry> =>
   Effect.gen(function* () {
     const registry = yield* DbRegistry
-    const replica = registry.replicas.get("default")
     const primary = yield* DbEngine
+    const known = yield* Effect.option(registry.get(primary.name))
+    const replica = Option.contains(known, primary) ? registry.replicas.get(primary.name) : undefined
     const busy = yield* Effect.withFiberRuntime<boolean>((fiber) => {
       const unit = Ambient.entry(fiber, coreOf(primary)).slot?.unit
       return Effect.succeed(unit !== undefined && unit.open && unit.options.readOnly !== true)
     })
     return yield* replica === undefined || busy
       ? (effect as Effect.Effect<A, E, any>)
-      : Effect.flatMap(registry.get(replica), (service) => instead(effect, service))
+      : Effect.flatMap(engineOf(replica), (service) => instead(effect, service))
   })

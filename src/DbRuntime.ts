@@ -3,7 +3,6 @@
  *
  * @since 0.1.0
  */
-import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -13,20 +12,45 @@ import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Runtime from "effect/Runtime"
 import { AsyncLocalStorage } from "node:async_hooks"
 import { DbError } from "./DbError.js"
-import type { DbConnection, DbEngine, DbSession } from "./Default.js"
+import * as Database from "./Database.js"
+import type { DbConnection } from "./DbConnection.js"
+import type { DbEngine } from "./DbEngine.js"
+import type { DbSession, SessionOptions } from "./DbSession.js"
+import type { AtomicOptions, Transaction, WithTransactionOptions } from "./DbTransaction.js"
 import * as Ambient from "./internal/ambient.js"
 import { runBlocking } from "./internal/blocking.js"
-import { atomic, DbSession as Session, withTransaction } from "./Default.js"
-import type { SessionOptions } from "./DbSession.js"
-import type { AtomicOptions, Transaction, WithTransactionOptions } from "./DbTransaction.js"
 
-type Services = DbEngine | DbConnection | DbSession
+type Services<Name extends string> = DbEngine<Name> | DbConnection<Name> | DbSession<Name>
+
+/** The names of the databases that a layer provides. */
+type Names<R> = R extends DbEngine<infer Name> ? Name : never
+
+/**
+ * Promise code in sessions and transactions of one database. What is ambient travels with `AsyncLocalStorage`: each
+ * database has its own place in it, so calls for several databases nest.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface PromiseSessions {
+  /**
+   * Runs promise code in a session, which commits when the promise is fulfilled and rolls back when it is rejected, with
+   * that error. Inside a session it joins that one. Concurrent calls have sessions of their own.
+   */
+  readonly session: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
+  /** As `session`, always with a session and a connection of its own. */
+  readonly isolated: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
+  /** Runs promise code as an atomic block: a savepoint inside a session, else a transaction of its own. */
+  readonly transaction: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: WithTransactionOptions) => Promise<A>
+  /** Runs promise code as a transaction that commits by itself, also inside a session, which stays open. */
+  readonly atomic: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: AtomicOptions) => Promise<A>
+}
 
 /**
  * @since 0.1.0
  * @category models
  */
-export interface DbRuntime<R, E> {
+export interface DbRuntime<R, E> extends PromiseSessions {
   /**
    * Runs an effect. Inside the callback of `session`, `isolated`, `transaction` or `atomic` it runs in that session.
    * Rejects with the effect's own error; `signal` interrupts it, and then it rejects with the signal's reason.
@@ -41,16 +65,10 @@ export interface DbRuntime<R, E> {
    */
   readonly runSync: <A, E2>(effect: Effect.Effect<A, E2, R>) => A
   /**
-   * Runs promise code in a session, which commits when the promise is fulfilled and rolls back when it is rejected, with
-   * that error. Inside a session it joins that one. Concurrent calls have sessions of their own.
+   * `session`, `isolated`, `transaction` and `atomic` of another database that the layer provides. Nested, each has its
+   * own session; the inner one ends first.
    */
-  readonly session: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
-  /** As `session`, always with a session and a connection of its own. */
-  readonly isolated: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
-  /** Runs promise code as an atomic block: a savepoint inside a session, else a transaction of its own. */
-  readonly transaction: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: WithTransactionOptions) => Promise<A>
-  /** Runs promise code as a transaction that commits by itself, also inside a session, which stays open. */
-  readonly atomic: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: AtomicOptions) => Promise<A>
+  readonly of: <Name extends Names<R>>(database: Database.Database<Name>) => PromiseSessions
   /**
    * Drains and closes: sessions in hand may finish, up to `drainTimeout`; what comes later is rejected with
    * `PoolClosed`. Twice: nothing.
@@ -91,6 +109,14 @@ const asyncLayerError = (cause: unknown): unknown =>
       })
     : cause
 
+interface Make {
+  <R, E>(layer: Layer.Layer<R | Services<"default">, E>): DbRuntime<R | Services<"default">, E>
+  <R, E, Name extends string>(
+    layer: Layer.Layer<R | Services<Name>, E>,
+    database: Database.Database<Name>
+  ): DbRuntime<R | Services<Name>, E>
+}
+
 /**
  * A runtime for promise-style code: Express, Fastify, Hono, scripts. The ambient session travels with
  * `AsyncLocalStorage`, so it reaches everything that is awaited in the callback. The layer is built at the first use.
@@ -104,23 +130,29 @@ const asyncLayerError = (cause: unknown): unknown =>
  * await db.close()
  * ```
  *
+ * `session` and its like are the default database's, or those of the database that is named:
+ * `DbRuntime.make(Analytics.DbLayer({ url }), Analytics)`. The layer may provide more, other databases included: see `of`.
+ *
  * @since 0.1.0
  * @category constructors
  */
-export const make = <R, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | Services, E> => {
+export const make: Make = <R, E>(
+  layer: Layer.Layer<R, E>,
+  database: Database.Database<any> = Database.make("default")
+): DbRuntime<R, E> => {
   const managed = ManagedRuntime.make(layer)
   const storage = new AsyncLocalStorage<Context.Context<never>>()
 
-  let runtime: Runtime.Runtime<R | Services> | undefined = undefined
+  let runtime: Runtime.Runtime<R> | undefined = undefined
   let closing: Promise<void> | undefined = undefined
 
-  const build = async (): Promise<Runtime.Runtime<R | Services>> => {
-    const result = await managed.runPromiseExit(Effect.runtime<R | Services>())
+  const build = async (): Promise<Runtime.Runtime<R>> => {
+    const result = await managed.runPromiseExit(Effect.runtime<R>())
     if (Exit.isFailure(result)) throw squash(result.cause)
     return (runtime = result.value)
   }
 
-  const exit = async <A, E2>(effect: Effect.Effect<A, E2, R | Services>, signal?: AbortSignal): Promise<A> => {
+  const exit = async <A, E2>(effect: Effect.Effect<A, E2, R>, signal?: AbortSignal): Promise<A> => {
     const ambient = storage.getStore()
     // A session in hand may go on; its statements are the pool's to refuse.
     if (closing !== undefined && (ambient === undefined || runtime === undefined)) throw closedError()
@@ -128,7 +160,7 @@ export const make = <R, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | S
     const inside =
       ambient === undefined
         ? effect
-        : Effect.mapInputContext(effect, (context: Context.Context<R | Services>) => Context.merge(context, ambient))
+        : Effect.mapInputContext(effect, (context: Context.Context<R>) => Context.merge(context, ambient))
     const run = Runtime.runPromiseExit(runtime ?? (await build()))
     const result = await run(inside, signal === undefined ? undefined : { signal })
     if (Exit.isSuccess(result)) return result.value
@@ -136,11 +168,11 @@ export const make = <R, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | S
     throw squash(result.cause)
   }
 
-  const exitSync = <A, E2>(effect: Effect.Effect<A, E2, R | Services>): A => {
+  const exitSync = <A, E2>(effect: Effect.Effect<A, E2, R>): A => {
     if (closing !== undefined) throw closedError()
     if (storage.getStore() !== undefined) throw sharedError()
     if (runtime === undefined) {
-      const built = managed.runSyncExit(Effect.runtime<R | Services>())
+      const built = managed.runSyncExit(Effect.runtime<R>())
       if (Exit.isSuccess(built)) runtime = built.value
       else throw Cause.isDie(built.cause) ? asyncLayerError(squash(built.cause)) : squash(built.cause)
     }
@@ -158,16 +190,23 @@ export const make = <R, E>(layer: Layer.Layer<R | Services, E>): DbRuntime<R | S
       })
     )
 
+  const sessionsOf = ({ atomic, DbSession, withTransaction }: Database.Database<any>): PromiseSessions => {
+    // The signature of `make` and of `of` says that the layer provides it.
+    const run = <A, E2>(effect: Effect.Effect<A, E2, DbEngine<any>>) => exit(effect as Effect.Effect<A, E2, any>)
+    return {
+      session: (f, options = {}) => run(DbSession.autocommit(body(f), options)),
+      isolated: (f, options = {}) => run(DbSession.isolated(body(f), options)),
+      transaction: (f, options = {}) => run(withTransaction((tx) => body(() => f(tx)), options)),
+      atomic: (f, options = {}) => run(atomic((tx) => body(() => f(tx)), options))
+    }
+  }
+
   return {
+    ...sessionsOf(database),
     managed,
     run: (effect, options) => exit(effect, options?.signal),
     runSync: exitSync,
-    session: (f, options = {}) => exit(Session.autocommit(body(f), options) as Effect.Effect<any, SqlError, Services>),
-    isolated: (f, options = {}) => exit(Session.isolated(body(f), options) as Effect.Effect<any, SqlError, Services>),
-    transaction: (f, options = {}) =>
-      exit(withTransaction((tx) => body(() => f(tx)), options) as Effect.Effect<any, SqlError, Services>),
-    atomic: (f, options = {}) =>
-      exit(atomic((tx) => body(() => f(tx)), options) as Effect.Effect<any, SqlError, Services>),
+    of: sessionsOf,
     close: () => (closing ??= managed.dispose())
   }
 }

@@ -6,6 +6,7 @@
 import * as Database from "./Database.js"
 import type * as connections from "./DbConnection.js"
 import type * as engines from "./DbEngine.js"
+import type * as schemas from "./DbSchema.js"
 import type * as sessions from "./DbSession.js"
 
 const database = Database.make("default")
@@ -56,6 +57,25 @@ export type DbSession<Name extends string = "default"> = sessions.DbSession<Name
  * @category nouns
  */
 export const DbTransaction = database.DbTransaction
+
+/**
+ * Schemas and tenants: where the unqualified names of an effect's statements are looked up.
+ *
+ * @since 0.1.0
+ * @category nouns
+ */
+export const DbSchema = database.DbSchema
+/**
+ * @since 0.1.0
+ * @category nouns
+ */
+export declare namespace DbSchema {
+  /**
+   * @since 0.1.0
+   * @category models
+   */
+  export type SchemaPath = schemas.SchemaPath
+}
 
 /**
  * The layer of the default database.

@@ -9,12 +9,12 @@ export * as DbQuery from "./DbQuery.js"
 export * as DbResolver from "./DbResolver.js"
 export * as DbRegistry from "./DbRegistry.js"
 export * as DbRuntime from "./DbRuntime.js"
-export * as DbSchema from "./DbSchema.js"
 export { DbError } from "./DbError.js"
 export type { Reason, ReasonOf, ReasonTag } from "./DbError.js"
 export type { DbHost, DbOptions, HookServices, TargetSessionAttrs } from "./DbOptions.js"
 export type { Connection, ConnectionOptions, ConnectionStatus } from "./DbConnection.js"
 export type { DbSql, EngineService, EngineStats } from "./DbEngine.js"
+export type { CreateSchemaOptions, DropSchemaOptions, SchemaModule, SchemaPath, WithinSchema } from "./DbSchema.js"
 export type { BatchResult, MakeOptions, Session, SessionOptions, SessionState } from "./DbSession.js"
 export type {
   AtomicOptions,

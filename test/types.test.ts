@@ -5,14 +5,18 @@
 import type * as PgClient from "@effect/sql-pg/PgClient"
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
-import { Context, Data, Effect, type Layer, type Option, type Scope } from "effect"
+import { HttpServerResponse } from "@effect/platform"
+import { Context, Data, Effect, Layer, type Option, type Scope } from "effect"
 import {
   atomic,
   Database,
   DbConnection,
   type DbEngine,
   DbError,
+  DbHttp,
   DbLayer,
+  DbRuntime,
+  DbSchema,
   DbSession,
   DbTransaction,
   type ManualTransaction,
@@ -20,6 +24,7 @@ import {
   type Transaction,
   withTransaction
 } from "effect-db"
+import { DbTest } from "effect-db/testing"
 import { describe, expectTypeOf, it } from "vitest"
 
 class Needed extends Context.Tag("test/Needed")<Needed, { readonly n: number }>() {}
@@ -203,6 +208,63 @@ describe("two databases can't be confused", () => {
     >()
     expectTypeOf(Analytics.sqlClientLayer).toEqualTypeOf<
       Layer.Layer<SqlClient.SqlClient | PgClient.PgClient, never, DbEngine<"analytics">>
+    >()
+  })
+})
+
+describe("the edges are of one database each", () => {
+  type Other = DbEngine<"analytics">
+  type OtherServices = Other | DbConnection<"analytics"> | DbSession<"analytics">
+
+  it("DbSchema", () => {
+    expectTypeOf(DbSchema.withTenant(given, "acme")).toEqualTypeOf<Combined>()
+    expectTypeOf(given.pipe(DbSchema.withSchema(["acme", "public"]))).toEqualTypeOf<Combined>()
+    expectTypeOf(DbSchema.requireTenant(given)).toEqualTypeOf<Combined>()
+    expectTypeOf(DbSchema.create("acme")).toEqualTypeOf<Effect.Effect<void, SqlError, DbEngine>>()
+    expectTypeOf<DbSchema.SchemaPath>().toEqualTypeOf<string | ReadonlyArray<string>>()
+    expectTypeOf(Analytics.DbSchema.withTenant(given, "acme")).toEqualTypeOf<Combined<Other>>()
+    expectTypeOf(given.pipe(Analytics.DbSchema.using("acme"))).toEqualTypeOf<Combined<Other>>()
+    expectTypeOf(Analytics.DbSchema.requireTenant(given)).toEqualTypeOf<Combined<Other>>()
+    expectTypeOf(Analytics.DbSchema.current).toEqualTypeOf<Effect.Effect<Option.Option<string>, never, Other>>()
+    expectTypeOf(Analytics.DbSchema.drop("acme")).toEqualTypeOf<Effect.Effect<void, SqlError, Other>>()
+  })
+
+  it("DbTest", () => {
+    const kit = DbTest.of(Analytics)
+    expectTypeOf(DbTest.sandbox(given)).toEqualTypeOf<Combined>()
+    expectTypeOf(kit.sandbox(given)).toEqualTypeOf<Combined<Other>>()
+    expectTypeOf(kit.sandboxLayer).toEqualTypeOf<Layer.Layer<OtherServices, SqlError, Other>>()
+    expectTypeOf<Layer.Layer.Success<ReturnType<typeof kit.layer>>>().toEqualTypeOf<OtherServices>()
+    expectTypeOf<Effect.Effect.Success<ReturnType<typeof kit.database>>["layer"]>().toEqualTypeOf<
+      Layer.Layer<OtherServices, SqlError>
+    >()
+  })
+
+  it("DbRuntime", () => {
+    const both = DbRuntime.make(Layer.merge(DbLayer({}), Analytics.DbLayer({})))
+    // Never called: it would run.
+    const run = () => both.run(Effect.zipRight(DbSession.commit, Effect.as(Analytics.DbSession.commit, 1 as number)))
+    const session = () => both.of(Analytics).session(() => "value" as const)
+    expectTypeOf(run).returns.toEqualTypeOf<Promise<number>>()
+    expectTypeOf(session).returns.toEqualTypeOf<Promise<"value">>()
+    const one = DbRuntime.make(Analytics.DbLayer({}), Analytics)
+    expectTypeOf(one).toEqualTypeOf<DbRuntime.DbRuntime<OtherServices, SqlError>>()
+    // @ts-expect-error its layer does not provide the default database
+    void one.of(Database.make("default"))
+    // @ts-expect-error nor does it, when nothing is said
+    void DbRuntime.make(Analytics.DbLayer({}))
+    // @ts-expect-error the layer is another database's
+    void DbRuntime.make(DbLayer({}), Analytics)
+  })
+
+  it("DbHttp", () => {
+    const app = Effect.as(Needed, HttpServerResponse.empty())
+    type Engines<App extends Effect.Effect<any, any, any>> = Extract<Effect.Effect.Context<App>, DbEngine<any>>
+    const enginesOf = <App extends Effect.Effect<any, any, any>>(_app: App): Engines<App> => undefined as never
+    expectTypeOf(enginesOf(DbHttp.middleware()(app))).toEqualTypeOf<DbEngine>()
+    expectTypeOf(enginesOf(DbHttp.middleware({ databases: [Analytics] })(app))).toEqualTypeOf<Other>()
+    expectTypeOf(enginesOf(DbHttp.middleware({ databases: [Database.make("default"), Analytics] })(app))).toEqualTypeOf<
+      DbEngine | Other
     >()
   })
 })

@@ -14,12 +14,12 @@ import { randomBytes } from "node:crypto"
 import * as Pg from "pg"
 import { DbError } from "../DbError.js"
 import { borrow, coreOf, makeService } from "../DbEngine.js"
-import type { EngineService } from "../DbEngine.js"
+import type { DbEngine, EngineService } from "../DbEngine.js"
+import * as Database from "../Database.js"
 import { contextOf } from "../DbLayer.js"
 import type { Provided } from "../DbLayer.js"
 import type { DbOptions } from "../DbOptions.js"
 import { resolveTarget } from "../DbOptions.js"
-import { DbConnection, DbEngine, DbLayer, DbSession } from "../Default.js"
 import { Command } from "../internal/command.js"
 import { checkIdentifier, quoteIdentifier } from "../internal/input.js"
 import { Root } from "../internal/lease.js"
@@ -35,7 +35,14 @@ const statement = (wire: Wire, text: string): Effect.Effect<void, SqlError> =>
     )
   })
 
-const tags = { engine: DbEngine, connection: DbConnection, session: DbSession }
+/** What a database's layer provides, of this engine. */
+const provided = <Name extends string>(
+  { DbConnection, DbEngine, DbSession, name }: Database.Database<Name>,
+  service: EngineService
+): Context.Context<Provided<Name>> =>
+  contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
+
+const defaultDatabase = Database.make("default")
 
 /** An engine on one borrowed connection, in a transaction that is rolled back when the scope closes. */
 const sandboxed = (engine: EngineService): Effect.Effect<EngineService, SqlError, Scope.Scope> => {
@@ -62,56 +69,14 @@ const sandboxed = (engine: EngineService): Effect.Effect<EngineService, SqlError
         ),
         (sandbox) => {
           const service = makeService(sandbox)
-          sandbox.services = contextOf("default", tags, service)
+          // Effects in the options are written for the default database, whatever this one is called.
+          sandbox.services = provided(defaultDatabase, service)
           return service
         }
       )
     )
   )
 }
-
-/**
- * Runs an effect in a sandbox: everything inside, commits, rollbacks, closes and isolated sessions included, stays on
- * one connection of the ambient engine and is rolled back at the end, whatever the outcome. Sandboxes nest.
- *
- * Its limits are those of one connection: the transactions of several sessions take turns, one inside the other, so
- * an isolated session does not survive the rollback of the transaction that it was opened in; isolation levels are
- * those of the sandbox; `connection.raw` is not available.
- *
- * @since 0.1.0
- * @category sandbox
- */
-export const sandbox = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError, R | DbEngine> =>
-  Effect.scopedWith((scope) =>
-    Effect.flatMap(DbEngine, (engine) =>
-      Effect.flatMap(Scope.extend(sandboxed(engine), scope), (service) =>
-        Effect.mapInputContext(effect, (context: Context.Context<R>) =>
-          Context.merge(context, contextOf("default", tags, service))
-        )
-      )
-    )
-  ) as Effect.Effect<A, E | SqlError, R | DbEngine>
-
-/**
- * Everything that `DbLayer` provides, in a sandbox that lasts as long as the layer. Without options the database is
- * that of the environment (`DATABASE_URL`, else `PGHOST` and so on). With `it.layer` of `@effect/vitest` the tests of
- * a group share it; `DbTest.sandbox` around each of them keeps them apart.
- *
- * @since 0.1.0
- * @category layers
- */
-export const layer = (options?: DbOptions): Layer.Layer<Provided<"default">, SqlError | ConfigError.ConfigError> =>
-  Layer.provide(sandboxLayer, options === undefined ? DbLayer.env : DbLayer(options))
-
-/**
- * A sandbox over an engine that is there already.
- *
- * @since 0.1.0
- * @category layers
- */
-export const sandboxLayer: Layer.Layer<Provided<"default">, SqlError, DbEngine> = Layer.scopedContext(
-  Effect.map(Effect.flatMap(DbEngine, sandboxed), (service) => contextOf("default", tags, service))
-)
 
 /**
  * @since 0.1.0
@@ -136,11 +101,44 @@ export interface DatabaseOptions extends DbOptions {
  * @since 0.1.0
  * @category models
  */
-export interface TestDatabase {
+export interface TestDatabase<Name extends string = "default"> {
   readonly name: string
   /** The options of an engine on it. */
   readonly options: DbOptions
-  readonly layer: Layer.Layer<Provided<"default">, SqlError>
+  readonly layer: Layer.Layer<Provided<Name>, SqlError>
+}
+
+/**
+ * The testing kit of one database.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface TestModule<Name extends string> {
+  /**
+   * Runs an effect in a sandbox: everything inside, commits, rollbacks, closes and isolated sessions included, stays on
+   * one connection of the ambient engine and is rolled back at the end, whatever the outcome. Sandboxes nest; other
+   * databases are not touched.
+   *
+   * Its limits are those of one connection: the transactions of several sessions take turns, one inside the other, so
+   * an isolated session does not survive the rollback of the transaction that it was opened in; isolation levels are
+   * those of the sandbox; `connection.raw` is not available.
+   */
+  readonly sandbox: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | DbEngine<Name>>
+  /**
+   * Everything that the database's layer provides, in a sandbox that lasts as long as the layer. Without options the
+   * server is that of the environment (`DATABASE_URL`, else `PGHOST` and so on). With `it.layer` of `@effect/vitest` the
+   * tests of a group share it; `sandbox` around each of them keeps them apart.
+   */
+  readonly layer: (options?: DbOptions) => Layer.Layer<Provided<Name>, SqlError | ConfigError.ConfigError>
+  /** A sandbox over an engine that is there already. */
+  readonly sandboxLayer: Layer.Layer<Provided<Name>, SqlError, DbEngine<Name>>
+  /**
+   * Creates a database for the scope and drops it at the end, with `FORCE`: backends that are still attached, a leaked
+   * one of the program under test for example, don't keep it. A failing body drops it too. The options say how to reach
+   * the server, through a database that exists.
+   */
+  readonly database: (options: DatabaseOptions) => Effect.Effect<TestDatabase<Name>, SqlError, Scope.Scope>
 }
 
 const admin = (options: DbOptions, text: string): Effect.Effect<Pg.QueryResult, SqlError> =>
@@ -176,15 +174,8 @@ const admin = (options: DbOptions, text: string): Effect.Effect<Pg.QueryResult, 
     )
   })
 
-/**
- * Creates a database for the scope and drops it at the end, with `FORCE`: backends that are still attached, a leaked
- * one of the program under test for example, don't keep it. A failing body drops it too. The options say how to reach
- * the server, through a database that exists.
- *
- * @since 0.1.0
- * @category databases
- */
-export const database = (options: DatabaseOptions): Effect.Effect<TestDatabase, SqlError, Scope.Scope> => {
+/** Creates it for the scope. */
+const created = (options: DatabaseOptions): Effect.Effect<Omit<TestDatabase, "layer">, SqlError, Scope.Scope> => {
   const { keep, name: given, prefix, template, useExisting, ...server } = options
   const name = given ?? `${prefix ?? "test"}_${randomBytes(6).toString("hex")}`
   const create = Effect.gen(function* () {
@@ -206,6 +197,73 @@ export const database = (options: DatabaseOptions): Effect.Effect<TestDatabase, 
         ? Effect.orDie(admin(server, `DROP DATABASE IF EXISTS ${quoteIdentifier(name)} WITH (FORCE)`))
         : Effect.void
     ),
-    { name, options: engine, layer: DbLayer(engine) }
+    { name, options: engine }
   )
 }
+
+/**
+ * The testing kit of another database.
+ *
+ * ```ts
+ * DbTest.of(Analytics).sandbox(program)
+ * ```
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const of = <Name extends string>(database: Database.Database<Name>): TestModule<Name> => {
+  const { DbEngine, DbLayer } = database
+  const sandboxLayer: TestModule<Name>["sandboxLayer"] = Layer.scopedContext(
+    Effect.map(Effect.flatMap(DbEngine, sandboxed), (service) => provided(database, service))
+  )
+  return {
+    sandbox: <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+      Effect.scopedWith((scope) =>
+        Effect.flatMap(DbEngine, (engine) =>
+          Effect.flatMap(Scope.extend(sandboxed(engine), scope), (service) =>
+            Effect.mapInputContext(effect, (context: Context.Context<R>) =>
+              Context.merge(context, provided(database, service))
+            )
+          )
+        )
+      ) as Effect.Effect<A, E | SqlError, R | DbEngine<Name>>,
+    layer: (options) => Layer.provide(sandboxLayer, options === undefined ? DbLayer.env : DbLayer(options)),
+    sandboxLayer,
+    database: (options) =>
+      Effect.map(created(options), ({ name, options }) => ({ name, options, layer: DbLayer(options) }))
+  }
+}
+
+const own = of(defaultDatabase)
+
+/**
+ * `sandbox` of the default database.
+ *
+ * @since 0.1.0
+ * @category sandbox
+ */
+export const sandbox = own.sandbox
+
+/**
+ * `layer` of the default database.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = own.layer
+
+/**
+ * `sandboxLayer` of the default database.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const sandboxLayer = own.sandboxLayer
+
+/**
+ * `database` whose `layer` is that of the default database.
+ *
+ * @since 0.1.0
+ * @category databases
+ */
+export const database = own.database
