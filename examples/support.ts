@@ -13,6 +13,8 @@ import { EmbeddedServer } from "effect-db/embedded"
 import { DbTest } from "effect-db/testing"
 import { Console, Context, Data, Effect, Equal, Redacted } from "effect"
 import type { Scope } from "effect"
+import type { Server as HttpServer } from "node:http"
+import type { AddressInfo } from "node:net"
 
 /** Makes more databases, for examples that need a second one. They are dropped at the end. */
 export class Databases extends Context.Tag("examples/Databases")<
@@ -51,6 +53,29 @@ const text = (value: unknown): string =>
   Array.isArray(value) ? (value.length === 0 ? "nobody" : value.join(", ")) : String(value)
 
 const comparable = (value: unknown): unknown => (Array.isArray(value) ? Data.array(value) : value)
+
+/** Listens on a port of its own until the scope closes, and yields where. */
+export const listening = (server: HttpServer): Effect.Effect<string, never, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.async<string>((resume) => {
+      server.listen(0, "127.0.0.1", () =>
+        resume(Effect.succeed(`http://127.0.0.1:${(server.address() as AddressInfo).port}`))
+      )
+    }),
+    () =>
+      Effect.async<void>((resume) => {
+        server.close(() => resume(Effect.void))
+        server.closeAllConnections()
+      })
+  )
+
+/** Sends a request and yields the status of the response. */
+export const post = (url: string): Effect.Effect<number> =>
+  Effect.promise(async () => {
+    const response = await fetch(url, { method: "POST" })
+    await response.arrayBuffer()
+    return response.status
+  })
 
 /** A server, and on it a database that those of the examples are copied from. */
 export interface Server {

@@ -14,9 +14,8 @@ import { told, WireLog } from "./wire-log.js"
 
 /** In the order in which they are best read; what is not named here follows. */
 const order = `basic implicit manual rollback http transaction propagation atomic sessions-at-once one-connection
-  connections engine databases streaming retry hooks row-level-security tenants promises query-builders testing`.split(
-  /\s+/
-)
+  connections engine databases streaming retry hooks row-level-security tenants promises express fastify hono
+  query-builders testing`.split(/\s+/)
 
 const folder = new URL("../examples/", import.meta.url)
 
