@@ -4,6 +4,7 @@ import {
   atomic,
   DbEngine,
   DbError,
+  DbLayer,
   DbSession,
   DbTransaction,
   type ManualTransaction,
@@ -21,6 +22,7 @@ import {
   place,
   programsOn,
   proxiedOn,
+  quietly,
   reason,
   refused,
   seen,
@@ -528,6 +530,22 @@ describe("verifyOutcome where the marker can't be written as it is", () => {
       expect(tables).toEqual([{ found: null }])
     })
   )
+
+  test("engines that create the table of outcomes at the same time don't fail each other", () =>
+    Effect.gen(function* () {
+      for (let round = 0; round < 5; round++) {
+        yield* database.query("DROP TABLE IF EXISTS effect_db_outcome")
+        yield* Effect.forEach(
+          [1, 2, 3, 4, 5, 6, 7, 8],
+          (id) =>
+            withTransaction(insert(10 * round + id), { verifyOutcome: true }).pipe(
+              Effect.provide(quietly(DbLayer({ url: database.url })))
+            ),
+          { concurrency: "unbounded", discard: true }
+        )
+      }
+      expect((yield* rows).length).toBe(40)
+    }))
 
   proxied("a transaction that has changed its search path finds the table all the same", (proxy) =>
     Effect.gen(function* () {

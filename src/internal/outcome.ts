@@ -33,6 +33,9 @@ const question = (table: string): string =>
 /** The qualified name of the table, where it is known to be there. */
 const tables = new WeakMap<EngineCore, string>()
 
+/** What `IF NOT EXISTS` says when another one is quicker: a key of the catalogue, a table, the type of its rows. */
+const createdMeanwhile = new Set(["23505", "42P07", "42710"])
+
 /**
  * Makes sure that the table is there, once per engine. Two that create it at once is no error. A transaction that only
  * reads needs none, and may be on a server that can't have one.
@@ -43,7 +46,7 @@ export const prepareOutcome = (engine: EngineCore, { readOnly }: TransactionOpti
     ? Effect.void
     : executeApart(engine, create, []).pipe(
         Effect.catchIf(
-          (error) => error.reason.sqlState === "23505" || error.reason.sqlState === "42P07",
+          ({ reason }) => reason.sqlState !== undefined && createdMeanwhile.has(reason.sqlState),
           () => Effect.void
         ),
         Effect.zipRight(executeApart(engine, "DELETE FROM effect_db_outcome WHERE at < now() - interval '1 day'", [])),
