@@ -2,25 +2,21 @@
  * `npm run bench -- [--quick] [--only NAME,...] [--rounds N] [--json FILE] [--svg FILE]`
  *
  * effect-db beside `pg` by hand, `@effect/sql-pg`, `postgres`, Kysely, Drizzle and, where it is installed, `pgbench`:
- * all compiled JavaScript, in one process, in interleaved rounds. The table is printed; the files are the same figures
- * once more. The server is that of DATABASE_URL, else an embedded one.
+ * all compiled JavaScript, each in a process of its own, in interleaved rounds. The table is printed; the files are the
+ * same figures once more. The server is that of DATABASE_URL, else an embedded one.
  */
 import { writeFile } from "node:fs/promises"
 import { cpus } from "node:os"
 import { parseArgs } from "node:util"
 import { connections } from "./contender.js"
-import type { Connect, Contender, Work } from "./contender.js"
-import { drizzle } from "./contenders/drizzle.js"
-import { effectDb, sqlPg } from "./contenders/effect.js"
-import { kysely } from "./contenders/kysely.js"
-import { pg, pgNamed } from "./contenders/pg.js"
-import { pgbench } from "./contenders/pgbench.js"
-import { postgres } from "./contenders/postgres.js"
+import { contenders as all } from "./contenders/index.js"
 import { growth, idleSessions } from "./growth.js"
 import { slowLink } from "./link.js"
 import { measure } from "./measure.js"
 import { toSvg } from "./picture.js"
-import { ours, printCurves, printIdle, printResult, resultOf, toJson } from "./report.js"
+import { connect } from "./remote.js"
+import type { Remote } from "./remote.js"
+import { printCurves, printIdle, printResult, resultOf, toJson } from "./report.js"
 import type { Result } from "./report.js"
 import { openDatabase } from "./server.js"
 import { workloads } from "./workloads.js"
@@ -44,29 +40,18 @@ if (unknown !== undefined) {
 }
 const wanted = (name: string): boolean => only === undefined || only.includes(name)
 
-const all: ReadonlyArray<readonly [name: string, connect: Connect]> = [
-  [ours, effectDb],
-  ["pg", pg],
-  ["pg, named", pgNamed],
-  ["@effect/sql-pg", sqlPg],
-  ["postgres", postgres],
-  ["Kysely", kysely],
-  ["Drizzle", drizzle],
-  ["pgbench, in C", pgbench]
-]
-
-const open = async (url: string): Promise<Map<string, Contender>> => {
-  const contenders = new Map<string, Contender>()
-  for (const [name, connect] of all) {
-    const contender = await connect(url)
-    if (contender === undefined) console.log(`skipped: ${name} is not installed`)
-    else contenders.set(name, contender)
+const open = async (url: string): Promise<Map<string, Remote>> => {
+  const remotes = new Map<string, Remote>()
+  for (const name of all.keys()) {
+    const remote = await connect(name, url)
+    if (remote === undefined) console.log(`skipped: ${name} is not installed`)
+    else remotes.set(name, remote)
   }
-  return contenders
+  return remotes
 }
 
-const close = async (contenders: Map<string, Contender>): Promise<void> => {
-  for (const contender of contenders.values()) await contender.close()
+const close = async (remotes: Map<string, Remote>): Promise<void> => {
+  for (const remote of remotes.values()) await remote.close()
 }
 
 const database = await openDatabase()
@@ -88,11 +73,11 @@ try {
   for (const slow of [false, true]) {
     const contenders = await open(slow ? link.url : database.url)
     for (const workload of workloads.filter((_) => (_.slow ?? false) === slow && wanted(_.name))) {
-      const works = new Map<string, Work>()
-      for (const [name, { work }] of contenders) {
-        const own = work[workload.name]
-        if (own !== undefined) works.set(name, own)
-      }
+      const works = new Map(
+        [...contenders]
+          .filter(([, { works }]) => works.includes(workload.name))
+          .map(([name, { run }]) => [name, (n: number) => run(workload.name, n)] as const)
+      )
       const samples = await measure(works, {
         n: args.quick ? workload.quick : workload.n,
         rounds: args.rounds !== undefined ? Number(args.rounds) : args.quick ? 2 : workload.rounds,

@@ -2,13 +2,13 @@
  * Interleaved rounds: in each, every contender has its turn, in another order each time. What slows the machine down
  * for a while slows all of them down; ratios are taken within a round.
  */
-import type { Work } from "./contender.js"
+import type { Taken } from "./worker.js"
 
 export interface Sample {
   readonly name: string
   /** Microseconds of one unit, by round. */
   readonly micros: ReadonlyArray<number>
-  /** Of these, what this process spent computing: steadier than the clock on a busy machine. None by a clock of its own. */
+  /** Of these, what its process spent computing. None by a clock of its own. */
   readonly cpu: ReadonlyArray<number>
 }
 
@@ -24,17 +24,8 @@ export const ratio = (a: Sample, b: Sample): number => median(a.micros.map((_, i
 /** As `ratio`, of the fastest round of each: what it comes to when nothing else runs. */
 export const bestRatio = (a: Sample, b: Sample): number => Math.min(...a.micros) / Math.min(...b.micros)
 
-const once = async (work: Work, n: number): Promise<{ readonly micros: number; readonly cpu: number | undefined }> => {
-  const cpuBefore = process.cpuUsage()
-  const start = performance.now()
-  const own = await work(n)
-  const taken = ((performance.now() - start) * 1000) / n
-  const { system, user } = process.cpuUsage(cpuBefore)
-  return typeof own === "number" ? { micros: own, cpu: undefined } : { micros: taken, cpu: (user + system) / n }
-}
-
 export const measure = async (
-  contenders: ReadonlyMap<string, Work>,
+  contenders: ReadonlyMap<string, (n: number) => Promise<Taken>>,
   { n, rounds, warmUp }: { readonly n: number; readonly rounds: number; readonly warmUp: number }
 ): Promise<ReadonlyArray<Sample>> => {
   const all = [...contenders].map(([name, work]) => ({
@@ -48,7 +39,7 @@ export const measure = async (
   for (let round = 0; round < rounds; round++) {
     for (let i = 0; i < all.length; i++) {
       const { cpu, micros, work } = all[(i + round) % all.length]!
-      const taken = await once(work, n)
+      const taken = await work(n)
       micros.push(taken.micros)
       if (taken.cpu !== undefined) cpu.push(taken.cpu)
     }

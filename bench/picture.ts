@@ -4,7 +4,8 @@
  */
 import { median, ratio } from "./measure.js"
 import type { Sample } from "./measure.js"
-import { micros, ours } from "./report.js"
+import { ours } from "./contenders/index.js"
+import { micros } from "./report.js"
 import type { Report, Result } from "./report.js"
 
 const columns = 2

@@ -1,6 +1,7 @@
 /**
  * The results as text and as JSON.
  */
+import { ours } from "./contenders/index.js"
 import type { Curve, IdleSessions } from "./growth.js"
 import { bestRatio, median, ratio } from "./measure.js"
 import type { Sample } from "./measure.js"
@@ -27,8 +28,6 @@ export interface Report {
   readonly idle: IdleSessions | undefined
   readonly curves: ReadonlyArray<Curve>
 }
-
-export const ours = "effect-db"
 
 export const resultOf = (workload: Workload, samples: ReadonlyArray<Sample>): Result => {
   const own = samples.find((_) => _.name === ours)

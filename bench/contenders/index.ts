@@ -1,0 +1,23 @@
+/**
+ * Who is compared, by name.
+ */
+import type { Connect } from "../contender.js"
+import { drizzle } from "./drizzle.js"
+import { effectDb, sqlPg } from "./effect.js"
+import { kysely } from "./kysely.js"
+import { pg, pgNamed } from "./pg.js"
+import { pgbench } from "./pgbench.js"
+import { postgres } from "./postgres.js"
+
+export const ours = "effect-db"
+
+export const contenders: ReadonlyMap<string, Connect> = new Map([
+  [ours, effectDb],
+  ["pg", pg],
+  ["pg, named", pgNamed],
+  ["@effect/sql-pg", sqlPg],
+  ["postgres", postgres],
+  ["Kysely", kysely],
+  ["Drizzle", drizzle],
+  ["pgbench, in C", pgbench]
+])

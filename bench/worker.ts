@@ -1,0 +1,41 @@
+/**
+ * One contender in a process of its own, as in a program that uses no other: what the compiler has learnt from one
+ * library is nothing that it has to unlearn for the next. Told by messages what to run, and answers with what it took.
+ */
+import type { Contender, Work, WorkloadName } from "./contender.js"
+import { contenders } from "./contenders/index.js"
+
+export interface Taken {
+  readonly micros: number
+  /** Of these, what the process spent computing: steadier than the clock on a busy machine. None by a clock of its own. */
+  readonly cpu: number | undefined
+}
+
+export type Request = { readonly work: WorkloadName; readonly n: number } | "close"
+
+export type Answer =
+  { readonly works: ReadonlyArray<WorkloadName> | undefined } | Taken | { readonly failed: string } | "closed"
+
+const run = async (work: Work, n: number): Promise<Taken> => {
+  const cpuBefore = process.cpuUsage()
+  const start = performance.now()
+  const own = await work(n)
+  const taken = ((performance.now() - start) * 1000) / n
+  const { system, user } = process.cpuUsage(cpuBefore)
+  return typeof own === "number" ? { micros: own, cpu: undefined } : { micros: taken, cpu: (user + system) / n }
+}
+
+const answer = (value: Answer): void => void process.send!(value)
+
+const [name = "", url = ""] = process.argv.slice(2)
+let contender: Contender | undefined = undefined
+process.on("message", (request: Request) => {
+  const answered =
+    request === "close"
+      ? contender!.close().then(() => "closed" as const)
+      : run(contender!.work[request.work]!, request.n)
+  answered.then(answer, (error: unknown) => answer({ failed: String(error) }))
+})
+contender = await contenders.get(name)!(url)
+answer({ works: contender === undefined ? undefined : (Object.keys(contender.work) as Array<WorkloadName>) })
+if (contender === undefined) process.disconnect()
