@@ -36,7 +36,8 @@ export const floors = [
     "src/internal/poolErrors.ts",
     "src/internal/loans.ts",
     "src/internal/pool.ts",
-    "src/internal/statement.ts"
+    "src/internal/statement.ts",
+    "src/internal/writes.ts"
   ],
   // 3: engine and unit of work
   [
@@ -49,7 +50,9 @@ export const floors = [
     "src/internal/ending.ts",
     "src/internal/slot.ts",
     "src/internal/session.ts",
+    "src/internal/everySession.ts",
     "src/internal/execute.ts",
+    "src/internal/commitToken.ts",
     "src/internal/batch.ts",
     "src/internal/sqlClient.ts",
     "src/internal/copy.ts",

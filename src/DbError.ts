@@ -52,6 +52,7 @@ export {
   StatementTimeoutError,
   ReadOnlyError,
   QueryCanceled,
+  ReplicaBehind,
   TransactionTimeout,
   AcquireTimeout,
   PoolClosed,

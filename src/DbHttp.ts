@@ -10,6 +10,7 @@ import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -24,6 +25,8 @@ import type { DbEngine } from "./DbEngine.js"
 import { DbEngine as DefaultEngine } from "./Default.js"
 import type { SessionOptions } from "./DbSession.js"
 import * as Ambient from "./internal/ambient.js"
+import { isToken, tokenOf } from "./internal/commitToken.js"
+import type { EngineCore } from "./internal/engine.js"
 import { endSlot, inSlot, makeSlot, runBefore } from "./internal/session.js"
 import type { Slot } from "./internal/slot.js"
 
@@ -40,8 +43,30 @@ export interface MiddlewareOptions<Name extends string = "default"> extends Omit
    * the body was sent in full. Default: `"close"`; one response opts in with `DbHttp.keepOpen(response)`.
    */
   readonly streams?: "close" | "keepOpen" | undefined
+  /**
+   * What a client has written its next requests read, also from a standby (`DbRegistry.readOnly`): a response of a
+   * request that has written carries a cookie, which those bring along. Costs such a request one round trip. Default:
+   * off.
+   */
+  readonly readYourWrites?: boolean | ReadYourWrites | undefined
   /** The databases (of `Database.make`) that get a session for the request. Default: the default one. */
   readonly databases?: ReadonlyArray<{ readonly name: Name }> | undefined
+}
+
+/**
+ * The cookie that carries a commit token. It is neither secret nor signed: who forges one makes his own requests wait
+ * for a standby, and then read from the primary.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReadYourWrites {
+  /** The name of the cookie; that of a database other than the default one has `-` and its name behind it. Default: `"db-after"`. */
+  readonly cookie?: string | undefined
+  /** For how long it is remembered: longer than a standby is ever behind. Default: 1 min. */
+  readonly maxAge?: Duration.DurationInput | undefined
+  /** Send it over TLS only. Default: false. */
+  readonly secure?: boolean | undefined
 }
 
 // By the body: other combinators make another response around the same one.
@@ -154,6 +179,64 @@ const leavable: Restore = (app) =>
     })
   )
 
+/** The cookie of a database, and what stands in it. A slash may not stand in a cookie everywhere. */
+const cookieOf = (name: string, options: ReadYourWrites): string =>
+  `${options.cookie ?? "db-after"}${name === "default" ? "" : `-${name}`}`
+
+const afterOf = (core: EngineCore, options: ReadYourWrites): Effect.Effect<string | undefined> =>
+  Effect.map(Effect.serviceOption(HttpServerRequest.HttpServerRequest), (request) => {
+    const text = Option.isSome(request) ? request.value.cookies[cookieOf(core.name, options)] : undefined
+    const token = text?.replace("-", "/")
+    return token !== undefined && isToken(token) ? token : undefined
+  })
+
+/** What the request has brought along is ambient for whoever reads from a standby. */
+const afterwards = <A, E, R>(app: Effect.Effect<A, E, R>, slots: ReadonlyArray<Slot>, options: ReadYourWrites) =>
+  slots.reduce<Effect.Effect<A, E, R>>(
+    (app, { engine }) =>
+      Effect.flatMap(afterOf(engine, options), (after) =>
+        after === undefined ? app : Ambient.locally(app, engine, (entry) => ({ ...entry, after }))
+      ),
+    app
+  )
+
+/** A GET or HEAD has written what is seen to write; of the others each statement may have. */
+const isSafe = Effect.map(Effect.serviceOption(HttpServerRequest.HttpServerRequest), (request) =>
+  Option.exists(request, ({ method }) => method === "GET" || method === "HEAD")
+)
+
+/** Adds the cookies of what a request has committed. What was committed stays so, whether or not they can be had. */
+const withTokens = (
+  response: HttpServerResponse.HttpServerResponse,
+  slots: ReadonlyArray<Slot>,
+  options: ReadYourWrites
+): Effect.Effect<HttpServerResponse.HttpServerResponse> =>
+  Effect.flatMap(isSafe, (safe) =>
+    Effect.reduce(slots, response, (response, { engine, writes }) =>
+      Effect.match(
+        Effect.interruptible(Effect.timeout(tokenOf(engine, writes, undefined, !safe), engine.config.settleMillis)),
+        {
+          onFailure: () => response,
+          onSuccess: (token) =>
+            Option.isNone(token)
+              ? response
+              : HttpServerResponse.unsafeSetCookie(
+                  response,
+                  cookieOf(engine.name, options),
+                  token.value.replace("/", "-"),
+                  {
+                    path: "/",
+                    httpOnly: true,
+                    sameSite: "lax",
+                    secure: options.secure === true,
+                    maxAge: options.maxAge ?? "1 minute"
+                  }
+                )
+        }
+      )
+    )
+  )
+
 type Engines<Name extends string> = { [One in Name]: DbEngine<One> }[Name]
 
 /**
@@ -177,13 +260,16 @@ export const middleware =
     type App = Effect.Effect<HttpServerResponse.HttpServerResponse, E | SqlError, any>
     const tags = options.databases?.map((_) => Database.make(_.name).DbEngine) ?? [DefaultEngine]
     const commits = options.commits ?? ((response) => response.status < 400)
+    const { readYourWrites } = options
+    const tokens = readYourWrites === true ? {} : readYourWrites === false ? undefined : readYourWrites
     const around = (slots: ReadonlyArray<Slot>, restore: Restore): App => {
       let answered = false
       const once = (response: HttpServerResponse.HttpServerResponse) =>
         Effect.uninterruptibleMask((restore) => {
           if (answered) return Effect.succeed(response)
           answered = true
-          const ended = Effect.suspend(() => answer(response, slots, commits(response), options.streams, restore))
+          const settled = Effect.suspend(() => answer(response, slots, commits(response), options.streams, restore))
+          const ended = tokens === undefined ? settled : Effect.flatMap(settled, (_) => withTokens(_, slots, tokens))
           return Effect.onError(ended, () => Effect.ignore(endAll(slots, false)))
         })
       // As a server's middleware the app sends the response as well: the handler comes in between. Around a route it
@@ -206,7 +292,10 @@ export const middleware =
         return Effect.uninterruptibleMask((restore) =>
           Effect.flatMap(
             Effect.forEach(fresh, (core) => makeSlot(core, Ambient.entry(fiber, core), options, false)),
-            (slots) => around(slots, routed ? restore : leavable)
+            (slots) => {
+              const app = around(slots, routed ? restore : leavable)
+              return tokens === undefined ? app : afterwards(app, slots, tokens)
+            }
           )
         )
       })

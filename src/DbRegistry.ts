@@ -5,6 +5,7 @@
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -15,8 +16,9 @@ import type { DbEngine as EngineId, EngineService } from "./DbEngine.js"
 import { contextOf } from "./DbLayer.js"
 import type { Provided } from "./DbLayer.js"
 import type { DbOptions } from "./DbOptions.js"
-import { DbConnection, DbEngine, DbSession } from "./Default.js"
+import type { CommitToken } from "./DbSession.js"
 import * as Ambient from "./internal/ambient.js"
+import { later, tokenOf, waitFor } from "./internal/commitToken.js"
 
 /**
  * The engines of a program by name.
@@ -100,15 +102,13 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions>
     })
   )
 
-/** Gives an effect that was written for the default database the services of another engine. */
+/** Gives an effect that was written for one database the services of another engine. */
 const instead = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
-  service: EngineService
+  service: EngineService,
+  { DbConnection, DbEngine, DbSession, name }: Database.Database<any> = Database.make("default")
 ): Effect.Effect<A, E, Exclude<R, Provided<"default">>> =>
-  Effect.provide(
-    effect,
-    contextOf("default", { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
-  )
+  Effect.provide(effect, contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service))
 
 /** An engine by name. What has taken its place around here, the sandbox of a test, counts before the registry's own. */
 const engineOf = (name: string): Effect.Effect<EngineService, SqlError, DbRegistry> =>
@@ -160,26 +160,73 @@ export const using: Using = ((...args: ReadonlyArray<unknown>) => {
 }) as Using
 
 /**
- * Runs an effect that only reads on the default database's replica, if the registry knows one; inside of `using` on the
- * replica of that database. Inside a session whose transaction is open it stays there, since a replica would not show
- * what that transaction has done; so it does in the sandbox of a test.
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReadOnlyOptions<Name extends string = "default"> {
+  /** The database that the effect is written for (of `Database.make`). Default: the default one. */
+  readonly database?: { readonly name: Name } | undefined
+  /** What the replica has to show: what `DbSession.commitToken` yields. */
+  readonly after?: CommitToken | undefined
+  /** How long the replica may take for it; then the primary is read from. Default: 1 s. */
+  readonly timeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * Runs an effect that only reads on the database's replica, if the registry knows one; inside of `using` on the replica
+ * of that database. Inside a session whose transaction is open it stays there, since a replica would not show what that
+ * transaction has done; so it does in the sandbox of a test.
+ *
+ * The replica has to show what the session has committed before, what the request has brought along (the option
+ * `readYourWrites` of `DbHttp.middleware`) and what `after` says. It is waited for; when it takes longer than `timeout`
+ * the effect runs on the primary. A replica that can't be reached is an error.
  *
  * @since 0.1.0
  * @category combinators
  */
-export const readOnly = <A, E, R>(
-  effect: Effect.Effect<A, E, R>
-): Effect.Effect<A, E | SqlError, Exclude<R, Provided<"default">> | Provided<"default"> | DbRegistry> =>
+export const readOnly: {
+  <Name extends string = "default">(
+    options: ReadOnlyOptions<Name>
+  ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | EngineId<Name> | DbRegistry>
+  <A, E, R, Name extends string = "default">(
+    effect: Effect.Effect<A, E, R>,
+    options?: ReadOnlyOptions<Name>
+  ): Effect.Effect<A, E | SqlError, R | EngineId<Name> | DbRegistry>
+} = ((...args: ReadonlyArray<any>) =>
+  Effect.isEffect(args[0])
+    ? onReplica(args[0] as Effect.Effect<any, any, any>, (args[1] ?? {}) as ReadOnlyOptions<string>)
+    : (effect: Effect.Effect<any, any, any>) => onReplica(effect, args[0] as ReadOnlyOptions<string>)) as never
+
+const onReplica = (effect: Effect.Effect<any, any, any>, options: ReadOnlyOptions<string>) =>
   Effect.gen(function* () {
     const registry = yield* DbRegistry
-    const primary = yield* DbEngine
-    const known = yield* Effect.option(registry.get(primary.name))
-    const replica = Option.contains(known, primary) ? registry.replicas.get(primary.name) : undefined
-    const busy = yield* Effect.withFiberRuntime<boolean>((fiber) => {
-      const unit = Ambient.entry(fiber, coreOf(primary)).slot?.unit
-      return Effect.succeed(unit !== undefined && unit.open && unit.options.readOnly !== true)
-    })
-    return yield* replica === undefined || busy
-      ? (effect as Effect.Effect<A, E, any>)
-      : Effect.flatMap(engineOf(replica), (service) => instead(effect, service))
+    const vocabulary = Database.make(options.database?.name ?? "default")
+    const here = yield* vocabulary.DbEngine
+    // A sandbox has taken the place of the one that has a replica.
+    const known = Option.contains(yield* Effect.option(registry.get(here.name)), here)
+    const replica = known ? registry.replicas.get(here.name) : undefined
+    const primary = coreOf(here)
+    const { after, slot } = yield* Effect.withFiberRuntime<Ambient.Entry>((fiber) =>
+      Effect.succeed(Ambient.entry(fiber, primary))
+    )
+    const unit = slot?.unit
+    const busy = unit !== undefined && unit.open && unit.options.readOnly !== true
+    if (replica === undefined || busy) return yield* effect
+    const service = yield* engineOf(replica)
+    const own = slot === undefined ? Option.none() : yield* tokenOf(primary, slot.writes, unit)
+    const token = [options.after, after, Option.getOrUndefined(own)].reduce(later)
+    if (token === undefined) return yield* instead(effect, service, vocabulary)
+    const shows = Effect.as(waitFor(coreOf(service), token, options.timeout), true)
+    const there = Effect.catchIf(
+      shows,
+      (error) => error.reason._tag === "ReplicaBehind",
+      () => Effect.succeed(false)
+    )
+    // Of several standbys it is one that has been waited for.
+    const one = coreOf(service).config.target.hosts.length === 1
+    const onOne = Effect.flatMap(there, (there) =>
+      there ? Effect.asSome(instead(effect, service, vocabulary)) : Effect.succeedNone
+    )
+    const read = yield* one ? onOne : instead(vocabulary.DbConnection.withConnection(onOne), service, vocabulary)
+    return Option.isSome(read) ? read.value : yield* effect
   })

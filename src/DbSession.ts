@@ -24,7 +24,9 @@ import type { BatchResult } from "./internal/batch.js"
 import { markRollbackOnly } from "./internal/block.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combinator } from "./internal/combinator.js"
-import { EngineCore } from "./internal/engine.js"
+import { tokenOf, waitFor, withCommitToken } from "./internal/commitToken.js"
+import type { EngineCore } from "./internal/engine.js"
+import * as every from "./internal/everySession.js"
 import { unitOf } from "./internal/execute.js"
 import type { Frame } from "./internal/frame.js"
 import * as sessions from "./internal/session.js"
@@ -77,6 +79,24 @@ export interface MakeOptions extends SessionOptions {
 }
 
 /**
+ * Where in the log of the server a commit is: `0/3000148`. It is a string that can be kept, sent and given to `waitFor`
+ * by another process.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type CommitToken = string
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface WaitOptions {
+  /** Default: 1 s. */
+  readonly timeout?: Duration.DurationInput | undefined
+}
+
+/**
  * A session: the members of the facade and of every handle.
  *
  * @since 0.1.0
@@ -110,6 +130,17 @@ export interface Session {
   ) => Effect.Effect<BatchResult<Statements>, SqlError>
   /** Once per COMMIT, just before it, still inside; its failure prevents the commit. */
   readonly beforeCommit: <A, R>(effect: Effect.Effect<A, SqlError, R>) => Effect.Effect<void, SqlError, R>
+  /**
+   * A token for all that the session, and those opened in it, have committed; none when nothing was written, by the
+   * tags and texts of the statements. Asking costs a round trip, once for the same commits.
+   */
+  readonly commitToken: Effect.Effect<Option.Option<CommitToken>, SqlError>
+  /**
+   * Waits until the server shows what a token stands for; a primary does. In a session it is the session's connection
+   * that waits, before its transaction. `ReplicaBehind` when the time is over, `InvalidInput` for what is no token, and
+   * in a transaction whose snapshot is older.
+   */
+  readonly waitFor: (token: CommitToken, options?: WaitOptions) => Effect.Effect<void, SqlError>
   /**
    * Once, after the next commit: at the end of a session after the connection is given back, after an explicit
    * `commit` at once. Detached from the session. A failure is logged and undoes nothing.
@@ -175,6 +206,13 @@ const makeSession = (
       Effect.flatMap(find("open a savepoint in"), (at) => beginManual(at.slot, at.unit, at.frame, options ?? {}, true)),
     use,
     batch: (statements) => use(runBatch(core, statements)),
+    commitToken: Effect.flatMap(find("ask for the commits of"), ({ slot, unit }) => tokenOf(core, slot.writes, unit)),
+    waitFor: (token, options) =>
+      Effect.flatMap(whenNone, (none) =>
+        none
+          ? waitFor(core, token, options?.timeout)
+          : Effect.flatMap(find("wait in"), (at) => waitFor(core, token, options?.timeout, at))
+      ),
     beforeCommit: hook((at, hook) => void at.unit.beforeCommit.push(hook)),
     afterCommit: hook((at, hook) => void at.frame.top.afterCommit.push(hook)),
     afterRollback: hook((at, hook) => void at.frame.top.afterRollback.push(hook))
@@ -325,45 +363,6 @@ const handleOfSlot = (core: EngineCore, slot: Slot): Effect.Effect<Session, SqlE
     Effect.sync(() => handleOf(core, slot, slot.get()))
   )
 
-const isCore = (key: object): key is EngineCore => key instanceof EngineCore
-
-/** Every database's session of the fiber, in the order in which they were opened. */
-const allOpen: Effect.Effect<ReadonlyArray<{ readonly core: EngineCore; readonly slot: Slot; readonly unit: Unit }>> =
-  Effect.map(Ambient.entries, (entries) =>
-    entries.flatMap(([core, { slot }]) =>
-      isCore(core) && slot !== undefined && !slot.ended && slot.unit !== undefined && !slot.unit.ended
-        ? [{ core, slot, unit: slot.unit }]
-        : []
-    )
-  )
-
-const inAll = (f: (slot: Slot, unit: Unit) => Effect.Effect<void, SqlError>): Effect.Effect<void, SqlError> =>
-  Effect.flatMap(allOpen, (open) =>
-    Effect.flatMap(
-      Effect.forEach(open, ({ slot, unit }) => Effect.exit(f(slot, unit))),
-      (exits) => exits.find(Exit.isFailure) ?? Effect.void
-    )
-  )
-
-/** No two-phase commit: after the first failure what was committed stays, the rest is rolled back, all are released. */
-const commitAll: Effect.Effect<void, SqlError> = Effect.flatMap(allOpen, (open) => {
-  const next = (at: number): Effect.Effect<void, SqlError> => {
-    const one = open[at]
-    if (one === undefined) return Effect.void
-    return Effect.matchCauseEffect(sessions.commit(one.slot, one.unit), {
-      onSuccess: () => next(at + 1),
-      onFailure: (cause) =>
-        Effect.zipRight(
-          Effect.forEach(open, ({ slot, unit }) => Effect.ignore(sessions.close(slot, unit)), {
-            discard: true
-          }),
-          Effect.failCause(cause)
-        )
-    })
-  }
-  return next(0)
-})
-
 /**
  * The session of one database, as a tag with its constructors and effects. The service is a facade: it resolves to
  * the ambient session at each use, so that it can be captured and never goes stale.
@@ -400,6 +399,12 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   ) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
   readonly afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
   readonly afterRollback: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
+  readonly commitToken: Effect.Effect<Option.Option<CommitToken>, SqlError, DbEngine<Name>>
+  /** Runs an effect and adds a token for all that it has committed in this database: none when nothing was written. */
+  readonly withCommitToken: <A, E, R>(
+    effect: Effect.Effect<A, E, R>
+  ) => Effect.Effect<readonly [A, Option.Option<CommitToken>], E | SqlError, R | DbEngine<Name>>
+  readonly waitFor: (token: CommitToken, options?: WaitOptions) => Effect.Effect<void, SqlError, DbEngine<Name>>
   /**
    * All statements in one transaction and one round trip: in the ambient session they join its transaction, outside
    * they are one of their own. Several statements in one text are refused.
@@ -465,14 +470,17 @@ export const make = <Name extends string>(
     commit: facade((_) => _.commit),
     rollback: facade((_) => _.rollback),
     close: facade((_) => _.close),
-    commitAll,
-    rollbackAll: inAll((_, unit) => sessions.rollback(unit)),
-    closeAll: inAll(sessions.close),
+    commitAll: every.commitAll,
+    rollbackAll: every.rollbackAll,
+    closeAll: every.closeAll,
     begin: (options?: TransactionOptions) => facade((_) => _.begin(options)),
     savepoint: (options?: TransactionOptions) => facade((_) => _.savepoint(options)),
     beforeCommit: <A, R>(effect: Effect.Effect<A, SqlError, R>) => facade((_) => _.beforeCommit(effect)),
     afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => facade((_) => _.afterCommit(effect)),
     afterRollback: <A, E, R>(effect: Effect.Effect<A, E, R>) => facade((_) => _.afterRollback(effect)),
+    commitToken: facade((_) => _.commitToken),
+    withCommitToken: <A, E, R>(effect: Effect.Effect<A, E, R>) => withCore((core) => withCommitToken(core, effect)),
+    waitFor: (token: CommitToken, options?: WaitOptions) => facade((_) => _.waitFor(token, options)),
     batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(statements: Statements) =>
       facade((_) => _.batch(statements))
   })

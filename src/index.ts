@@ -15,7 +15,15 @@ export type { DbHost, DbOptions, HookServices, TargetSessionAttrs } from "./DbOp
 export type { Connection, ConnectionOptions, ConnectionStatus } from "./DbConnection.js"
 export type { DbSql, EngineService, EngineStats } from "./DbEngine.js"
 export type { CreateSchemaOptions, DropSchemaOptions, SchemaModule, SchemaPath, WithinSchema } from "./DbSchema.js"
-export type { BatchResult, MakeOptions, Session, SessionOptions, SessionState } from "./DbSession.js"
+export type {
+  BatchResult,
+  CommitToken,
+  MakeOptions,
+  Session,
+  SessionOptions,
+  SessionState,
+  WaitOptions
+} from "./DbSession.js"
 export type {
   AtomicOptions,
   Ended,

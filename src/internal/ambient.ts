@@ -21,6 +21,7 @@ import { DbError } from "../DbError.js"
 import type { Frame } from "./frame.js"
 import type { Stacked, StackNode } from "./lease.js"
 import type { Slot } from "./slot.js"
+import type { Writes } from "./writes.js"
 
 /** What is ambient for one engine. @internal */
 export interface Entry {
@@ -33,6 +34,10 @@ export interface Entry {
   readonly schema: string | undefined
   readonly tenant: string | undefined
   readonly using: string | undefined
+  /** Where commits are counted, for who wants to read his own writes on a standby. */
+  readonly writes?: Writes | undefined
+  /** What a standby has to show before it is read from. */
+  readonly after?: string | undefined
 }
 
 /** @internal */

@@ -227,6 +227,7 @@ const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effec
     Effect.matchEffect({
       onSuccess: (result) => {
         const error = result.command === "COMMIT" ? undefined : unit.abortedError(unit.frame)
+        if (error === undefined && unit.options.readOnly !== true) unit.writes?.committed(unit.wrote)
         unit.over()
         return error === undefined ? Effect.void : Effect.fail(error)
       },
@@ -235,6 +236,8 @@ const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effec
         const lost = wire === undefined || wire.dead
         // Refused before it began, as by a cancel from outside: the transaction is still open.
         if (!lost && wire.status !== "I") return failCommit(unit, error)
+        // It may have been committed: who asks gets a position that is late enough.
+        if (lost && sent) unit.writes?.committed(unit.wrote)
         unit.over()
         if (!lost) return Effect.fail(error)
         unit.dropWire()

@@ -21,6 +21,7 @@ import { isStalePlan } from "./sqlState.js"
 import type { Slot } from "./slot.js"
 import type { Unit } from "./unit.js"
 import type { Wire } from "./wire.js"
+import { mayWrite } from "./writes.js"
 
 /** What a client or a handle is tied to; nothing: whatever is ambient. @internal */
 export type Bound =
@@ -186,13 +187,23 @@ const start = (engine: EngineCore, bound: Bound, entry: Entry, spec: Spec, done:
   }
 }
 
+/** A statement without a session is its own commit. */
+const counted = (entry: Entry, spec: Spec, done: Done): Done => {
+  const { writes } = entry
+  if (writes === undefined) return done
+  return (error, result, multiple) => {
+    if (result !== undefined) writes.committed(mayWrite(result.command, spec.text))
+    done(error, result, multiple)
+  }
+}
+
 const onPool = (engine: EngineCore, entry: Entry, spec: Spec, done: Done, submit = submitOne): Running =>
   new Solo(
     (done) => engine.pool().take(implicitHolder, engine.config.acquireMillis, done) as () => void,
     (wire) => engine.giveBack(wire),
     spec,
     engine.statementPrefix(entry),
-    done,
+    counted(entry, spec, done),
     submit
   )
 
@@ -247,7 +258,7 @@ const onRoot = (root: Root, engine: EngineCore, entry: Entry, spec: Spec, done: 
     undefined,
     spec,
     engine.statementPrefix(entry),
-    done,
+    counted(entry, spec, done),
     submit
   )
 
@@ -269,6 +280,7 @@ export const executeGroup = (
     let failure: DbError | undefined = undefined
     const done: Done = (error) => {
       failure ??= error
+      if (failure === undefined) entry.writes?.committed(specs.some(({ text }) => mayWrite("", text)))
       resume(failure === undefined ? Effect.succeed(results) : Effect.fail(failure))
     }
     const last = specs.length - 1

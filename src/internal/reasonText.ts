@@ -303,6 +303,11 @@ export const reasonDefaults: {
     message: "The query found several rows where one was wanted",
     hint: "Make the condition unique, or use DbQuery.first."
   },
+  ReplicaBehind: {
+    message: "The standby has not come to the commit in time",
+    hint: "Read from the primary, or wait longer.",
+    isRetryable: true
+  },
   UnknownError: {
     message: "The database reported an error",
     hint: "error.serverError has its own words; they may quote values."

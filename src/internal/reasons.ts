@@ -333,6 +333,14 @@ export class NoResultFound extends Data.TaggedClass("NoResultFound")<ReasonField
 export class MultipleResultsFound extends Data.TaggedClass("MultipleResultsFound")<ReasonFields> {}
 
 /**
+ * A standby did not come to a commit in time.
+ *
+ * @since 0.1.0
+ * @category reasons
+ */
+export class ReplicaBehind extends Data.TaggedClass("ReplicaBehind")<ReasonFields> {}
+
+/**
  * None of the others; `sqlState` tells more where the server spoke.
  *
  * @since 0.1.0
@@ -370,6 +378,7 @@ export const reasonClasses = {
   InvalidInput,
   NoResultFound,
   MultipleResultsFound,
+  ReplicaBehind,
   UnknownError
 }
 

@@ -41,7 +41,7 @@ export const makeSlot = (
 
 /** With options that have been validated. @internal */
 export const newSlot = (engine: EngineCore, entry: Entry, options: SlotOptions, isolated: boolean): Slot =>
-  new Slot(engine, options, isolated ? undefined : shareableRoot(entry))
+  new Slot(engine, options, isolated ? undefined : shareableRoot(entry), entry.writes ?? entry.slot?.writes)
 
 /** What is ambient inside a session. @internal */
 export const inSlot =

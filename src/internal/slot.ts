@@ -13,6 +13,7 @@ import { Root } from "./lease.js"
 import type { Stacked } from "./lease.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import { Unit } from "./unit.js"
+import { Writes } from "./writes.js"
 
 let sessions = 0
 
@@ -25,6 +26,7 @@ export interface SlotOptions extends TransactionOptions {
 export class Slot implements Stacked {
   unit: Unit | undefined = undefined
   ended = false
+  readonly writes: Writes
   private readonly number: number
   private gate: Deferred.Deferred<void, DbError> | undefined = undefined
 
@@ -32,8 +34,10 @@ export class Slot implements Stacked {
     readonly engine: EngineCore,
     readonly options: SlotOptions,
     /** The connection that was ambient when it was opened, for the session to run on. */
-    private readonly outer: Root | undefined
+    private readonly outer: Root | undefined,
+    outerWrites?: Writes
   ) {
+    this.writes = new Writes(outerWrites)
     this.number = ++sessions
   }
 
@@ -67,6 +71,7 @@ export class Slot implements Stacked {
       const own = this.outer === undefined || this.outer.released
       const root = own ? new Root(this.engine, { name: this.name }, this.engine.config.acquireMillis) : this.outer
       this.unit = new Unit(this.engine, root, own, this.name, this.engine.transactionOptions(this.options))
+      this.unit.writes = this.writes
     }
     return this.unit
   }

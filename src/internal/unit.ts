@@ -19,6 +19,8 @@ import type { Spec } from "./statement.js"
 import * as Sql from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Wire } from "./wire.js"
+import { mayWrite } from "./writes.js"
+import type { Writes } from "./writes.js"
 
 /**
  * The states of a session.
@@ -56,6 +58,10 @@ export class Unit implements PathState {
   ended = false
   /** What BEGIN is sent with; a block that opens the transaction may say more than the session. */
   options: TransactionOptions
+  /** Something in the transaction may have changed data. */
+  wrote = false
+  /** Where its commits are counted. */
+  writes: Writes | undefined = undefined
   beforeCommit: Array<Hook> = []
   /** For a transaction whose outcome is to be proved. */
   wantsMarker: ((unit: Unit) => OutcomeMarker) | undefined = undefined
@@ -200,6 +206,7 @@ export class Unit implements PathState {
         })
         return this.lost
       }
+      if (!this.wrote && result !== undefined) this.wrote = mayWrite(result.command, command.text)
       return undefined
     }
     // BEGIN itself failed, or nothing was sent.
@@ -279,6 +286,7 @@ export class Unit implements PathState {
     this.transactions++
     this.begun = false
     this.aborted = false
+    this.wrote = false
     this.path = undefined
     this.lost = undefined
     this.options = this.defaults
