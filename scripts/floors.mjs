@@ -11,6 +11,8 @@ export const floors = [
   [
     "src/internal/reasonText.ts",
     "src/internal/sqlState.ts",
+    "src/internal/queryText.ts",
+    "src/internal/probe.ts",
     "src/internal/reasons.ts",
     "src/DbError.ts",
     "src/internal/input.ts",
@@ -43,6 +45,7 @@ export const floors = [
   [
     "src/internal/lease.ts",
     "src/internal/engine.ts",
+    "src/internal/observe.ts",
     "src/internal/frame.ts",
     "src/internal/controls.ts",
     "src/internal/run.ts",

@@ -111,7 +111,7 @@ export const viewOf = (core: EngineCore, bound: Bound): DbSql =>
       engine: core,
       bound,
       withTransaction: (effect) => withTransaction(core, effect, {}),
-      stream: (bound, text, params) => streamRows(core, bound, text, params),
+      stream: (bound, text, params, watch) => streamRows(core, bound, text, params, watch),
       reserve: reserve(core),
       listen: (channel) => listen(core, channel)
     },

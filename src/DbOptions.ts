@@ -18,6 +18,7 @@ import type { DbEngine } from "./DbEngine.js"
 import { DbError } from "./DbError.js"
 import type { DbSession } from "./DbSession.js"
 import { checkStartupValue } from "./internal/input.js"
+import { Probe } from "./internal/probe.js"
 import type { IsolationLevel } from "./internal/transactionSql.js"
 
 /**
@@ -114,6 +115,37 @@ export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
   readonly afterConnect?: Effect.Effect<unknown, unknown, HookServices> | undefined
   /** Log a borrower that keeps a connection for longer than this. Default: never. */
   readonly leakTimeout?: Duration.DurationInput | undefined
+  /**
+   * Log a statement that takes longer than this from being sent to its answer, with its text, literals masked, and
+   * who ran it; never its parameters. Default: never.
+   */
+  readonly slowStatement?: Duration.DurationInput | undefined
+  /**
+   * Record `db.client.operation.duration` for every statement. Where a tracer is installed it is recorded anyway.
+   * Default: false.
+   */
+  readonly operationMetrics?: boolean | undefined
+  /**
+   * Append a sqlcommenter comment to statements, for the server's log and `pg_stat_activity`. `true` names the span
+   * (`traceparent`) where a sampled one is around. Such a text is another one each time: it is sent unnamed, parsed
+   * and planned anew. `tags` are the same each time and keep statements prepared. Default: off.
+   */
+  readonly sqlCommenter?: boolean | SqlCommenterOptions | undefined
+  /** How long `DbEngine.health` waits for an answer. Default: 1 s. */
+  readonly healthTimeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * What the comment of a statement says.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SqlCommenterOptions {
+  /** The span that is around, when it is sampled. Default: true. */
+  readonly traceparent?: boolean | undefined
+  /** Pairs that every statement has: `{ application: "shop" }`. No secrets, anybody who sees the server's log reads them. */
+  readonly tags?: Readonly<Record<string, string>> | undefined
 }
 
 /**
@@ -158,6 +190,12 @@ export interface Resolved {
   readonly multiple: boolean
   readonly implicit: boolean
   readonly startup: ReadonlyArray<readonly [name: string, value: string]>
+  readonly slowMillis: number
+  readonly operationMetrics: boolean
+  readonly comment: { readonly trace: boolean; readonly tags: Readonly<Record<string, string>> } | undefined
+  readonly healthMillis: number
+  /** Of the engine: its connections tell it what they send. */
+  readonly probe: Probe
 }
 
 const bad = (message: string, hint: string): DbError => DbError.make("InvalidInput", { message, hint })
@@ -274,6 +312,17 @@ export const resolveTarget = Effect.fnUntraced(function* (
   }
 })
 
+const commentOf = (
+  given: DbOptions["sqlCommenter"]
+): Effect.Effect<{ readonly trace: boolean; readonly tags: Readonly<Record<string, string>> } | undefined, DbError> => {
+  if (given === undefined || given === false) return Effect.succeed(undefined)
+  const { tags = {}, traceparent = true } = given === true ? {} : given
+  const wrong = Object.entries(tags).find((pair) => pair.some((_) => typeof _ !== "string" || !_.isWellFormed()))
+  return wrong === undefined
+    ? Effect.succeed({ trace: traceparent, tags })
+    : Effect.fail(bad("A tag of the option sqlCommenter is not a string.", 'Give strings: { application: "shop" }.'))
+}
+
 const attrsAllowed: ReadonlyArray<TargetSessionAttrs> = [
   "any",
   "read-write",
@@ -344,6 +393,11 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     multiple:
       (yield* oneOf("multipleStatements", options.multipleStatements, "allow", ["allow", "forbid"])) === "allow",
     implicit: (yield* oneOf("implicitExecution", options.implicitExecution, "allow", ["allow", "forbid"])) === "allow",
-    startup
+    startup,
+    slowMillis: yield* millis("slowStatement", options.slowStatement, longest),
+    operationMetrics: options.operationMetrics ?? false,
+    comment: yield* commentOf(options.sqlCommenter),
+    healthMillis: yield* millis("healthTimeout", options.healthTimeout, 1000),
+    probe: new Probe()
   }
 })

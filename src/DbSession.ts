@@ -20,6 +20,8 @@ import { beginManual } from "./DbTransaction.js"
 import type { ManualTransaction } from "./DbTransaction.js"
 import * as Ambient from "./internal/ambient.js"
 import { runBatch } from "./internal/batch.js"
+import { attemptsOf, blockSpan } from "./internal/observe.js"
+import type { Attempts } from "./internal/observe.js"
 import type { BatchResult } from "./internal/batch.js"
 import { markRollbackOnly } from "./internal/block.js"
 import { combinator } from "./internal/combinator.js"
@@ -275,7 +277,9 @@ const autocommit = (core: EngineCore, effect: Effect.Effect<any, any, any>, opti
     const entry = Ambient.entry(fiber, core)
     const { slot } = entry
     if (slot === undefined) {
-      return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) => around(slot, effect, options))
+      return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) =>
+        around(slot, effect, options, attemptsOf(fiber))
+      )
     }
     if (slot.ended) return Effect.fail(slot.get().closedError())
     return Effect.onExit(effect, (exit) =>
@@ -292,11 +296,23 @@ const autocommit = (core: EngineCore, effect: Effect.Effect<any, any, any>, opti
 const isolated = (core: EngineCore, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
   Effect.withFiberRuntime<any, any, any>((fiber) =>
     Effect.flatMap(sessions.makeSlot(core, Ambient.entry(fiber, core), options, true), (slot) =>
-      around(slot, effect, options)
+      around(slot, effect, options, attemptsOf(fiber))
     )
   )
 
-const around = (slot: Slot, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
+const around = (
+  slot: Slot,
+  effect: Effect.Effect<any, any, any>,
+  options: SessionOptions,
+  attempts: Attempts | undefined
+) => {
+  const whole = timed(slot, effect, options)
+  return attempts === undefined
+    ? whole
+    : blockSpan("session", slot.engine, options, attempts, () => slot.unit?.outcome ?? "none", whole)
+}
+
+const timed = (slot: Slot, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
   sessions.around(
     slot,
     options.timeout === undefined

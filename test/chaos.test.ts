@@ -242,7 +242,7 @@ describe("found by chaos", () => {
         },
         fits: () => true,
         onLeak: () => {},
-        metrics: new PoolMetrics("test")
+        metrics: new PoolMetrics("test", () => ({ idle: 0, used: 0, pending: 0, max: 10, min: 0 }))
       })
       const waiters = Array.from({ length: 8 }, () => pool.take({ name: "test" }, 1000, () => {}))
       const started = performance.now()

@@ -5,6 +5,7 @@ import { PassThrough } from "node:stream"
 import Pg from "pg"
 import { describe, expect, it } from "vitest"
 import { Command, Pipeline } from "../src/internal/pipeline.js"
+import { Probe } from "../src/internal/probe.js"
 import type { Result } from "../src/internal/rows.js"
 import { ProtocolViolation, Reader, readServerMessage, Writer } from "../src/internal/protocol.js"
 import { makeShape, readFields } from "../src/internal/rows.js"
@@ -282,6 +283,8 @@ const offline = () => {
   const stream = new PassThrough()
   let death: DbError | undefined
   const pipeline = new Pipeline(stream, {
+    host: { host: "nowhere", port: 5432 },
+    probe: new Probe(),
     types: Pg.types,
     typesAreDefault: true,
     readWriteTarget: false,

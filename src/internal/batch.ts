@@ -8,6 +8,9 @@ import type { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
 import { executeGroup, executeTogether } from "./execute.js"
+import { isObserved, observe, withExtras } from "./observe.js"
+import type { Observation, Observed } from "./observe.js"
+import { describeSql } from "./queryText.js"
 import { isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
 
@@ -45,7 +48,25 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
       const { transformRows } = statements[at] as Compiled
       return transformRows === undefined ? rows : transformRows(rows)
     }
-    const answers =
-      entry.slot === undefined ? executeGroup(fiber, engine, specs) : executeTogether(entry.slot, entry.frame, specs)
-    return Effect.map(answers, (results) => results.map((_, i) => shape(_.rows, i)))
+    const run = (specs: ReadonlyArray<Spec>): Effect.Effect<any, DbError> => {
+      const answers =
+        entry.slot === undefined ? executeGroup(fiber, engine, specs) : executeTogether(entry.slot, entry.frame, specs)
+      return Effect.map(answers, (results) => results.map((_, i) => shape(_.rows, i)))
+    }
+    const extra = (watch: Observation | undefined) =>
+      run(specs.map((spec, at) => ({ ...withExtras(engine, spec, watch), watch: at === 0 ? watch : undefined })))
+    if (isObserved(fiber, engine)) return observe(fiber, engine, whole(specs), extra)
+    return engine.config.comment === undefined ? run(specs) : extra(undefined)
   })
+
+/** A batch as the conventions see it; one statement is none. */
+const whole = (specs: ReadonlyArray<Spec>): Observed => {
+  const texts = [...new Set(specs.map((_) => _.text))]
+  if (specs.length === 1) return { text: texts[0]! }
+  const { summary } = describeSql(texts[0]!)
+  return {
+    text: texts.join("; "),
+    summary: texts.length === 1 && summary !== "" ? `BATCH ${summary}` : "BATCH",
+    batch: specs.length
+  }
+}

@@ -14,6 +14,8 @@ import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { unitOf } from "./execute.js"
 import type { Frame, FrameKind } from "./frame.js"
+import { attemptsOf, blockSpan } from "./observe.js"
+import type { Attempts } from "./observe.js"
 import { makeMarker, prepareOutcome } from "./outcome.js"
 import { afterBefore, endNow, inSlot, newSlot, runBefore, settle, settleOpen, undoOpen } from "./session.js"
 import type { Slot } from "./slot.js"
@@ -167,11 +169,18 @@ const openFrame = (
   })
 
 /** A savepoint around an effect. */
-const nested = (slot: Slot, unit: Unit, parent: Frame, body: Body, options: BlockOptions) =>
+const nested = (
+  slot: Slot,
+  unit: Unit,
+  parent: Frame,
+  body: Body,
+  options: BlockOptions,
+  attempts: Attempts | undefined
+) =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(openFrame(parent, "savepoint", options, restore), (frame) => {
       const block = new Block(slot, unit, frame)
-      return Ambient.during(
+      const whole = Ambient.during(
         restore(runBody(block, body, options)),
         unit.engine,
         inSlot(slot, frame),
@@ -180,6 +189,8 @@ const nested = (slot: Slot, unit: Unit, parent: Frame, body: Body, options: Bloc
           return settle2(exit, commits, endings.endBlock(unit, frame, commits))
         }
       )
+      if (attempts === undefined) return whole
+      return blockSpan("savepoint", unit.engine, { ...options, retry: false }, attempts, () => frame.outcome, whole)
     })
   )
 
@@ -194,7 +205,14 @@ const settle2 = (
     : settle(exit, () => end)
 
 /** The whole transaction around an effect, in a session of its own. */
-const outermost = (engine: EngineCore, entry: Entry, body: Body, options: BlockOptions, isolated: boolean) =>
+const outermost = (
+  engine: EngineCore,
+  entry: Entry,
+  body: Body,
+  options: BlockOptions,
+  isolated: boolean,
+  attempts: Attempts | undefined
+) =>
   Effect.uninterruptibleMask((restore) => {
     const slot = newSlot(engine, entry, options, isolated)
     const run = (): Effect.Effect<any, any, any> => {
@@ -217,9 +235,13 @@ const outermost = (engine: EngineCore, entry: Entry, body: Body, options: BlockO
       )
     }
     const prepared = slot.needsGate ? Effect.flatMap(restore(slot.prepare), run) : undefined
-    return options.verifyOutcome === true
-      ? Effect.flatMap(restore(prepareOutcome(engine, engine.transactionOptions(options))), () => prepared ?? run())
-      : (prepared ?? run())
+    const whole = () =>
+      options.verifyOutcome === true
+        ? Effect.flatMap(restore(prepareOutcome(engine, engine.transactionOptions(options))), () => prepared ?? run())
+        : (prepared ?? run())
+    if (attempts === undefined) return whole()
+    const outcome = () => slot.unit?.outcome ?? "none"
+    return blockSpan("transaction", engine, options, attempts, outcome, Effect.suspend(whole))
   })
 
 const retryable = (error: unknown): boolean => {
@@ -275,7 +297,8 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
     if (refused !== undefined) return Effect.fail(refused)
     const entry = Ambient.entry(fiber, engine)
     const mode = options.propagation ?? "nested"
-    const open = () => withRetry(outermost(engine, entry, body, options, mode === "requiresNew"), options)
+    const attempts = attemptsOf(fiber)
+    const open = () => withRetry(outermost(engine, entry, body, options, mode === "requiresNew", attempts), options)
     const apart = () =>
       Effect.isEffect(body)
         ? Ambient.locally(body, engine, (_) => ({
@@ -320,7 +343,7 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
           const at = unitOf(slot, entry.frame)
           if (at instanceof Error) return Effect.fail(at)
           if (mode !== "nested") return join(slot, at.unit, at.frame, body, options)
-          return conflict(at.unit, at.frame, options, false) ?? nested(slot, at.unit, at.frame, body, options)
+          return conflict(at.unit, at.frame, options, false) ?? nested(slot, at.unit, at.frame, body, options, attempts)
         })
         return slot.needsGate ? Effect.zipRight(slot.prepare, inside) : inside
       }
@@ -339,7 +362,8 @@ export const atomic = (engine: EngineCore, body: Body, options: AtomicOptions): 
     if (refused !== undefined) return Effect.fail(refused)
     const entry = Ambient.entry(fiber, engine)
     const { slot } = entry
-    if (slot === undefined) return withRetry(outermost(engine, entry, body, options, false), options)
+    const attempts = attemptsOf(fiber)
+    if (slot === undefined) return withRetry(outermost(engine, entry, body, options, false, attempts), options)
     const inside = Effect.suspend((): Effect.Effect<any, any, any> => {
       const at = unitOf(slot, entry.frame)
       if (at instanceof Error) return Effect.fail(at)
@@ -347,9 +371,9 @@ export const atomic = (engine: EngineCore, body: Body, options: AtomicOptions): 
       if (at.frame.kind !== "session") {
         return options.currentTransaction === "raise"
           ? raise(unit)
-          : (conflict(unit, at.frame, options, false) ?? nested(slot, unit, at.frame, body, options))
+          : (conflict(unit, at.frame, options, false) ?? nested(slot, unit, at.frame, body, options, attempts))
       }
-      return inSession(slot, unit, body, options)
+      return inSession(slot, unit, body, options, attempts)
     })
     return slot.needsGate ? Effect.zipRight(slot.prepare, inside) : inside
   })
@@ -358,11 +382,21 @@ export const atomic = (engine: EngineCore, body: Body, options: AtomicOptions): 
  * A transaction of its own in the session's place. The block is opened before what the session has open is ended, so
  * that nobody comes in between; a retry finds what siblings have done meanwhile and ends that as well.
  */
-const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): Effect.Effect<any, any, any> => {
+const inSession = (
+  slot: Slot,
+  unit: Unit,
+  body: Body,
+  options: AtomicOptions,
+  attempts: Attempts | undefined
+): Effect.Effect<any, any, any> => {
   const mode = options.currentTransaction ?? "commit"
   let appends = false
   const attempt = Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(openFrame(unit.frame, "transaction", options, restore), (frame) => {
+      const spanned = (effect: Effect.Effect<any, any, any>) =>
+        attempts === undefined
+          ? effect
+          : blockSpan("transaction", unit.engine, options, attempts, () => unit.outcome, effect)
       const frames = [unit.frame, frame]
       const clear: Effect.Effect<void, SqlError> = Effect.suspend(() => {
         if (!unit.hasToEnd) return Effect.void
@@ -379,6 +413,7 @@ const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): 
         }
       })
       const run = Effect.suspend(() => {
+        if (!unit.begun) unit.outcome = "none"
         if (!unit.begun) unit.options = { ...unit.defaults, ...defined(options) }
         unit.wantsMarker = options.verifyOutcome === true ? makeMarker : undefined
         const block = new Block(slot, unit, frame)
@@ -406,7 +441,7 @@ const inSession = (slot: Slot, unit: Unit, body: Body, options: AtomicOptions): 
       })
       // What was open before is not this block's: that it can't be ended is no reason to run the block again.
       return Effect.flatMap(Effect.exit(clear), (cleared): Effect.Effect<Exit.Exit<any, any>, any, any> =>
-        Exit.isFailure(cleared) ? Effect.succeed(cleared) : Effect.map(run, Exit.succeed)
+        Exit.isFailure(cleared) ? Effect.succeed(cleared) : Effect.map(spanned(run), Exit.succeed)
       ).pipe(
         Effect.ensuring(
           Effect.sync(() => {

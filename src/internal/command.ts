@@ -5,6 +5,7 @@ import type { DbError } from "../DbError.js"
 import type { Pipeline } from "./pipeline.js"
 import type { Prepared } from "./prepared.js"
 import type { Result, Shape } from "./rows.js"
+import type { Host } from "./wire.js"
 
 /** A statement of ours that rides in front of a user's: BEGIN, SAVEPOINT, RELEASE, settings. @internal */
 export interface Control {
@@ -21,6 +22,11 @@ export interface Control {
 /** Whose statements these are: asked for its prefix at the moment of sending, so that what is never sent has no effect. @internal */
 export interface Owner {
   readonly takePrefix: () => ReadonlyArray<Control>
+}
+
+/** Told what a statement goes out with: for spans and the log of slow ones. @internal */
+export interface Watch {
+  readonly sent: (prefix: ReadonlyArray<Control>, host: Host) => void
 }
 
 /** @internal */
@@ -57,6 +63,7 @@ export class Command {
   copy: CopyHandler | undefined = undefined
   /** The same text means something else under another search path: named statements are kept apart by it. */
   scope = ""
+  watch: Watch | undefined = undefined
   /** The next command belongs to the same group: both happen or neither. */
   more = false
 

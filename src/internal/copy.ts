@@ -15,6 +15,7 @@ import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { CopyHandler } from "./command.js"
 import { executeSpec } from "./execute.js"
+import { observeOwn } from "./observe.js"
 import type { Pipeline } from "./pipeline.js"
 import type { Result } from "./rows.js"
 import { ViewConnection } from "./sqlClient.js"
@@ -50,7 +51,9 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
         const spec = makeSpec(text, [], "array", { several: false, prepare: false, copy, path })
         return isRefused(spec)
           ? Effect.fail(spec)
-          : executeSpec(fiber, connection.engine, connection.bound, spec, (result) => result)
+          : observeOwn(connection.engine, { text, stream: true }, (watch) =>
+              executeSpec(fiber, connection.engine, connection.bound, { ...spec, watch }, (result) => result)
+            )
       })
     )
   )

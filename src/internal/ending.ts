@@ -5,15 +5,18 @@
 import * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
 import { Command } from "./command.js"
-import type { Owner } from "./command.js"
+import type { Owner, Watch } from "./command.js"
 import { plain, setConfig } from "./controls.js"
 import type { Frame } from "./frame.js"
+import { observeOwn } from "./observe.js"
 import type { Result } from "./rows.js"
 import * as Sql from "./transactionSql.js"
 import type { OutcomeMarker, Unit } from "./unit.js"
 
 interface Last {
   readonly text: string
+  /** For those who watch, when the text says too much. */
+  readonly summary?: string
   readonly params?: ReadonlyArray<null | string | Buffer>
   /** In a Sync group of its own. */
   readonly solo?: boolean
@@ -26,7 +29,14 @@ interface Last {
  * A statement of ours at the end of something. Nothing interrupts it, and a network that swallows it would hold the
  * fiber for ever: a server that does not answer in time loses the connection.
  */
-const send = (unit: Unit, { onSent, owner, params = [], solo = false, text }: Last): Effect.Effect<Result, DbError> =>
+const send = (unit: Unit, last: Last): Effect.Effect<Result, DbError> =>
+  observeOwn(unit.engine, { text: last.text, summary: last.summary }, (watch) => sendWith(unit, last, watch))
+
+const sendWith = (
+  unit: Unit,
+  { onSent, owner, params = [], solo = false, text }: Last,
+  watch: Watch | undefined
+): Effect.Effect<Result, DbError> =>
   Effect.async<Result, DbError>((resume) => {
     const wire = unit.lease.wire
     if (wire === undefined) return resume(Effect.fail(unit.lost ?? unit.lease.releasedError()))
@@ -39,6 +49,7 @@ const send = (unit: Unit, { onSent, owner, params = [], solo = false, text }: La
       onSent?.(command.sent)
       resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
     })
+    command.watch = watch
     wire.submit(command)
   })
 
@@ -134,6 +145,7 @@ export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Eff
         )
       }
       if (frame.begun) {
+        frame.outcome = "released"
         unit.pending.push(plain(Sql.release(frame.savepoint)))
         if (frame.before.length > 0) unit.pending.push(setConfig(frame.before))
       }
@@ -151,9 +163,10 @@ export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Eff
 const undo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
   const over = Effect.sync(() => frame.close())
   const { wire } = unit.lease
+  if (frame.begun) frame.outcome = "rolled back"
   if (!frame.begun || unit.lost !== undefined || wire === undefined || wire.dead) return over
   unit.pending = []
-  return send(unit, { text: Sql.rollbackTo(frame.savepoint) }).pipe(
+  return send(unit, { text: Sql.rollbackTo(frame.savepoint), summary: "ROLLBACK TO SAVEPOINT" }).pipe(
     Effect.matchEffect({
       onSuccess: () => {
         unit.path = null
@@ -228,6 +241,7 @@ const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effec
       onSuccess: (result) => {
         const error = result.command === "COMMIT" ? undefined : unit.abortedError(unit.frame)
         if (error === undefined && unit.options.readOnly !== true) unit.writes?.committed(unit.wrote)
+        unit.outcome = error === undefined ? "committed" : "rolled back"
         unit.over()
         return error === undefined ? Effect.void : Effect.fail(error)
       },
@@ -238,17 +252,18 @@ const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effec
         if (!lost && wire.status !== "I") return failCommit(unit, error)
         // It may have been committed: who asks gets a position that is late enough.
         if (lost && sent) unit.writes?.committed(unit.wrote)
+        unit.outcome = lost && sent ? "unknown" : "rolled back"
         unit.over()
         if (!lost) return Effect.fail(error)
         unit.dropWire()
         // The connection was gone before: what ended it is the error, and nothing was committed.
-        return sent ? settleOutcome(error, marker) : Effect.fail(error)
+        return sent ? settleOutcome(unit, error, marker) : Effect.fail(error)
       }
     })
   )
 }
 
-const settleOutcome = (error: DbError, marker: OutcomeMarker | undefined): Effect.Effect<void, DbError> => {
+const settleOutcome = (unit: Unit, error: DbError, marker: OutcomeMarker | undefined): Effect.Effect<void, DbError> => {
   const unknown = DbError.make("CommitUnknown", {
     message: "The connection was lost while COMMIT was on its way: it may have been committed, or not.",
     hint: "Look for its effects before doing it again, or use verifyOutcome: true, which finds out.",
@@ -256,8 +271,9 @@ const settleOutcome = (error: DbError, marker: OutcomeMarker | undefined): Effec
   })
   if (marker === undefined) return Effect.fail(unknown)
   return Effect.matchEffect(marker.settle, {
-    onSuccess: (outcome) =>
-      outcome === "committed"
+    onSuccess: (outcome) => {
+      unit.outcome = outcome === "committed" ? "committed" : "rolled back"
+      return outcome === "committed"
         ? Effect.void
         : Effect.fail(
             DbError.make("ConnectionError", {
@@ -267,7 +283,8 @@ const settleOutcome = (error: DbError, marker: OutcomeMarker | undefined): Effec
               isRetryable: true,
               cause: error
             })
-          ),
+          )
+    },
     onFailure: () => Effect.fail(unknown)
   })
 }
@@ -279,6 +296,7 @@ export const rollback = (unit: Unit): Effect.Effect<void> =>
 const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => {
     const wire = unit.lease.wire
+    if (unit.begun) unit.outcome = "rolled back"
     if (wire === undefined || wire.dead || !unit.begun || unit.lost !== undefined) {
       if (unit.lost !== undefined && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
       if (wire?.dead === true || unit.lost !== undefined) unit.dropWire()

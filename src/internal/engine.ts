@@ -19,7 +19,7 @@ import { Pool } from "./pool.js"
 import type { PoolStats } from "./pool.js"
 import { dialRemote } from "./remote.js"
 import { searchPathControl } from "./searchPath.js"
-import { PoolMetrics } from "./telemetry.js"
+import { OperationMetrics, PoolMetrics } from "./telemetry.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import { dial } from "./wire.js"
 import type { Host, Wire } from "./wire.js"
@@ -35,6 +35,9 @@ export class EngineCore {
   /** Of connections that another thread holds: for effects that this thread stands still for. */
   private apart: Pool | undefined = undefined
   private readonly metrics: PoolMetrics
+  readonly operations = new OperationMetrics()
+  /** Statements are of interest even where no tracer listens. */
+  readonly watched: boolean
   readonly reactivity = Effect.runSync(Reactivity.make)
   /** What effects in the options are given; set as soon as there is something to give. */
   services: Context.Context<HookServices> = Context.empty() as Context.Context<HookServices>
@@ -49,7 +52,8 @@ export class EngineCore {
     const { beforeSession } = config.options
     this.beforeSession =
       beforeSession === undefined ? undefined : (this.provide(beforeSession) as Effect.Effect<void, DbError>)
-    this.metrics = new PoolMetrics(name)
+    this.metrics = new PoolMetrics(name, () => this.figures)
+    this.watched = config.operationMetrics || config.slowMillis < never
     this.live = this.makePool()
   }
 
@@ -65,6 +69,14 @@ export class EngineCore {
 
   get stats(): PoolStats {
     return this.pool().stats
+  }
+
+  /** Of all its pools: those of hosts that it has left as well. */
+  private get figures() {
+    const pools = [this.live, ...(this.apart === undefined ? [] : [this.apart]), ...this.retired].map((_) => _.stats)
+    const sum = (of: (stats: PoolStats) => number) => pools.reduce((sum, stats) => sum + of(stats), 0)
+    const { max, min } = this.config
+    return { idle: sum((_) => _.idle), used: sum((_) => _.used), pending: sum((_) => _.pending), max, min }
   }
 
   get host(): DbHost {
@@ -127,13 +139,17 @@ export class EngineCore {
         for (const pool of pools) pool.destroyAll()
       }, this.config.drainMillis)
       // Its sockets may take a moment more, but nothing waits for them for ever.
-      const last = setTimeout(() => resume(Effect.void), this.config.drainMillis + 2000)
+      const over = () => {
+        this.metrics.close()
+        resume(Effect.void)
+      }
+      const last = setTimeout(over, this.config.drainMillis + 2000)
       for (const pool of pools) {
         pool.close(() => {
           if (--open > 0) return
           clearTimeout(timer)
           clearTimeout(last)
-          resume(Effect.void)
+          over()
         })
       }
     })
@@ -291,6 +307,9 @@ export class EngineCore {
     }
   }
 }
+
+/** As long as a timer can count: what is switched off. */
+const never = 2 ** 31 - 1
 
 const noControls: ReadonlyArray<Control> = []
 

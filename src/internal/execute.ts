@@ -9,6 +9,8 @@ import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
 import type { EngineCore } from "./engine.js"
+import { withExtras } from "./observe.js"
+import type { Observation } from "./observe.js"
 import type { Frame } from "./frame.js"
 import { topOf } from "./lease.js"
 import type { Root } from "./lease.js"
@@ -42,6 +44,7 @@ const submitOne: Submit = (wire, spec, owner, settle) => {
   const command = new Command(spec.text, spec.params, spec.rowMode, true, spec.prepare, spec.simple, owner, settle)
   command.copy = spec.copy
   command.scope = spec.path ?? ""
+  command.watch = spec.watch
   wire.submit(command)
   return command
 }
@@ -304,6 +307,7 @@ export const executeGroup = (
         )
         command.more = at < last
         command.scope = one.path ?? ""
+        command.watch = one.watch
         if (at === last) lastCommand = command
         wire.submit(command)
       })
@@ -331,11 +335,14 @@ export const execute = <A>(
   params: ReadonlyArray<unknown>,
   rowMode: "object" | "array",
   prepare: boolean,
-  map: (result: Result, multiple: Array<Result> | undefined) => A
+  map: (result: Result, multiple: Array<Result> | undefined) => A,
+  watch?: Observation
 ): Effect.Effect<A, DbError> => {
   const path = Ambient.searchPath(Ambient.entry(fiber, engine))
   const spec = makeSpec(text, params, rowMode, { several: engine.config.multiple, prepare, path })
-  return isRefused(spec) ? Effect.fail(spec) : executeSpec(fiber, engine, bound, spec, map)
+  if (isRefused(spec)) return Effect.fail(spec)
+  const extra = watch !== undefined || engine.config.comment !== undefined
+  return executeSpec(fiber, engine, bound, extra ? withExtras(engine, spec, watch) : spec, map)
 }
 
 /** @internal */

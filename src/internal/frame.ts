@@ -4,6 +4,7 @@
  * that a rollback never takes another block's work along.
  */
 import { DbError } from "../DbError.js"
+import type { Outcome } from "./observe.js"
 import type { Control, Owner } from "./pipeline.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Hook, Unit } from "./unit.js"
@@ -40,6 +41,8 @@ export class Frame implements Owner {
   failure: DbError | undefined = undefined
   failedStatement: string | undefined = undefined
   rollbackOnly: string | undefined = undefined
+  /** What became of a savepoint, for those who watch. */
+  outcome: Outcome = "none"
   /** How `tx.end` told this block to end, for the blocks inside it. */
   ending: { readonly commits: boolean } | undefined = undefined
   readonly savepoint: number

@@ -14,7 +14,9 @@ import { later } from "./blocking.js"
 import { State } from "./command.js"
 import type { Command, Control, Group, Step } from "./command.js"
 import { PreparedStatements } from "./prepared.js"
+import type { Probe } from "./probe.js"
 import { Reader, Writer } from "./protocol.js"
+import type { Host } from "./wire.js"
 
 export { Command } from "./command.js"
 export type { Control, CopyHandler, Done, Owner } from "./command.js"
@@ -25,6 +27,9 @@ const windowBytes = 1 << 20
 
 /** @internal */
 export interface PipelineOptions extends AnswersOptions {
+  /** For those who watch. */
+  readonly host: Host
+  readonly probe: Probe
   readonly pipelining: boolean
   readonly preparedStatements: number
   readonly settleMillis: number
@@ -217,6 +222,7 @@ export class Pipeline {
       if (command.state !== State.Queued) continue
       const prefix = command.owner === undefined ? [] : command.owner.takePrefix()
       const opens = prefix.some((control) => control.opens)
+      if (command.watch !== undefined) command.watch.sent(prefix, this.options.host)
       if (!glued && (command.simple || command.solo || (one && group !== undefined))) {
         if (group !== undefined) writer.sync()
         group = undefined

@@ -21,6 +21,8 @@ interface Waiter {
   readonly since: number
   readonly timeoutMillis: number
   timer: NodeJS.Timeout | undefined
+  /** All were in use when it came. */
+  readonly full: boolean
   /** The pool that it waits in now, after `changeHost`. */
   moved: Pool | undefined
 }
@@ -115,17 +117,19 @@ export class Pool {
     if (!this.suspended && this.waiters.length === 0) {
       const wire = this.popFresh()
       if (wire !== undefined) {
-        this.lend(wire, holder)
+        this.lend(wire, holder, false)
         this.options.metrics.waited(0)
         done(undefined, wire)
         return () => false
       }
     }
-    const waiter: Waiter = { done, holder, since: Date.now(), timeoutMillis, timer: undefined, moved: undefined }
+    const full = this.idle.length === 0 && !this.room
+    const waiter: Waiter = { done, holder, since: Date.now(), timeoutMillis, timer: undefined, full, moved: undefined }
     waiter.timer = setTimeout(() => {
       if (this.forget(waiter)) done(this.timedOut(waiter), undefined)
     }, timeoutMillis)
     this.waiters.push(waiter)
+    this.options.metrics.changed()
     this.serve()
     return () => (waiter.moved ?? this).forget(waiter)
   }
@@ -135,7 +139,7 @@ export class Pool {
     const millis = this.loans.end(wire)
     if (millis === undefined) return
     this.options.metrics.usedFor(millis)
-    this.options.metrics.changed(this.figures)
+    this.options.metrics.changed()
     if (wire.dead) return this.leave(wire)
     this.between.add(wire)
     if (wire.idle) this.recycle(wire)
@@ -267,11 +271,10 @@ export class Pool {
     return !wire.doubted && Date.now() - wire.lastUsed <= this.options.config.validateMillis
   }
 
-  private readonly figures = (): PoolStats => this.stats
-
-  private lend(wire: Wire, holder: Holder): void {
+  private lend(wire: Wire, holder: Holder, waited: boolean): void {
     this.loans.begin(wire, holder)
-    this.options.metrics.changed(this.figures)
+    this.options.config.probe.listener?.lent(waited)
+    this.options.metrics.changed()
   }
 
   private forget(waiter: Waiter): boolean {
@@ -279,13 +282,14 @@ export class Pool {
     if (at === -1) return false
     this.waiters.splice(at, 1)
     clearTimeout(waiter.timer)
+    this.options.metrics.changed()
     return true
   }
 
   private handOver(wire: Wire): void {
     const waiter = this.waiters.shift()!
     clearTimeout(waiter.timer)
-    this.lend(wire, waiter.holder)
+    this.lend(wire, waiter.holder, waiter.full)
     this.options.metrics.waited(Date.now() - waiter.since)
     waiter.done(undefined, wire)
   }
@@ -379,6 +383,7 @@ export class Pool {
       if (stats.total === 0) for (const done of this.drained.splice(0)) done()
       return
     }
+    this.options.metrics.changed()
     this.serve()
     this.fill()
   }

@@ -70,6 +70,7 @@ export class Run {
     )
     command.copy = spec.copy
     command.scope = spec.path ?? ""
+    command.watch = spec.watch
     this.command = command
     unit.submitted++
     wire.submit(command)

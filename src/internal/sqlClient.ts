@@ -20,8 +20,10 @@ import type { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
 import { execute } from "./execute.js"
 import type { Bound } from "./execute.js"
+import { isObserved, observe, observeScoped } from "./observe.js"
+import type { Observation } from "./observe.js"
 import type { Result } from "./rows.js"
-import { isTraced, statementSpan } from "./telemetry.js"
+import { isTraced, unseenSpan } from "./telemetry.js"
 
 /**
  * The client that every noun offers.
@@ -46,7 +48,12 @@ export interface ViewOptions {
   readonly bound: Bound
   readonly withTransaction: SqlClient.SqlClient["withTransaction"]
   /** Rows of a cursor, in the ambient transaction or in one of its own. */
-  readonly stream: (bound: Bound, text: string, params: ReadonlyArray<unknown>) => Stream.Stream<any, SqlError>
+  readonly stream: (
+    bound: Bound,
+    text: string,
+    params: ReadonlyArray<unknown>,
+    watch: Observation | undefined
+  ) => Stream.Stream<any, SqlError>
   readonly reserve: Effect.Effect<Bound, DbError, Scope.Scope>
   readonly listen: (channel: string) => Stream.Stream<string, SqlError>
 }
@@ -67,7 +74,11 @@ export class ViewConnection implements Connection {
     map: (result: Result, multiple: Array<Result> | undefined) => A
   ): Effect.Effect<A, DbError> {
     return Effect.withFiberRuntime<A, DbError>((fiber) =>
-      execute(fiber, this.engine, this.bound, text, params, rowMode, prepare, map)
+      isObserved(fiber, this.engine)
+        ? observe(fiber, this.engine, { text }, (watch) =>
+            execute(fiber, this.engine, this.bound, text, params, rowMode, prepare, map, watch)
+          )
+        : execute(fiber, this.engine, this.bound, text, params, rowMode, prepare, map)
     )
   }
 
@@ -89,8 +100,22 @@ export class ViewConnection implements Connection {
     return transformRows === undefined ? rows : Effect.map(rows, transformRows)
   }
 
+  private observedStream(text: string, params: ReadonlyArray<unknown>): Stream.Stream<any, SqlError> {
+    return Stream.unwrapScoped(
+      Effect.withFiberRuntime<Stream.Stream<any, SqlError>, never, Scope.Scope>((fiber) =>
+        isTraced(fiber)
+          ? Effect.map(observeScoped(fiber, this.engine, text), ({ failed, watch }) =>
+              Stream.tapError(this.streamOf(this.bound, text, params, watch), (error) =>
+                Effect.sync(() => failed(error))
+              )
+            )
+          : Effect.succeed(this.streamOf(this.bound, text, params, undefined))
+      )
+    )
+  }
+
   executeStream(text: string, params: ReadonlyArray<unknown>, transformRows: TransformRows) {
-    const rows = this.streamOf(this.bound, text, params)
+    const rows = this.observedStream(text, params)
     return transformRows === undefined
       ? rows
       : Stream.mapChunks(rows, (chunk) =>
@@ -108,6 +133,7 @@ type Primitive = {
     transformRows: TransformRows
   ): Omit<Statement.Statement<any>, "compile"> & {
     readonly segments: ReadonlyArray<Statement.Segment>
+    readonly transformRows: TransformRows
     compile(withoutTransform?: boolean): readonly [sql: string, params: ReadonlyArray<unknown>]
     withConnection(operation: string, f: any, withoutTransform?: boolean): Effect.Effect<any, SqlError>
   }
@@ -117,17 +143,13 @@ const primitiveOf = (constructor: Statement.Constructor): Primitive =>
   Object.getPrototypeOf(constructor.unsafe("")).constructor as Primitive
 
 /**
- * Statements that go straight to `execute`: the ecosystem's own open a scope and a span for each execution. They have a
- * span where a tracer listens; with a transformer they are the ecosystem's own again.
+ * Statements that go straight to the connection, which has a span where a tracer listens: the ecosystem's own open a
+ * scope and a span for each execution.
  */
-const directStatement = (
-  Base: Primitive,
-  connection: Connection,
-  spanAttributes: ReadonlyArray<readonly [string, unknown]>
-) => {
+const directStatement = (Base: Primitive, connection: Connection, sql: Statement.Constructor) => {
   // Building and hashing the same text again costs more than anything else of a statement.
   const texts = new WeakMap<TemplateStringsArray, string>()
-  return class Direct extends Base {
+  class Direct extends Base {
     /** Of a template with nothing but values in it: its text is always the same. */
     template: TemplateStringsArray | undefined = undefined
     binds: ReadonlyArray<unknown> = []
@@ -140,23 +162,49 @@ const directStatement = (
       return [text, binds]
     }
 
+    /** The statement that is sent: what a transformer makes of it. */
+    transformed(fiber: Runtime): Effect.Effect<Direct> {
+      const transformer = fiber.getFiberRef(Statement.currentTransformer)
+      return Option.isNone(transformer)
+        ? Effect.succeed(this)
+        : (transformer.value(
+            this as unknown as Statement.Statement<unknown>,
+            sql,
+            fiber.getFiberRefs(),
+            unseenSpan()
+          ) as unknown as Effect.Effect<Direct>)
+    }
+
     override withConnection(
-      operation: string,
+      _operation: string,
       f: (connection: Connection, sql: string, params: ReadonlyArray<unknown>) => Effect.Effect<any, SqlError>,
       withoutTransform = false
     ): Effect.Effect<any, SqlError> {
       return Effect.withFiberRuntime<any, SqlError>((fiber: Runtime) => {
-        // A transformer is given the ecosystem's own span.
         if (Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
-          return super.withConnection(operation, f, withoutTransform)
+          return Effect.flatMap(this.transformed(fiber), (statement) =>
+            f(connection, ...statement.compile(withoutTransform))
+          )
         }
         const [text, params] = this.compile(withoutTransform)
-        return isTraced(fiber)
-          ? statementSpan(text, spanAttributes, f(connection, text, params))
-          : f(connection, text, params)
+        return f(connection, text, params)
       })
     }
   }
+  // A getter in the ecosystem's class, which its types call a property.
+  return (
+    Object.defineProperty(Direct.prototype, "stream", {
+      get(this: Direct) {
+        return Stream.unwrap(
+          Effect.withFiberRuntime((fiber: Runtime) =>
+            Effect.map(this.transformed(fiber), (statement) =>
+              connection.executeStream(...statement.compile(), this.transformRows)
+            )
+          )
+        )
+      }
+    }) && Direct
+  )
 }
 
 /** Certainly no fragment and no helper, which write text of their own. */
@@ -169,14 +217,13 @@ const makeConstructor = (
   acquirer: Connection.Acquirer,
   connection: Connection,
   compiler: Statement.Compiler,
-  spanAttributes: ReadonlyArray<readonly [string, unknown]>,
   transformRows: TransformRows
 ): Statement.Constructor => {
-  const base = Statement.make(acquirer, compiler, spanAttributes, transformRows) as Statement.Constructor &
+  const base = Statement.make(acquirer, compiler, [], transformRows) as Statement.Constructor &
     ((...args: ReadonlyArray<unknown>) => any)
-  const Direct = directStatement(primitiveOf(base), connection, spanAttributes)
+  const Direct = directStatement(primitiveOf(base), connection, base)
   const direct = (statement: { readonly segments: ReadonlyArray<Statement.Segment> }) =>
-    new Direct(statement.segments, acquirer, compiler, spanAttributes, transformRows)
+    new Direct(statement.segments, acquirer, compiler, [], transformRows)
   const sql = (first: unknown, ...rest: ReadonlyArray<unknown>): unknown => {
     if (!isTemplate(first)) return base(first, ...rest)
     const statement = direct(base(first, ...rest))
@@ -193,17 +240,6 @@ const makeConstructor = (
       return typeof text === "string" ? statement : Object.assign(statement, { compile: () => [text, params] })
     }
   }) as unknown as Statement.Constructor
-}
-
-const attributesOf = (engine: EngineCore): ReadonlyArray<readonly [string, unknown]> => {
-  const { options, target } = engine.config
-  return [
-    ...Object.entries(options.spanAttributes ?? {}),
-    ["db.system.name", "postgresql"],
-    ["db.namespace", target.database ?? target.username ?? "postgres"],
-    ["server.address", target.hosts[0]!.host],
-    ["server.port", target.hosts[0]!.port]
-  ]
 }
 
 /** PgClient's shape of the options, for code that reads `client.config`. */
@@ -241,10 +277,9 @@ export const makeView = (options: ViewOptions, compiler: Statement.Compiler): Db
       : (Statement.defaultTransforms(config.transformResultNames, config.transformJson).array as TransformRows)
   const connection = new ViewConnection(engine, bound, options.stream)
   const acquirer = Effect.succeed(connection)
-  const attributes = attributesOf(engine)
   const reactivity = reactivityOf(engine)
   const build = (compiler: Statement.Compiler, transformRows: TransformRows): DbSql => {
-    const constructor = makeConstructor(acquirer, connection, compiler, attributes, transformRows)
+    const constructor = makeConstructor(acquirer, connection, compiler, transformRows)
     const notify = (channel: string, payload: string): Effect.Effect<void, SqlError> =>
       Effect.asVoid(connection.execute("SELECT pg_notify($1, $2)", [channel, payload], undefined))
     const view = Object.assign(constructor, {

@@ -3,7 +3,7 @@
  */
 import { DbError } from "../DbError.js"
 import { checkText, encodeParams } from "./input.js"
-import type { CopyHandler } from "./pipeline.js"
+import type { CopyHandler, Watch } from "./command.js"
 
 /** A statement, checked and encoded. @internal */
 export interface Spec {
@@ -19,6 +19,7 @@ export interface Spec {
   readonly transaction?: number | undefined
   /** The search path that it runs with; nothing: the connection's own. */
   readonly path: string | undefined
+  readonly watch?: Watch | undefined
 }
 
 interface Known {

@@ -15,6 +15,7 @@ import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
 import { execute, executeSpec, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
+import type { Observation } from "./observe.js"
 import { endSlot } from "./session.js"
 import { Slot } from "./slot.js"
 import { isRefused, makeSpec } from "./statement.js"
@@ -33,13 +34,14 @@ export const streamRows = (
   engine: EngineCore,
   bound: Bound,
   text: string,
-  params: ReadonlyArray<unknown>
+  params: ReadonlyArray<unknown>,
+  watch: Observation | undefined
 ): Stream.Stream<any, SqlError> =>
   Stream.unwrapScoped(
     Effect.withFiberRuntime<Stream.Stream<any, SqlError>, SqlError, Scope.Scope>((fiber) => {
       const run = (text: string, params: ReadonlyArray<unknown>, at: Bound) =>
         Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) =>
-          execute(fiber, engine, at, text, params, "object", false, (result) => result.rows)
+          execute(fiber, engine, at, text, params, "object", false, (result) => result.rows, watch)
         )
       if (!hasCursor(text)) {
         return Effect.succeed(Stream.unwrap(Effect.map(run(text, params, bound), Stream.fromIterable)))

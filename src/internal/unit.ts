@@ -8,6 +8,7 @@ import { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
 import { Frame } from "./frame.js"
 import type { Root } from "./lease.js"
+import type { Outcome } from "./observe.js"
 import type { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
@@ -65,6 +66,8 @@ export class Unit implements PathState {
   beforeCommit: Array<Hook> = []
   /** For a transaction whose outcome is to be proved. */
   wantsMarker: ((unit: Unit) => OutcomeMarker) | undefined = undefined
+  /** What became of the last transaction, for those who watch. */
+  outcome: Outcome = "none"
   path: string | undefined | null = undefined
   private hasPaths = false
   /** What rides with the next statement: the end of blocks that succeeded. */

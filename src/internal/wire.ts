@@ -80,6 +80,8 @@ export class Wire {
     const stream = internals.connection.stream
     const readWriteTarget = config.attrs === "read-write" || config.attrs === "primary"
     this.pipeline = new Pipeline(stream, {
+      host,
+      probe: config.probe,
       types: config.options.types ?? Pg.types,
       typesAreDefault: config.options.types === undefined,
       readWriteTarget,
@@ -325,6 +327,7 @@ class ForeignQueue {
     const prefix = command.owner === undefined ? [] : [...command.owner.takePrefix()]
     command.state = 2
     command.sent = true
+    command.watch?.sent(prefix, this.wire.host)
     const step = (): void => {
       const control = prefix.shift()
       if (control !== undefined) {
