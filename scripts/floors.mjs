@@ -56,6 +56,7 @@ export const floors = [
     "src/internal/everySession.ts",
     "src/internal/execute.ts",
     "src/internal/commitToken.ts",
+    "src/internal/health.ts",
     "src/internal/batch.ts",
     "src/internal/sqlClient.ts",
     "src/internal/copy.ts",

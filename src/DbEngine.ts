@@ -16,6 +16,7 @@ import { EngineCore } from "./internal/engine.js"
 import { executeApart } from "./internal/execute.js"
 import { ambientBound } from "./internal/execute.js"
 import { withTransaction } from "./internal/block.js"
+import { health } from "./internal/health.js"
 import { listen } from "./internal/listen.js"
 import { Root } from "./internal/lease.js"
 import type { Bound } from "./internal/execute.js"
@@ -61,6 +62,28 @@ export interface EngineStats {
 }
 
 /**
+ * What `DbEngine.health` found.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface EngineHealth {
+  /** `"up"`: the database answered within `healthTimeout`. A pool that is full or suspended is not "down". */
+  readonly status: "up" | "down"
+  /** When `health` found it so for the first time in a row. */
+  readonly since: Date
+  /** Who was asked: the database by a connection of the pool, or the server itself, since the pool had none to lend. */
+  readonly asked: "pool" | "server"
+  readonly tookMillis: number
+  /** What the last check that failed met, and when: also after it is up again. */
+  readonly lastError: { readonly error: DbError; readonly at: Date } | undefined
+  /** `DbEngine.suspend` was called: nothing is lent until `resume`. */
+  readonly suspended: boolean
+  readonly host: DbHost
+  readonly stats: EngineStats
+}
+
+/**
  * What `yield* DbEngine` gives.
  *
  * @since 0.1.0
@@ -80,6 +103,11 @@ export interface EngineService {
   /** One round trip on a connection of the pool. */
   readonly ping: Effect.Effect<void, SqlError>
   readonly stats: Effect.Effect<EngineStats>
+  /**
+   * Whether the database answers, for readiness probes: within `healthTimeout`, never as a failure. It needs no slot
+   * of the pool: where all connections are lent, the server is asked on a socket of its own, without logging in.
+   */
+  readonly health: Effect.Effect<EngineHealth>
   /** Closes idle connections now, and lent ones when they come back. */
   readonly evictAll: Effect.Effect<void>
   /** Lends nothing until `resume`; whoever asks waits, up to `acquireTimeout`. */
@@ -202,6 +230,7 @@ export const makeService = (core: EngineCore): EngineService => {
     changeHost,
     ping: Effect.asVoid(executeApart(core, "SELECT 1", [])),
     stats: Effect.sync(() => core.stats),
+    health: health(core),
     evictAll: Effect.sync(() => core.pool().evictAll()),
     suspend: Effect.sync(() => core.pool().suspend()),
     resume: Effect.sync(() => core.pool().resume())
@@ -245,6 +274,7 @@ export interface EngineModule<Name extends string> extends Context.Tag<DbEngine<
   readonly changeHost: (target: DbHost | ReadonlyArray<DbHost>) => Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly ping: Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly stats: Effect.Effect<EngineStats, never, DbEngine<Name>>
+  readonly health: Effect.Effect<EngineHealth, never, DbEngine<Name>>
   readonly evictAll: Effect.Effect<void, never, DbEngine<Name>>
   readonly suspend: Effect.Effect<void, never, DbEngine<Name>>
   readonly resume: Effect.Effect<void, never, DbEngine<Name>>
@@ -265,6 +295,7 @@ export const make = <Name extends string>(
     changeHost: (target: DbHost | ReadonlyArray<DbHost>) => use((_) => _.changeHost(target)),
     ping: use((_) => _.ping),
     stats: use((_) => _.stats),
+    health: use((_) => _.health),
     evictAll: use((_) => _.evictAll),
     suspend: use((_) => _.suspend),
     resume: use((_) => _.resume)

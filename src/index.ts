@@ -11,9 +11,9 @@ export * as DbRegistry from "./DbRegistry.js"
 export * as DbRuntime from "./DbRuntime.js"
 export { DbError } from "./DbError.js"
 export type { Reason, ReasonOf, ReasonTag } from "./DbError.js"
-export type { DbHost, DbOptions, HookServices, TargetSessionAttrs } from "./DbOptions.js"
+export type { DbHost, DbOptions, HookServices, SqlCommenterOptions, TargetSessionAttrs } from "./DbOptions.js"
 export type { Connection, ConnectionOptions, ConnectionStatus } from "./DbConnection.js"
-export type { DbSql, EngineService, EngineStats } from "./DbEngine.js"
+export type { DbSql, EngineHealth, EngineService, EngineStats } from "./DbEngine.js"
 export type { CreateSchemaOptions, DropSchemaOptions, SchemaModule, SchemaPath, WithinSchema } from "./DbSchema.js"
 export type {
   BatchResult,

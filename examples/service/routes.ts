@@ -130,10 +130,12 @@ const files = HttpRouter.empty.pipe(
 const health = HttpRouter.empty.pipe(
   HttpRouter.get(
     "/health",
-    Effect.match(DbEngine.ping, {
-      onFailure: () => json({ status: "failing", database: "away" }, 503),
-      onSuccess: () => json({ status: "ok", database: "ok" })
-    })
+    // busy is not away: a pool whose connections are all lent is no reason to send the traffic elsewhere
+    Effect.map(DbEngine.health, ({ lastError, since, stats, status }) =>
+      status === "up"
+        ? json({ status: "ok", database: "ok" })
+        : json({ status: "failing", database: "away", since, reason: lastError?.error.reason._tag, stats }, 503)
+    )
   )
 )
 

@@ -67,7 +67,7 @@ export class Pool {
   private closing = 0
   private readonly left = new WeakSet<Wire>()
   private generation = 0
-  private suspended = false
+  suspended = false
   private closed = false
   private lastError: DbError | undefined = undefined
   private pause = 0

@@ -1,0 +1,248 @@
+/**
+ * What is written into the log, and what into the statements themselves.
+ */
+import { describe, expect, it } from "@effect/vitest"
+import { DbConnection, DbEngine, DbLayer, DbSession, withTransaction } from "effect-db"
+import type { DbOptions } from "effect-db"
+import { Deferred, Effect, Fiber, HashMap, Logger, Tracer } from "effect"
+import type { LogLevel as Level } from "effect"
+import { testDatabase } from "./support/database.js"
+import { expectAtRest, programsOn, proxiedOn, reason, until } from "./support/programs.js"
+import type { Services } from "./support/programs.js"
+
+const database = testDatabase()
+const test = programsOn(database)
+const proxied = proxiedOn(database)
+
+interface Line {
+  readonly level: string
+  readonly message: string
+  readonly annotations: Readonly<Record<string, unknown>>
+}
+
+/** A program and the lines that are logged meanwhile, by its fibers and by the engine. */
+const logged = (
+  name: string,
+  program: (lines: ReadonlyArray<Line>) => Effect.Effect<void, unknown, Services>,
+  options: DbOptions = {}
+) => {
+  it.scopedLive(name, () =>
+    Effect.suspend(() => {
+      const lines: Array<Line> = []
+      const logger = Logger.make<unknown, void>(({ annotations, logLevel, message }) => {
+        lines.push({
+          level: (logLevel as Level.LogLevel).label,
+          message: String(message),
+          annotations: Object.fromEntries(HashMap.toEntries(annotations))
+        })
+      })
+      // The engine logs as well: its layer is built under the same logger.
+      return Effect.zipLeft(program(lines), expectAtRest(database)).pipe(
+        Effect.provide(DbLayer({ url: database.url, ...options })),
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+      )
+    })
+  )
+}
+
+const warnings = (lines: ReadonlyArray<Line>): ReadonlyArray<string> =>
+  lines.map((_) => _.message).filter((_) => !_.includes("was built twice"))
+
+describe("slowStatement", () => {
+  logged(
+    "logs a statement that takes longer, with its text masked, and who ran it; no parameter",
+    (lines) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        yield* sql`SELECT pg_sleep(0.1), ${"secret-1"}::text, 'secret-2'`.pipe(DbSession.autocommit({ name: "report" }))
+        yield* sql`SELECT 1`
+        const [line, ...others] = lines.filter((_) => _.message.includes("took"))
+        expect(others).toEqual([])
+        expect(line!.level).toBe("WARN")
+        expect(line!.message).toMatch(
+          /^effect-db: a statement of "report" took \d+ ms, after \d+ ms until it was sent: SELECT pg_sleep\(0\.1\), \$1::text, \?$/
+        )
+        expect(line!.annotations).toMatchObject({ "effect_db.database": "default", "effect_db.holder": "report" })
+        expect(JSON.stringify(lines)).not.toContain("secret-")
+      }),
+    { slowStatement: "80 millis" }
+  )
+
+  logged(
+    "counts from the moment it is sent: a wait for the pool is no slow statement",
+    (lines) =>
+      Effect.gen(function* () {
+        const { sql, stats } = yield* DbEngine
+        const held = yield* Deferred.make<void>()
+        const holder = yield* Effect.fork(DbConnection.withConnection(Deferred.await(held)))
+        yield* until(
+          "one is lent",
+          Effect.map(stats, (_) => _.used === 1)
+        )
+        const waiter = yield* Effect.fork(sql`SELECT 1`)
+        yield* until(
+          "one waits",
+          Effect.map(stats, (_) => _.pending === 1)
+        )
+        yield* Effect.sleep("150 millis")
+        yield* Deferred.succeed(held, undefined)
+        yield* Fiber.join(waiter)
+        yield* Fiber.join(holder)
+        expect(warnings(lines)).toEqual([])
+      }),
+    { slowStatement: "100 millis", maxConnections: 1 }
+  )
+
+  logged(
+    "logs one that fails as well, and a statement on a connection by the connection's name",
+    (lines) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const slow = sql`SELECT 1 / CASE WHEN pg_sleep(0.1)::text = ${""} THEN 0 END`
+        yield* Effect.ignore(slow)
+        yield* DbConnection.withConnection(slow).pipe(Effect.ignore)
+        expect(warnings(lines).map((_) => /a statement of "(\w+)/.exec(_)?.[1])).toEqual(["implicit", "connection"])
+      }),
+    { slowStatement: "80 millis" }
+  )
+
+  logged("is off by default", (lines) =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      yield* sql`SELECT pg_sleep(0.1)`
+      expect(warnings(lines)).toEqual([])
+    })
+  )
+})
+
+describe("leakTimeout", () => {
+  logged(
+    "logs who keeps a connection for longer, once, while it is still kept",
+    (lines) =>
+      Effect.gen(function* () {
+        const release = yield* Deferred.make<void>()
+        const { sql } = yield* DbSession
+        const leaking = yield* Effect.fork(
+          DbSession.isolated(Effect.zipRight(sql`SELECT 1`, Deferred.await(release)), { name: "leaky" })
+        )
+        yield* DbSession.isolated(sql`SELECT 1`, { name: "tidy" })
+        yield* until(
+          "it was logged",
+          Effect.sync(() => warnings(lines).length > 0)
+        )
+        yield* Deferred.succeed(release, undefined)
+        yield* Fiber.join(leaking)
+        expect(warnings(lines)).toEqual([
+          'effect-db: "leaky" has held a connection of "default" for 50 ms. Is it never released?'
+        ])
+      }),
+    { leakTimeout: "50 millis" }
+  )
+})
+
+/** A tracer of which every span is the same. */
+const tracer = (sampled: boolean): Tracer.Tracer =>
+  Tracer.make({
+    span: (name, parent, context, links, startTime, kind) => ({
+      _tag: "Span",
+      name,
+      parent,
+      context,
+      links,
+      kind,
+      spanId: "6e0c63257de34c92",
+      traceId: "d4cda95b652f4a1592b449d5929fda1b",
+      sampled,
+      status: { _tag: "Started", startTime },
+      attributes: new Map(),
+      attribute: () => {},
+      event: () => {},
+      addLinks: () => {},
+      end: () => {}
+    }),
+    context: (f) => f()
+  })
+
+const parent = "traceparent='00-d4cda95b652f4a1592b449d5929fda1b-6e0c63257de34c92-01'"
+
+describe("sqlCommenter", () => {
+  proxied("is off by default", (via) =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      via.reset()
+      yield* Effect.withTracer(sql`SELECT 1`, tracer(true))
+      expect(via.statements()).toEqual(["SELECT 1"])
+    })
+  )
+
+  proxied(
+    "names the span, sends such a statement unnamed, and leaves what runs without a span prepared",
+    (via) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const names = () =>
+          via.log
+            .filter((_) => _.dir === "frontend" && _.type === "P")
+            .map((_) => [_.name === "" ? "" : "named", _.text])
+        via.reset()
+        yield* Effect.withTracer(sql`SELECT ${1}::int`, tracer(true))
+        expect(names()).toEqual([["", `SELECT $1::int /*${parent}*/`]])
+        via.reset()
+        yield* Effect.withTracer(sql`SELECT ${1}::int`, tracer(false))
+        yield* sql`SELECT ${2}::int`
+        expect(names()).toEqual([["named", "SELECT $1::int"]])
+        expect(via.flights()).toBe(2)
+      }),
+    { sqlCommenter: true }
+  )
+
+  proxied(
+    "encodes and sorts, and constant tags keep statements prepared",
+    (via) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const statement = (n: number) => sql`SELECT ${n}::int`
+        yield* statement(1)
+        via.reset()
+        expect(yield* statement(2)).toEqual([{ int4: 2 }])
+        expect(via.statements()).toEqual(
+          ["SELECT $1::int /*app='it\\'s%20%2A%2F',route='%2Fa%2F%3Aid'*/"].map((_) => _.replace("%2A", "*"))
+        )
+        // Known by its name: nothing was parsed.
+        expect(via.log.filter((_) => _.dir === "frontend" && _.type === "P")).toEqual([])
+      }),
+    { sqlCommenter: { traceparent: false, tags: { route: "/a/:id", app: "it's */" } } }
+  )
+
+  proxied(
+    "leaves a statement alone that has a comment, and reaches batches and streams",
+    (via) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        via.reset()
+        yield* sql.unsafe("SELECT 1 -- mine")
+        yield* DbSession.batch([sql`SELECT 2`, sql`SELECT 3`])
+        expect(via.statements()).toEqual(["SELECT 1 -- mine", "SELECT 2 /*a='b'*/", "SELECT 3 /*a='b'*/"])
+      }),
+    { sqlCommenter: { tags: { a: "b" } } }
+  )
+
+  test(
+    "keeps errors as they are: where the server points to, and no comment in the message",
+    () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const error = yield* Effect.flip(withTransaction(sql`SELECT missing FROM t`))
+        expect(yield* reason(Effect.fail(error))).toBe("SqlSyntaxError")
+        expect(JSON.stringify(error) + String(error)).not.toContain("/*")
+      }),
+    { sqlCommenter: { tags: { a: "b" } } }
+  )
+
+  it.live("refuses tags that are no strings", () =>
+    Effect.gen(function* () {
+      const make = DbEngine.make({ url: database.url, sqlCommenter: { tags: { a: 1 as never } } })
+      expect(yield* reason(Effect.scoped(Effect.asVoid(make)))).toBe("InvalidInput")
+    })
+  )
+})
