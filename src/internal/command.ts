@@ -15,6 +15,8 @@ export interface Control {
   readonly opens: boolean
   /** The same text is sent again and again: worth a named statement. */
   readonly named: boolean
+  /** What it stands for, where a sandbox plays it. */
+  readonly as?: string | undefined
   /** Called with the first row's values when it succeeded, or with nothing when it failed or was skipped. */
   readonly done?: ((ok: boolean, row: ReadonlyArray<unknown> | undefined) => void) | undefined
 }
@@ -64,6 +66,8 @@ export class Command {
   /** The same text means something else under another search path: named statements are kept apart by it. */
   scope = ""
   watch: Watch | undefined = undefined
+  /** As of a control. */
+  as: string | undefined = undefined
   /** The next command belongs to the same group: both happen or neither. */
   more = false
 

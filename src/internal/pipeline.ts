@@ -62,6 +62,8 @@ export class Pipeline {
   private scheduled = false
   private blocked = false
   private cancellation: Cancellation | undefined = undefined
+  /** How often something has come in: what goes out in between is one round trip. */
+  heard = 0
   private idleWaiters: Array<() => void> = []
   private readonly writeWaiters: Array<() => void> = []
   /** A COPY FROM STDIN that is under way. */
@@ -98,6 +100,7 @@ export class Pipeline {
 
   readonly onData = (chunk: Buffer): void => {
     if (this.dead !== undefined) return
+    this.heard++
     try {
       this.reader.push(chunk)
     } catch (cause) {
@@ -204,6 +207,15 @@ export class Pipeline {
     later(this.flush)
   }
 
+  /** For those who listen to a statement or to the engine. */
+  tell(command: Command, prefix: ReadonlyArray<Control>): void {
+    if (command.watch !== undefined) command.watch.sent(prefix, this.options.host)
+    const { listener } = this.options.probe
+    if (listener === undefined) return
+    for (const control of prefix) listener.sent(this, control.text, control.as, this.heard)
+    listener.sent(this, command.text, command.as, this.heard)
+  }
+
   private readonly flush = (): void => {
     this.scheduled = false
     const { answers, writer } = this
@@ -222,7 +234,7 @@ export class Pipeline {
       if (command.state !== State.Queued) continue
       const prefix = command.owner === undefined ? [] : command.owner.takePrefix()
       const opens = prefix.some((control) => control.opens)
-      if (command.watch !== undefined) command.watch.sent(prefix, this.options.host)
+      this.tell(command, prefix)
       if (!glued && (command.simple || command.solo || (one && group !== undefined))) {
         if (group !== undefined) writer.sync()
         group = undefined

@@ -5,8 +5,11 @@
 
 /** What a listener is told, as it happens. @internal */
 export interface Listening {
-  /** A statement goes out on a connection; `begins`: it is the first since an answer came, a round trip of its own. */
-  readonly sent: (connection: object, text: string, begins: boolean) => void
+  /**
+   * A statement goes out on a connection, which has heard so many answers before. `as`: what it stands for in a
+   * sandbox; empty, when it is the sandbox's own.
+   */
+  readonly sent: (connection: object, text: string, as: string | undefined, heard: number) => void
   /** The pool has lent a connection. */
   readonly lent: (waited: boolean) => void
 }
@@ -33,8 +36,8 @@ export class Probe {
       all.length <= 1
         ? all[0]
         : {
-            sent: (connection, text, begins) => {
-              for (const one of all) one.sent(connection, text, begins)
+            sent: (connection, text, as, heard) => {
+              for (const one of all) one.sent(connection, text, as, heard)
             },
             lent: (waited) => {
               for (const one of all) one.lent(waited)

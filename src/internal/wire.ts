@@ -327,7 +327,9 @@ class ForeignQueue {
     const prefix = command.owner === undefined ? [] : [...command.owner.takePrefix()]
     command.state = 2
     command.sent = true
-    command.watch?.sent(prefix, this.wire.host)
+    // One at a time: each is a round trip.
+    this.wire.pipeline.heard++
+    this.wire.pipeline.tell(command, prefix)
     const step = (): void => {
       const control = prefix.shift()
       if (control !== undefined) {

@@ -25,6 +25,8 @@ import { checkIdentifier, quoteIdentifier } from "../internal/input.js"
 import { Root } from "../internal/lease.js"
 import type { Wire } from "../internal/wire.js"
 import { SandboxEngine } from "./sandbox.js"
+import { traceOn } from "./trace.js"
+import type { Trace } from "./trace.js"
 
 const statement = (wire: Wire, text: string): Effect.Effect<void, SqlError> =>
   Effect.async<void, SqlError>((resume) => {
@@ -134,6 +136,25 @@ export interface TestModule<Name extends string> {
   /** A sandbox over an engine that is there already. */
   readonly sandboxLayer: Layer.Layer<Provided<Name>, SqlError, DbEngine<Name>>
   /**
+   * Runs an effect and gives what it yields, and what was sent meanwhile. It changes nothing of that: the same
+   * statements go the same way.
+   *
+   * It listens to the connections of the ambient engine and hears whatever they send, also for fibers outside of the
+   * effect. In a sandbox it hears that sandbox alone, so that tests that run at the same time are told apart. There the
+   * statements are shown as they would be sent without it (`BEGIN`, not the savepoint that plays it); what the sandbox
+   * adds is neither shown nor counted.
+   *
+   * A failure of the effect is the failure of the whole: `Effect.exit(effect)` keeps the trace.
+   *
+   * ```ts
+   * const [, trace] = yield* DbTest.trace(register("ada"))
+   * expect(trace.roundTrips).toEqual([["BEGIN", "INSERT INTO users (name) VALUES ($1)"], ["COMMIT"]])
+   * ```
+   */
+  readonly trace: <A, E, R>(
+    effect: Effect.Effect<A, E, R>
+  ) => Effect.Effect<readonly [result: A, trace: Trace], E, R | DbEngine<Name>>
+  /**
    * Creates a database for the scope and drops it at the end, with `FORCE`: backends that are still attached, a leaked
    * one of the program under test for example, don't keep it. A failing body drops it too. The options say how to reach
    * the server, through a database that exists.
@@ -229,6 +250,7 @@ export const of = <Name extends string>(database: Database.Database<Name>): Test
       ) as Effect.Effect<A, E | SqlError, R | DbEngine<Name>>,
     layer: (options) => Layer.provide(sandboxLayer, options === undefined ? DbLayer.env : DbLayer(options)),
     sandboxLayer,
+    trace: (effect) => Effect.flatMap(DbEngine, (engine) => traceOn(effect, engine)),
     database: (options) =>
       Effect.map(created(options), ({ name, options }) => ({ name, options, layer: DbLayer(options) }))
   }
@@ -267,3 +289,19 @@ export const sandboxLayer = own.sandboxLayer
  * @category databases
  */
 export const database = own.database
+
+/**
+ * `trace` of the default database.
+ *
+ * @since 0.1.0
+ * @category trace
+ */
+export const trace = own.trace
+
+export type {
+  /**
+   * @since 0.1.0
+   * @category models
+   */
+  Trace
+} from "./trace.js"

@@ -8,6 +8,8 @@ import { EngineCore } from "../internal/engine.js"
 import { Command } from "../internal/command.js"
 import type { Control, Owner } from "../internal/command.js"
 import type { Pool, PoolStats } from "../internal/pool.js"
+import { Probe } from "../internal/probe.js"
+import type { Listening } from "../internal/probe.js"
 import type { Wire } from "../internal/wire.js"
 
 const queued = 1
@@ -28,6 +30,12 @@ export class Sandbox {
   private running = 0
 
   constructor(readonly real: Wire) {}
+
+  /** What the statements go out on in the end: sandboxes nest. */
+  get connection(): object {
+    const { real } = this as { readonly real: unknown }
+    return real instanceof VirtualWire ? real.sandbox.connection : this.real.pipeline
+  }
 
   /**
    * Lets a command go when its transaction is the innermost, or opens one when nothing is on its way: a savepoint
@@ -73,15 +81,15 @@ export class Sandbox {
     this.pump()
   }
 
-  /** Statements of ours, in one message. */
-  control(text: string, done: (error: DbError | undefined) => void): void {
+  /** Statements of ours, in one message; `as`: what they are to the program. */
+  control(text: string, as: string, done: (error: DbError | undefined) => void): void {
     this.begin()
-    this.real.submit(
-      new Command(text, [], "array", true, false, true, undefined, (error) => {
-        done(error)
-        this.end()
-      })
-    )
+    const command = new Command(text, [], "array", true, false, true, undefined, (error) => {
+      done(error)
+      this.end()
+    })
+    command.as = as
+    this.real.submit(command)
   }
 }
 
@@ -100,7 +108,7 @@ export class VirtualWire {
   private outstanding = 0
   private idleWaiters: Array<() => void> = []
 
-  constructor(private readonly sandbox: Sandbox) {
+  constructor(readonly sandbox: Sandbox) {
     this.listeners = sandbox.real.listeners
   }
 
@@ -181,7 +189,7 @@ export class VirtualWire {
   }
 
   private open(command: Command): void {
-    this.sandbox.control(`SAVEPOINT ${this.savepoint}`, (error) => {
+    this.sandbox.control(`SAVEPOINT ${this.savepoint}`, "BEGIN", (error) => {
       if (error !== undefined) this.close()
       this.finish(command, error, "BEGIN")
     })
@@ -191,12 +199,12 @@ export class VirtualWire {
   private commit(command: Command): void {
     const check = `${this.savepoint}_check`
     const text = `SAVEPOINT ${check};SET CONSTRAINTS ALL IMMEDIATE;ROLLBACK TO SAVEPOINT ${check};RELEASE SAVEPOINT ${this.savepoint}${this.restore()}`
-    this.sandbox.control(text, (error) => {
+    this.sandbox.control(text, "COMMIT", (error) => {
       if (error === undefined) {
         this.close()
         return this.finish(command, undefined, "COMMIT")
       }
-      this.undo(() => {
+      this.undo("", () => {
         const aborted = error.reason.sqlState === "25P02"
         this.finish(command, aborted ? undefined : error, "ROLLBACK")
       })
@@ -204,11 +212,11 @@ export class VirtualWire {
   }
 
   private rollback(command: Command): void {
-    this.undo(() => this.finish(command, undefined, "ROLLBACK"))
+    this.undo("ROLLBACK", () => this.finish(command, undefined, "ROLLBACK"))
   }
 
-  private undo(done: () => void): void {
-    this.sandbox.control(`ROLLBACK TO SAVEPOINT ${this.savepoint};RELEASE SAVEPOINT ${this.savepoint}`, () => {
+  private undo(as: string, done: () => void): void {
+    this.sandbox.control(`ROLLBACK TO SAVEPOINT ${this.savepoint};RELEASE SAVEPOINT ${this.savepoint}`, as, () => {
       this.close()
       done()
     })
@@ -226,13 +234,13 @@ export class VirtualWire {
     const savepoint = this.savepoint
     const owner: Owner = {
       takePrefix: () => [
-        { text: `SAVEPOINT ${savepoint}`, params: [], opens: false, named: false },
+        { text: `SAVEPOINT ${savepoint}`, params: [], opens: false, named: false, as: "" },
         ...this.translated(command.owner?.takePrefix() ?? [])
       ]
     }
     this.forward(command, owner, (error, settle) => {
-      if (error !== undefined && !this.sandbox.real.dead) return this.undo(settle)
-      this.sandbox.control(`RELEASE SAVEPOINT ${savepoint}${this.restore()}`, () => {
+      if (error !== undefined && !this.sandbox.real.dead) return this.undo("", settle)
+      this.sandbox.control(`RELEASE SAVEPOINT ${savepoint}${this.restore()}`, "", () => {
         this.close()
         settle()
       })
@@ -272,6 +280,8 @@ export class VirtualWire {
     )
     clone.copy = command.copy
     clone.scope = command.scope
+    clone.watch = command.watch
+    clone.as = command.as
     this.clones.set(command, clone)
     // Until the end its state is what its owner asks about.
     let state = -1
@@ -287,9 +297,15 @@ export class VirtualWire {
   private translated(controls: ReadonlyArray<Control>): ReadonlyArray<Control> {
     return controls.flatMap((control): ReadonlyArray<Control> => {
       if (control.opens) {
-        const savepoint: Control = { ...control, text: `SAVEPOINT ${this.savepoint}`, opens: false, named: false }
+        const savepoint: Control = {
+          ...control,
+          text: `SAVEPOINT ${this.savepoint}`,
+          opens: false,
+          named: false,
+          as: control.as ?? control.text
+        }
         return control.text.includes("READ ONLY")
-          ? [savepoint, { text: "SET TRANSACTION READ ONLY", params: [], opens: false, named: false }]
+          ? [savepoint, { text: "SET TRANSACTION READ ONLY", params: [], opens: false, named: false, as: "" }]
           : [savepoint]
       }
       return control.text.startsWith("SELECT set_config(") ? [this.remembering(control)] : [control]
@@ -306,6 +322,7 @@ export class VirtualWire {
     return {
       ...control,
       named: false,
+      as: control.as ?? control.text,
       text: `SELECT ${asks}, ${control.text.slice("SELECT ".length)}`,
       params: [...control.params, ...names],
       done: (ok, row) => {
@@ -321,7 +338,10 @@ class VirtualPool {
   private readonly lent = new Set<VirtualWire>()
   private closed = false
 
-  constructor(private readonly sandbox: Sandbox) {}
+  constructor(
+    private readonly sandbox: Sandbox,
+    private readonly probe: Probe
+  ) {}
 
   readonly connectError = undefined
 
@@ -345,6 +365,7 @@ class VirtualPool {
     }
     const wire = new VirtualWire(this.sandbox)
     this.lent.add(wire)
+    this.probe.listener?.lent(false)
     done(undefined, wire as unknown as Wire)
     return () => false
   }
@@ -372,11 +393,32 @@ class VirtualPool {
 /** An engine whose connections are virtual ones of one real connection. */
 export class SandboxEngine extends EngineCore {
   private readonly virtual: VirtualPool
+  private readonly sandbox: Sandbox
+  /** Of the engine whose connection it is: that is what the connection tells what it sends. */
+  private readonly wires: Probe
 
   constructor(of: EngineCore, real: Wire) {
     // Its own pool is never used, and opens nothing.
-    super(of.name, { ...of.config, min: 0 }, of.runtime)
-    this.virtual = new VirtualPool(new Sandbox(real))
+    super(of.name, { ...of.config, min: 0, probe: new Probe() }, of.runtime)
+    this.wires = of instanceof SandboxEngine ? of.wires : of.config.probe
+    this.sandbox = new Sandbox(real)
+    this.virtual = new VirtualPool(this.sandbox, this.config.probe)
+  }
+
+  /** What the program in the sandbox sends, as it would without. */
+  readonly listen = (listening: Listening): (() => void) => {
+    const { connection } = this.sandbox
+    const stopSent = this.wires.listen({
+      sent: (from, text, as, heard) => {
+        if (from === connection && as !== "") listening.sent(from, as ?? text, undefined, heard)
+      },
+      lent: () => {}
+    })
+    const stopLent = this.config.probe.listen({ sent: () => {}, lent: listening.lent })
+    return () => {
+      stopSent()
+      stopLent()
+    }
   }
 
   override pool(): Pool {
