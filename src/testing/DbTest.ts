@@ -8,23 +8,22 @@ import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { randomBytes } from "node:crypto"
-import * as Pg from "pg"
-import { DbError } from "../DbError.js"
 import { borrow, coreOf, makeService } from "../DbEngine.js"
 import type { DbEngine, EngineService } from "../DbEngine.js"
 import * as Database from "../Database.js"
 import { contextOf } from "../DbLayer.js"
 import type { Provided } from "../DbLayer.js"
 import type { DbOptions } from "../DbOptions.js"
-import { resolveTarget } from "../DbOptions.js"
 import { Command } from "../internal/command.js"
 import { checkIdentifier, quoteIdentifier } from "../internal/input.js"
 import { Root } from "../internal/lease.js"
 import type { Wire } from "../internal/wire.js"
+import { admin } from "./admin.js"
 import { SandboxEngine } from "./sandbox.js"
+import { makeTemplate } from "./template.js"
+import type { TemplateOptions } from "./template.js"
 import { traceOn } from "./trace.js"
 import type { Trace } from "./trace.js"
 
@@ -160,40 +159,17 @@ export interface TestModule<Name extends string> {
    * the server, through a database that exists.
    */
   readonly database: (options: DatabaseOptions) => Effect.Effect<TestDatabase<Name>, SqlError, Scope.Scope>
+  /**
+   * The name of a database that the effect has filled, to be the `template` of `database`, which then takes
+   * milliseconds. It is made once for each `version`: test files that ask at the same time, in this process or another,
+   * wait for the first, and a later run finds it. One whose making was cut off is made anew. It stays; drop it with
+   * `ALTER DATABASE name IS_TEMPLATE false` and `DROP DATABASE name`.
+   */
+  readonly template: <E>(
+    options: TemplateOptions,
+    fill: Effect.Effect<unknown, E, Provided<Name>>
+  ) => Effect.Effect<string, E | SqlError>
 }
-
-const admin = (options: DbOptions, text: string): Effect.Effect<Pg.QueryResult, SqlError> =>
-  Effect.gen(function* () {
-    const target = yield* resolveTarget(options)
-    const password = yield* Effect.mapError(target.password, (cause) =>
-      DbError.make("AuthenticationError", { message: "The effect that yields the password failed.", cause })
-    )
-    const host = target.hosts[0]!
-    return yield* Effect.acquireUseRelease(
-      Effect.tryPromise({
-        try: async () => {
-          const client = new Pg.Client({
-            host: host.host,
-            port: host.port,
-            database: target.database ?? "postgres",
-            ...(target.username === undefined ? {} : { user: target.username }),
-            ...(password === undefined ? {} : { password: Redacted.value(password) }),
-            ...(target.ssl === undefined ? {} : { ssl: target.ssl })
-          })
-          client.on("error", () => {})
-          await client.connect()
-          return client
-        },
-        catch: (cause) => DbError.fromSocket(cause, "connect", `${host.host}:${host.port}`)
-      }),
-      (client) =>
-        Effect.tryPromise({
-          try: () => client.query(text),
-          catch: (cause) => DbError.fromSocket(cause, "read")
-        }),
-      (client) => Effect.promise(() => client.end())
-    )
-  })
 
 /** Creates it for the scope. */
 const created = (options: DatabaseOptions): Effect.Effect<Omit<TestDatabase, "layer">, SqlError, Scope.Scope> => {
@@ -251,6 +227,7 @@ export const of = <Name extends string>(database: Database.Database<Name>): Test
     layer: (options) => Layer.provide(sandboxLayer, options === undefined ? DbLayer.env : DbLayer(options)),
     sandboxLayer,
     trace: (effect) => Effect.flatMap(DbEngine, (engine) => traceOn(effect, engine)),
+    template: (options, fill) => makeTemplate(options, (options) => Effect.provide(fill, DbLayer(options))),
     database: (options) =>
       Effect.map(created(options), ({ name, options }) => ({ name, options, layer: DbLayer(options) }))
   }
@@ -291,6 +268,14 @@ export const sandboxLayer = own.sandboxLayer
 export const database = own.database
 
 /**
+ * `template` of the default database.
+ *
+ * @since 0.1.0
+ * @category databases
+ */
+export const template = own.template
+
+/**
  * `trace` of the default database.
  *
  * @since 0.1.0
@@ -298,6 +283,13 @@ export const database = own.database
  */
 export const trace = own.trace
 
+export type {
+  /**
+   * @since 0.1.0
+   * @category models
+   */
+  TemplateOptions
+} from "./template.js"
 export type {
   /**
    * @since 0.1.0

@@ -20,7 +20,10 @@ export interface Trace {
    * names are the same each time.
    */
   readonly statements: ReadonlyArray<string>
-  /** The same by round trip: what travelled together, without an answer in between. Its length is how many there were. */
+  /**
+   * The same by round trip: what travelled together, without an answer in between. Its length is how many there were.
+   * The data of a COPY, and what is sent with the `pg` client that `raw` gives, are not in it.
+   */
   readonly roundTrips: ReadonlyArray<ReadonlyArray<string>>
   /** How often the pool lent a connection. */
   readonly borrowed: number
