@@ -15,6 +15,8 @@ const register = (name: string) =>
     yield* sql`INSERT INTO users ${sql.insert({ name: `friend of ${name}` })}`.pipe(atomic)
   }).pipe(DbSession.autocommit)
 
+const isControl = (text: string) => !text.startsWith("INSERT")
+
 const program = Effect.gen(function* () {
   yield* say("inside the sandbox the program finds what it has committed")
   yield* register("ada").pipe(Effect.zipRight(show("inside", users, ["ada", "friend of ada"])), DbTest.sandbox)
@@ -22,6 +24,18 @@ const program = Effect.gen(function* () {
 
   yield* say("the same for a test that fails half-way")
   yield* register("grace").pipe(Effect.zipRight(Effect.fail("not as expected")), DbTest.sandbox, Effect.ignore)
+  yield* show("outside", users, [])
+
+  yield* say("what it sends is a list that a test can compare")
+  const [, trace] = yield* register("alan").pipe(DbTest.trace, DbTest.sandbox)
+  yield* show("statements that begin or end something", Effect.succeed(trace.statements.filter(isControl)), [
+    "BEGIN",
+    "COMMIT",
+    "BEGIN",
+    "COMMIT"
+  ])
+  yield* show("round trips", Effect.succeed(trace.roundTrips.length), 4)
+  yield* show("borrowed", Effect.succeed(trace.borrowed), 1)
   yield* show("outside", users, [])
 
   yield* say("in a test file: it.layer(DbTest.layer({ url })), and DbTest.sandbox around each test")
