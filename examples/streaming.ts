@@ -9,7 +9,7 @@ const program = Effect.gen(function* () {
   const { sql } = yield* DbEngine
   const numbers = (count: number) => sql<{ readonly n: number }>`SELECT n FROM generate_series(1, ${count}::int) AS n`
 
-  yield* say("ten thousand rows, five hundred at a time, in a transaction of the stream's own")
+  yield* say("ten thousand rows, at most five hundred at a time, in a transaction of the stream's own")
   yield* show(
     "sum",
     Stream.runFold(numbers(10_000).stream, 0, (sum, { n }) => sum + n),

@@ -18,6 +18,8 @@ export const floors = [
     "src/internal/input.ts",
     "src/internal/transactionSql.ts",
     "src/internal/combinator.ts",
+    "src/internal/line.ts",
+    "src/internal/deadline.ts",
     "src/DbOptions.ts"
   ],
   // 1: secrets

@@ -44,7 +44,7 @@ const openCursors = Effect.flatMap(client, (sql) =>
 )
 
 describe("41 stream", () => {
-  for (const n of [0, 1, 499, 500, 501, 1000, 1700]) {
+  for (const n of [0, 1, 19, 20, 21, 519, 520, 521, 1700]) {
     test(`gives all of ${n} rows, in order`, () =>
       Effect.map(collect(numbers(n)), (rows) => expect(rows).toEqual(upTo(n))))
   }
@@ -129,7 +129,7 @@ describe("41 stream", () => {
         const sql = yield* client
         // The second FETCH takes its time.
         const slow = sql<{ n: number }>`
-          SELECT n FROM generate_series(1, 1000) n WHERE n <> 600 OR pg_sleep(0.3) IS NOT NULL`.stream
+          SELECT n FROM generate_series(1, 1000) n WHERE n <> 100 OR pg_sleep(0.3) IS NOT NULL`.stream
         expect(yield* collect(Stream.take(slow, 3))).toEqual(upTo(3))
         yield* insert(1)
       })

@@ -150,6 +150,7 @@ export class Answers {
     const shape = step?.shape
     if (step === undefined || shape === undefined) throw new ProtocolViolation("a row that nobody asked for")
     if (step.failure !== undefined) return
+    step.bytes += end - start
     try {
       const asObject = step.command !== undefined && step.command.rowMode === "object"
       step.rows.push(asObject ? shape.object(buffer, start, end) : shape.array(buffer, start, end))
@@ -183,6 +184,7 @@ export class Answers {
       return
     }
     this.options.onTag?.(tag, command)
+    command.weigh?.(step.bytes)
     const result = makeResult(tag, step.rows, step.shape?.fields ?? [])
     if (group.simple) {
       // There may be more statements in the text: ReadyForQuery ends it.

@@ -63,6 +63,7 @@ export class Command {
   /** How often it was sent again because a cancel meant for another one had hit it. */
   repeats = 0
   copy: CopyHandler | undefined = undefined
+  weigh: ((bytes: number) => void) | undefined = undefined
   /** The same text means something else under another search path: named statements are kept apart by it. */
   scope = ""
   watch: Watch | undefined = undefined
@@ -70,6 +71,8 @@ export class Command {
   as: string | undefined = undefined
   /** The next command belongs to the same group: both happen or neither. */
   more = false
+  /** All of its batch, itself included: taken back together. */
+  batch: ReadonlyArray<Command> | undefined = undefined
 
   constructor(
     readonly text: string,
@@ -104,6 +107,8 @@ export interface Step {
   closed: string | undefined
   shape: Shape | undefined
   rows: Array<any>
+  /** Of the rows, as they came. */
+  bytes: number
   results: Array<Result> | undefined
   /** What a type parser threw. */
   failure: { readonly cause: unknown } | undefined

@@ -289,6 +289,7 @@ export const executeGroup = (
     const last = specs.length - 1
     const submit: Submit = (wire, _, owner, settle) => {
       failure = undefined
+      const batch: Array<Command> = []
       specs.forEach((one, at) => {
         const command = new Command(
           one.text,
@@ -306,14 +307,14 @@ export const executeGroup = (
           }
         )
         command.more = at < last
+        command.batch = batch
+        batch.push(command)
         command.scope = one.path ?? ""
         command.watch = one.watch
-        if (at === last) lastCommand = command
         wire.submit(command)
       })
-      return lastCommand!
+      return batch[last]!
     }
-    let lastCommand: Command | undefined = undefined
     const running =
       root === undefined
         ? onPool(engine, entry, specs[last]!, done, submit)

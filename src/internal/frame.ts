@@ -4,6 +4,7 @@
  * that a rollback never takes another block's work along.
  */
 import { DbError } from "../DbError.js"
+import { Line } from "./line.js"
 import type { Outcome } from "./observe.js"
 import type { Control, Owner } from "./pipeline.js"
 import type { TransactionOptions } from "./transactionSql.js"
@@ -50,7 +51,7 @@ export class Frame implements Owner {
   readonly before: Array<readonly [name: string, value: string]> = []
   afterCommit: Array<Hook> = []
   afterRollback: Array<Hook> = []
-  private waiters: Array<Waiter> = []
+  private readonly waiters = new Line<Waiter>()
 
   constructor(
     readonly unit: Unit,
@@ -113,7 +114,7 @@ export class Frame implements Owner {
     const limit = this.unit.engine.config.blockMillis
     waiter.timer = setTimeout(() => {
       const blocking = this.top.child?.name ?? (this.unit.settling ? "the end of the transaction" : "another block")
-      if (!this.leave(waiter)) return
+      if (!this.waiters.leave(place)) return
       done(
         DbError.make("SessionBusy", {
           message: `Waited ${limit} ms for the block "${blocking}", which is open inside "${this.name}".`,
@@ -122,18 +123,10 @@ export class Frame implements Owner {
         })
       )
     }, limit)
-    this.waiters.push(waiter)
+    const place = this.waiters.join(waiter)
     return () => {
-      this.leave(waiter)
+      if (this.waiters.leave(place)) clearTimeout(waiter.timer)
     }
-  }
-
-  private leave(waiter: Waiter): boolean {
-    const at = this.waiters.indexOf(waiter)
-    if (at === -1) return false
-    this.waiters.splice(at, 1)
-    clearTimeout(waiter.timer)
-    return true
   }
 
   open(kind: FrameKind, options: FrameOptions): Frame {
@@ -150,7 +143,7 @@ export class Frame implements Owner {
     this.child?.seal()
     if (this.waiters.length === 0 && this.unit.runs.size === 0) return
     const error = this.closedError()
-    for (const waiter of this.waiters.splice(0)) {
+    for (const waiter of this.waiters.empty()) {
       clearTimeout(waiter.timer)
       waiter.done(error)
     }
@@ -172,7 +165,7 @@ export class Frame implements Owner {
   /** Whoever waits has its turn, as long as nothing stands in the way. */
   serve(): void {
     while (this.waiters.length > 0 && !this.ended && this.top.child === undefined && !this.unit.settling) {
-      const waiter = this.waiters.shift()!
+      const waiter = this.waiters.next()!
       clearTimeout(waiter.timer)
       waiter.done(undefined)
     }

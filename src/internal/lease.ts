@@ -4,6 +4,7 @@
  */
 import { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
+import { Line } from "./line.js"
 import type { Holder } from "./loans.js"
 import type { Pool } from "./pool.js"
 import type { Unit } from "./unit.js"
@@ -34,6 +35,12 @@ export const without = (stack: StackNode | undefined, of: Stacked): StackNode | 
 
 type Borrowed = (error: DbError | undefined, wire: Wire | undefined) => void
 
+interface Claim {
+  readonly unit: Unit | undefined
+  readonly done: (error: DbError | undefined) => void
+  readonly timer: NodeJS.Timeout
+}
+
 /** @internal */
 export class Root {
   wire: Wire | undefined = undefined
@@ -42,13 +49,9 @@ export class Root {
   /** The session whose transaction is open here. */
   unit: Unit | undefined = undefined
   private pool: Pool | undefined = undefined
-  private waiting: Array<Borrowed> = []
+  private readonly waiting = new Line<Borrowed>()
   private giveUp: (() => boolean) | undefined = undefined
-  private claims: Array<{
-    readonly unit: Unit | undefined
-    readonly done: (error: DbError | undefined) => void
-    timer: NodeJS.Timeout
-  }> = []
+  private readonly claims = new Line<Claim>()
 
   constructor(
     readonly engine: EngineCore,
@@ -73,7 +76,7 @@ export class Root {
       done(undefined, this.wire)
       return () => {}
     }
-    this.waiting.push(done)
+    const place = this.waiting.join(done)
     if (this.waiting.length === 1) {
       const pool = this.engine.pool()
       let called = false
@@ -84,14 +87,12 @@ export class Root {
           this.wire = wire
           this.pool = pool
         }
-        for (const waiter of this.waiting.splice(0)) waiter(error, wire)
+        for (const waiter of this.waiting.empty()) waiter(error, wire)
       })
       if (!called) this.giveUp = giveUp
     }
     return () => {
-      const at = this.waiting.indexOf(done)
-      if (at === -1) return
-      this.waiting.splice(at, 1)
+      if (!this.waiting.leave(place)) return
       if (this.waiting.length === 0 && this.giveUp !== undefined) {
         this.giveUp()
         this.giveUp = undefined
@@ -110,12 +111,12 @@ export class Root {
       return () => {}
     }
     const limit = this.engine.config.blockMillis
-    const claim = {
+    const place = this.claims.join({
       unit,
       done,
       timer: setTimeout(() => {
         const holder = this.unit?.name ?? "another session"
-        if (!leave()) return
+        if (!this.claims.leave(place)) return
         done(
           DbError.make("SessionBusy", {
             message: `Waited ${limit} ms for the session "${holder}", whose transaction is open on this connection.`,
@@ -124,17 +125,9 @@ export class Root {
           })
         )
       }, limit)
-    }
-    const leave = (): boolean => {
-      const at = this.claims.indexOf(claim)
-      if (at === -1) return false
-      this.claims.splice(at, 1)
-      clearTimeout(claim.timer)
-      return true
-    }
-    this.claims.push(claim)
+    })
     return () => {
-      leave()
+      if (this.claims.leave(place)) clearTimeout(place.value.timer)
     }
   }
 
@@ -146,16 +139,16 @@ export class Root {
 
   private serve(): void {
     while (this.claims.length > 0 && this.unit === undefined) {
-      const claim = this.claims.shift()!
+      const claim = this.claims.next()!
       clearTimeout(claim.timer)
       if (claim.unit !== undefined) this.unit = claim.unit
       claim.done(undefined)
-      // The same session may have several statements in the queue.
+      // The same session may have several statements in the line.
       if (claim.unit !== undefined) {
-        for (const other of this.claims.filter((_) => _.unit === claim.unit)) {
-          this.claims.splice(this.claims.indexOf(other), 1)
-          clearTimeout(other.timer)
-          other.done(undefined)
+        for (const place of this.claims.places) {
+          if (place.value.unit !== claim.unit || !this.claims.leave(place)) continue
+          clearTimeout(place.value.timer)
+          place.value.done(undefined)
         }
       }
     }
@@ -174,8 +167,8 @@ export class Root {
     }
     if (permanent && this.waiting.length + this.claims.length > 0) {
       const error = this.releasedError()
-      for (const waiter of this.waiting.splice(0)) waiter(error, undefined)
-      for (const claim of this.claims.splice(0)) {
+      for (const waiter of this.waiting.empty()) waiter(error, undefined)
+      for (const claim of this.claims.empty()) {
         clearTimeout(claim.timer)
         claim.done(error)
       }

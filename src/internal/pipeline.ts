@@ -13,6 +13,7 @@ import type { AnswersOptions } from "./answers.js"
 import { later } from "./blocking.js"
 import { State } from "./command.js"
 import type { Command, Control, Group, Step } from "./command.js"
+import { deadline } from "./deadline.js"
 import { PreparedStatements } from "./prepared.js"
 import type { Probe } from "./probe.js"
 import { Reader, Writer } from "./protocol.js"
@@ -42,7 +43,7 @@ export interface PipelineOptions extends AnswersOptions {
 interface Cancellation {
   readonly command: Command
   /** By then the server has to have answered. */
-  readonly deadline: NodeJS.Timeout
+  readonly stop: () => void
   /** Until it is asked again; nothing while a request is on its way. */
   pause: NodeJS.Timeout | undefined
 }
@@ -153,22 +154,19 @@ export class Pipeline {
 
   /** With the others of its batch: both happen or neither. */
   private withdraw(command: Command): void {
+    // Flush passes over what is settled: nothing is searched for in a queue that may be long.
     command.state = State.Settled
-    const at = this.queue.indexOf(command, this.head)
-    if (at === -1) return
-    for (let i = at; i > this.head && this.queue[i - 1]!.more; i--) this.queue[i - 1]!.state = State.Settled
-    for (let i = at; this.queue[i]!.more; i++) this.queue[i + 1]!.state = State.Settled
+    if (command.batch !== undefined) for (const other of command.batch) other.state = State.Settled
   }
 
   /** One at a time: a second one waits until the first is known to be over. */
   private cancel(command: Command): void {
     if (this.cancellation !== undefined) return
     command.canceled = true
-    const deadline = setTimeout(
-      () => this.die(new Error("the server did not confirm the cancellation in time"), "read"),
-      this.options.settleMillis
+    const stop = deadline(this.options.settleMillis, () =>
+      this.die(new Error("the server did not confirm the cancellation in time"), "read")
     )
-    const cancellation: Cancellation = { command, deadline, pause: undefined }
+    const cancellation: Cancellation = { command, stop, pause: undefined }
     this.cancellation = cancellation
     let pause = 50
     const attempt = (): void => {
@@ -195,7 +193,7 @@ export class Pipeline {
   }
 
   private endCancellation(): void {
-    clearTimeout(this.cancellation?.deadline)
+    this.cancellation?.stop()
     clearTimeout(this.cancellation?.pause)
     this.cancellation = undefined
   }
@@ -313,6 +311,7 @@ export class Pipeline {
       closed: undefined,
       shape: undefined,
       rows: [],
+      bytes: 0,
       results: undefined,
       failure: undefined
     }

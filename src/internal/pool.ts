@@ -8,6 +8,9 @@
  */
 import type { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
+import { deadline } from "./deadline.js"
+import { Line } from "./line.js"
+import type { Place } from "./line.js"
 import { Loans } from "./loans.js"
 import type { Holder } from "./loans.js"
 import { acquireTimeout, isTemporary, poolClosed } from "./poolErrors.js"
@@ -20,11 +23,13 @@ interface Waiter {
   readonly holder: Holder
   readonly since: number
   readonly timeoutMillis: number
-  timer: NodeJS.Timeout | undefined
   /** All were in use when it came. */
   readonly full: boolean
-  /** The pool that it waits in now, after `changeHost`. */
+  /** Its time limit. */
+  stop: () => void
+  /** The pool that it waits in now, after `changeHost`, and its place there. */
   moved: Pool | undefined
+  place: Place<Waiter> | undefined
 }
 
 /** What the pool needs from the engine: how a connection is made and made ready. @internal */
@@ -63,7 +68,7 @@ export class Pool {
   /** Neither idle nor lent: being validated or reset. */
   private readonly between = new Set<Wire>()
   private readonly dials = new Set<() => void>()
-  private waiters: Array<Waiter> = []
+  private readonly waiters = new Line<Waiter>()
   private closing = 0
   private readonly left = new WeakSet<Wire>()
   private generation = 0
@@ -124,11 +129,21 @@ export class Pool {
       }
     }
     const full = this.idle.length === 0 && !this.room
-    const waiter: Waiter = { done, holder, since: Date.now(), timeoutMillis, timer: undefined, full, moved: undefined }
-    waiter.timer = setTimeout(() => {
+    const since = Date.now()
+    const waiter: Waiter = {
+      done,
+      holder,
+      since,
+      timeoutMillis,
+      full,
+      stop: () => {},
+      moved: undefined,
+      place: undefined
+    }
+    waiter.stop = deadline(timeoutMillis, () => {
       if (this.forget(waiter)) done(this.timedOut(waiter), undefined)
-    }, timeoutMillis)
-    this.waiters.push(waiter)
+    })
+    waiter.place = this.waiters.join(waiter)
     this.options.metrics.changed()
     this.serve()
     return () => (waiter.moved ?? this).forget(waiter)
@@ -181,10 +196,8 @@ export class Pool {
       if (this.reaper !== undefined) clearTimeout(this.reaper)
       for (const stop of [...this.dials]) stop()
       this.dials.clear()
-      const waiters = this.waiters
-      this.waiters = []
-      for (const waiter of waiters) {
-        clearTimeout(waiter.timer)
+      for (const waiter of this.waiters.empty()) {
+        waiter.stop()
         waiter.done(poolClosed(), undefined)
       }
       for (const wire of this.idle.splice(0)) this.end(wire)
@@ -194,23 +207,22 @@ export class Pool {
 
   /** Takes no new work: what waits goes on to another pool, what is lent comes back and is closed. */
   retire(successor: Pool, done: () => void): void {
-    const waiters = this.waiters
-    this.waiters = []
+    const waiters = this.waiters.empty()
     this.close(done)
     for (const waiter of waiters) {
-      clearTimeout(waiter.timer)
+      waiter.stop()
       successor.adopt(waiter)
     }
   }
 
   private adopt(waiter: Waiter): void {
     const left = Math.max(1, waiter.timeoutMillis - (Date.now() - waiter.since))
-    waiter.timer = setTimeout(() => {
+    waiter.stop = deadline(left, () => {
       if (this.forget(waiter)) waiter.done(this.timedOut(waiter), undefined)
-    }, left)
+    })
     waiter.moved = this
     this.wanted = true
-    this.waiters.push(waiter)
+    waiter.place = this.waiters.join(waiter)
     this.serve()
   }
 
@@ -278,17 +290,15 @@ export class Pool {
   }
 
   private forget(waiter: Waiter): boolean {
-    const at = this.waiters.indexOf(waiter)
-    if (at === -1) return false
-    this.waiters.splice(at, 1)
-    clearTimeout(waiter.timer)
+    if (!this.waiters.leave(waiter.place!)) return false
+    waiter.stop()
     this.options.metrics.changed()
     return true
   }
 
   private handOver(wire: Wire): void {
-    const waiter = this.waiters.shift()!
-    clearTimeout(waiter.timer)
+    const waiter = this.waiters.next()!
+    waiter.stop()
     this.lend(wire, waiter.holder, waiter.full)
     this.options.metrics.waited(Date.now() - waiter.since)
     waiter.done(undefined, wire)
@@ -441,7 +451,7 @@ export class Pool {
 
   private refused(error: DbError): void {
     this.lastError = error
-    const waiter = this.waiters[0]
+    const waiter = this.waiters.first
     const busy = this.loans.size + this.between.size > 0
     if (waiter !== undefined && !isTemporary(error) && !busy) {
       this.forget(waiter)

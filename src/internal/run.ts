@@ -69,6 +69,7 @@ export class Run {
       }
     )
     command.copy = spec.copy
+    command.weigh = spec.weigh
     command.scope = spec.path ?? ""
     command.watch = spec.watch
     this.command = command

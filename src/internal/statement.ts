@@ -17,6 +17,8 @@ export interface Spec {
   readonly copy: CopyHandler | undefined
   /** Only in this one of its session's transactions: for a cursor, which ends with it. */
   readonly transaction?: number | undefined
+  /** Told how many bytes its rows were on the wire. */
+  readonly weigh?: ((bytes: number) => void) | undefined
   /** The search path that it runs with; nothing: the connection's own. */
   readonly path: string | undefined
   readonly watch?: Watch | undefined

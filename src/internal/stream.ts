@@ -20,7 +20,10 @@ import { endSlot } from "./session.js"
 import { Slot } from "./slot.js"
 import { isRefused, makeSpec } from "./statement.js"
 
-const rowsPerFetch = 500
+/** The first FETCH is small: nobody knows yet how wide the rows are. Those after it are as large as fits. */
+const firstRows = 20
+const mostRows = 500
+const bytesPerFetch = 1 << 20
 
 let cursors = 0
 
@@ -67,13 +70,18 @@ export const streamRows = (
         const unit = slot.get()
         const at: Bound = { _tag: "Slot", slot, unit }
         const transaction = unit.transactions
+        let rowsPerFetch = firstRows
+        let bytes = 0
+        const weigh = (size: number): void => {
+          bytes = size
+        }
         // A cursor is its transaction's: asked for in the next one, it would make that one fail.
         const onCursor = (text: string) =>
           Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) => {
             const spec = makeSpec(text, [], "object", { several: false, prepare: false })
             return isRefused(spec)
               ? Effect.fail(spec)
-              : executeSpec(fiber, engine, at, { ...spec, transaction }, (result) => result.rows)
+              : executeSpec(fiber, engine, at, { ...spec, transaction, weigh }, (result) => result.rows)
           })
         yield* Scope.addFinalizer(
           scope,
@@ -81,7 +89,7 @@ export const streamRows = (
             session === undefined || unit.aborted ? Effect.void : Effect.ignore(onCursor(`CLOSE ${cursor}`))
           )
         )
-        const fetchOne = onCursor(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`)
+        const fetchOne = Effect.suspend(() => onCursor(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`))
         let next: Fiber.Fiber<ReadonlyArray<any>, SqlError> | undefined = undefined
         const fetch = Effect.uninterruptible(
           Effect.map(Effect.forkDaemon(Effect.interruptible(fetchOne)), (fiber) => {
@@ -101,7 +109,9 @@ export const streamRows = (
         ).pipe(
           Effect.tap((rows) => {
             next = undefined
-            return rows.length < rowsPerFetch ? Effect.void : fetch
+            if (rows.length < rowsPerFetch) return Effect.void
+            rowsPerFetch = Math.max(1, Math.min(mostRows, Math.floor((bytesPerFetch * rows.length) / bytes)))
+            return fetch
           }),
           Effect.map(Chunk.unsafeFromArray as (rows: ReadonlyArray<any>) => Chunk.Chunk<any>)
         )

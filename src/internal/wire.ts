@@ -8,6 +8,7 @@ import * as Pg from "pg"
 import { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
 import { sendCancel } from "./cancel.js"
+import { deadline } from "./deadline.js"
 import { Pipeline } from "./pipeline.js"
 import type { Command } from "./pipeline.js"
 import { leavesState } from "./recycler.js"
@@ -393,7 +394,7 @@ export const dial = (
   const finish = (error: DbError | undefined, wire: Wire | undefined): void => {
     if (finished) return
     finished = true
-    clearTimeout(timer)
+    stop()
     if (error !== undefined) {
       client.on("error", () => {})
       internals.connection.stream.destroy()
@@ -401,7 +402,7 @@ export const dial = (
     done(error, wire)
   }
   const where = host.host.startsWith("/") ? host.host : `${host.host}:${host.port}`
-  const timer = setTimeout(() => {
+  const stop = deadline(config.connectMillis, () => {
     finish(
       DbError.make("ConnectionError", {
         phase: "connect",
@@ -411,7 +412,7 @@ export const dial = (
       }),
       undefined
     )
-  }, config.connectMillis)
+  })
   client.on("error", (cause) => finish(DbError.fromSocket(cause, "connect", where), undefined))
   client.connect((cause: Error | null | undefined) => {
     if (finished) {
@@ -432,7 +433,7 @@ export const dial = (
   })
   return () => {
     finished = true
-    clearTimeout(timer)
+    stop()
     client.on("error", () => {})
     internals.connection.stream.destroy()
   }

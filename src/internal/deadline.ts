@@ -1,0 +1,31 @@
+/**
+ * Time limits on others: what counts is time in which this process could have listened to them. While it computes
+ * without a pause, as when a hundred thousand fibers start at once, nobody's answer is read, and the clock would blame
+ * the network or the server for it.
+ */
+
+const slices = 10
+/** Shorter ones would say more about timers than about time. */
+const shortest = 20
+
+/** Calls back once after that many milliseconds, of which a standstill counts as one slice. The returned function stops it. @internal */
+export const deadline = (millis: number, f: () => void): (() => void) => {
+  let timer: NodeJS.Timeout | undefined = undefined
+  let last: NodeJS.Immediate | undefined = undefined
+  let left = millis
+  const next = (): void => {
+    // What has arrived meanwhile is read before anybody is called late.
+    if (left <= 0) {
+      last = setImmediate(f)
+      return
+    }
+    const slice = Math.min(left, Math.max(shortest, millis / slices))
+    left -= slice
+    timer = setTimeout(next, slice)
+  }
+  next()
+  return () => {
+    clearTimeout(timer)
+    clearImmediate(last)
+  }
+}
