@@ -1,11 +1,13 @@
 /**
  * The core promises, kept over every way to run them: options that change the wire, a pool of one, an ambient
- * connection that sessions run on. `pooler.test.ts` keeps them through a pooler.
+ * connection that sessions run on, a link on which every answer takes a millisecond. `pooler.test.ts` keeps them
+ * through a pooler.
  */
 import { DbConnection } from "effect-db"
-import { contract } from "./support/contract.js"
+import { Effect } from "effect"
+import { contract, type Test } from "./support/contract.js"
 import { testDatabase } from "./support/database.js"
-import { programsOn } from "./support/programs.js"
+import { programsOn, proxiedOn } from "./support/programs.js"
 
 const database = testDatabase()
 
@@ -26,5 +28,27 @@ contract(database, programsOn(database), [
     options: { maxConnections: 1 },
     connections: 1,
     around: (effect) => DbConnection.withConnection(effect, { lazy: true })
+  }
+])
+
+const proxied = proxiedOn(database)
+const slowly: Test = (name, program, options) =>
+  proxied(
+    name,
+    (via) =>
+      Effect.suspend(() => {
+        via.delay(1)
+        return program()
+      }),
+    options
+  )
+
+contract(database, slowly, [
+  { name: "a link of 1 ms", options: {}, connections: 10, around: (_) => _ },
+  {
+    name: "a link of 1 ms, pipelining: false, a pool of one",
+    options: { pipelining: false, maxConnections: 1 },
+    connections: 1,
+    around: (_) => _
   }
 ])

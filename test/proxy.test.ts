@@ -99,7 +99,7 @@ describe("proxy: what it records", () => {
     const client = await connect()
     const pid = proxy.connections[0]?.pid
     const sleeping = client.query("SELECT pg_sleep(60)").catch(code)
-    await proxy.seen(({ type }) => type === "Q")
+    await Effect.runPromise(untilActivity(database.url, ({ active }) => active === 1))
     const { secretKey } = client as unknown as { readonly secretKey: number }
     const request = Buffer.alloc(16)
     for (const [at, word] of [16, 80877102, pid!, secretKey].entries()) request.writeInt32BE(word, at * 4)

@@ -1,4 +1,4 @@
-import { DbConnection, DbEngine, DbError, DbSession, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbError, DbSchema, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { beforeAll, describe, expect } from "vitest"
@@ -131,7 +131,8 @@ describe("round trips of sessions and transactions", () => {
     { isolation: "serializable", readOnly: true, deferrable: true },
     { statementTimeout: "5 seconds", lockTimeout: "2 seconds" },
     { settings: { "app.user": "42", "app.role": "it's \\ me" } },
-    { isolation: "serializable", lockTimeout: "2 seconds", settings: { "app.user": "42" } }
+    { isolation: "serializable", lockTimeout: "2 seconds", settings: { "app.user": "42" } },
+    { timeout: "20 seconds", name: "named" }
   ] as const
   for (const options of begun) {
     wired(database, `${Object.keys(options).join(" and ")} at BEGIN cost nothing more`, {}, (at) =>
@@ -139,6 +140,38 @@ describe("round trips of sessions and transactions", () => {
         expect(yield* cost(at, DbSession.autocommit(one, options))).toBe(2)
         expect(yield* cost(at, withTransaction(one, options))).toBe(2)
       })
+    )
+  }
+
+  for (const n of [1, 3]) {
+    wired(database, `a search path costs ${n} statements nothing more, around a session, in it and without`, {}, (at) =>
+      Effect.gen(function* () {
+        const path = Effect.flatMap(DbSession, ({ sql }) => sql`SELECT current_setting('search_path') AS path`)
+        const work = Effect.forEach(numbers(n), () =>
+          Effect.map(path, (rows) => expect(rows).toEqual([{ path: expect.stringContaining("elsewhere") }]))
+        )
+        const elsewhere = DbSchema.withSchema(work, "elsewhere")
+        expect(yield* cost(at, DbSession.autocommit(elsewhere))).toBe(n + 1)
+        expect(yield* cost(at, DbSchema.withSchema(DbSession.autocommit(work), "elsewhere"))).toBe(n + 1)
+        expect(yield* cost(at, elsewhere)).toBe(n)
+      })
+    )
+
+    wired(database, `settings and time limits of a nested block around ${n} statements cost nothing more`, {}, (at) =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(0)
+          const options = { settings: { "app.user": "43" }, statementTimeout: 5000, lockTimeout: 2000 } as const
+          expect(yield* cost(at, withTransaction(Effect.forEach(numbers(n), insert), options))).toBe(n)
+          const now = Effect.flatMap(DbSession, ({ sql }) => sql`SELECT current_setting('statement_timeout') AS t`)
+          expect(
+            yield* cost(
+              at,
+              Effect.map(now, (rows) => expect(rows).toEqual([{ t: "0" }]))
+            )
+          ).toBe(1)
+        })
+      )
     )
   }
 
@@ -173,7 +206,11 @@ describe("round trips without a session", () => {
         expect(yield* cost(at, batch)).toBe(1)
         expect(sent(at).filter((_) => _ === "S").length).toBe(1)
         yield* DbSession.autocommit(
-          Effect.flatMap(cost(at, batch), (flights) => Effect.sync(() => expect(flights).toBe(1)))
+          Effect.gen(function* () {
+            // The first brings BEGIN along.
+            expect(yield* cost(at, batch)).toBe(1)
+            expect(yield* cost(at, batch)).toBe(1)
+          })
         )
       })
     )

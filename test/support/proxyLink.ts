@@ -61,8 +61,9 @@ class Lane {
     private readonly drips: () => boolean
   ) {}
 
-  push(bytes: Buffer, delay = 0, then?: () => void): void {
-    this.queue.push({ bytes, due: delay === 0 ? 0 : performance.now() + delay, then })
+  /** `due` is the earliest time to hand it on. */
+  push(bytes: Buffer, due = 0, then?: () => void): void {
+    this.queue.push({ bytes, due, then })
   }
 
   drain(): void {
@@ -199,9 +200,14 @@ export class Link {
     if (how === "rst" || how === "fin") this.upstream.end()
   }
 
+  /** What arrives together is handed on together. */
+  private get due(): number {
+    return this.host.answerDelay === 0 ? 0 : performance.now() + this.host.answerDelay
+  }
+
   private after(lane: Lane, then: () => void): void {
     if (this.dead) return
-    lane.push(Buffer.alloc(0), lane === this.toClient ? this.host.answerDelay : 0, then)
+    lane.push(Buffer.alloc(0), lane === this.toClient ? this.due : 0, then)
     lane.drain()
   }
 
@@ -253,18 +259,19 @@ export class Link {
 
   private onServer(chunk: Buffer): void {
     if (this.dead) return
+    const { due } = this
     if (this.awaitsTls) {
       this.awaitsTls = false
       this.opaque = chunk[0] !== 0x4e
-      this.toClient.push(chunk.subarray(0, 1), this.host.answerDelay)
+      this.toClient.push(chunk.subarray(0, 1), due)
       chunk = chunk.subarray(1)
     }
-    if (this.opaque) this.toClient.push(chunk, this.host.answerDelay)
-    else for (const frame of this.fromServer.push(chunk)) this.onBackend(frame)
+    if (this.opaque) this.toClient.push(chunk, due)
+    else for (const frame of this.fromServer.push(chunk)) this.onBackend(frame, due)
     this.toClient.drain()
   }
 
-  private onBackend(frame: Frame): void {
+  private onBackend(frame: Frame, due: number): void {
     if (this.dead) return
     const message: Logged = { dir: "backend", conn: this.id, type: frame.type, ...readBackend(frame) }
     if (frame.type === "K") this.pid = Number(message.name)
@@ -272,13 +279,13 @@ export class Link {
     const fault = this.host.take(message)
     if (fault !== undefined) {
       // half of the message, then the fault
-      this.toClient.push(frame.bytes.subarray(0, frame.bytes.length >> 1), this.host.answerDelay, () => {
+      this.toClient.push(frame.bytes.subarray(0, frame.bytes.length >> 1), due, () => {
         fault.strike(this)
         fault.done(message)
       })
       return
     }
-    this.toClient.push(frame.bytes, this.host.answerDelay, this.deliveryOf(frame.type))
+    this.toClient.push(frame.bytes, due, this.deliveryOf(frame.type))
   }
 
   /** What handing a message to the client means for the count of flights. */
