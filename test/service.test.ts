@@ -1,8 +1,8 @@
 /** The example service over real sockets: what it promises to whoever talks to it, and that nothing stays borrowed. */
 import { HttpServer } from "@effect/platform"
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "@effect/vitest"
-import { DbEngine, DbLayer } from "effect-db"
-import { Effect, Layer, Logger, LogLevel, ManagedRuntime } from "effect"
+import { DbEngine, DbError, DbRegistry } from "effect-db"
+import { Effect, Layer, Logger, LogLevel, ManagedRuntime, Redacted } from "effect"
 import { spawn } from "node:child_process"
 import type { ChildProcess } from "node:child_process"
 import { chmod, mkdtemp, rm } from "node:fs/promises"
@@ -13,7 +13,7 @@ import { join } from "node:path"
 import { Readable } from "node:stream"
 import { fileURLToPath } from "node:url"
 import Pg from "pg"
-import { MigrationsLive } from "../examples/service/database.js"
+import { databases, MigrationsLive } from "../examples/service/database.js"
 import { serve } from "../examples/service/server.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 
@@ -27,7 +27,7 @@ const runtime = ManagedRuntime.make(
     // what fails here does so on purpose
     Layer.provideMerge(Logger.minimumLogLevel(LogLevel.None)),
     Layer.provideMerge(MigrationsLive),
-    Layer.provideMerge(Layer.unwrapEffect(Effect.sync(() => DbLayer({ url: database.url, applicationName: "ledger" }))))
+    Layer.provideMerge(Layer.unwrapEffect(Effect.sync(() => databases(Redacted.make(database.url)))))
   )
 )
 
@@ -50,8 +50,10 @@ afterEach(async () => {
   await Effect.runPromise(
     untilActivity(database.url, (_) => _.active + _.idleInTransaction + _.idleInTransactionAborted === 0)
   )
-  const { pending, used } = await runtime.runPromise(DbEngine.stats)
-  expect({ pending, used }).toEqual({ pending: 0, used: 0 })
+  for (const name of ["default", "reporting"]) {
+    const { pending, used } = await runtime.runPromise(DbRegistry.using(DbEngine.stats, name))
+    expect({ pending, used }).toEqual({ pending: 0, used: 0 })
+  }
 })
 
 interface Answer {
@@ -333,6 +335,46 @@ describe("one session for each request", () => {
       await client.query("COMMIT")
     })
     expect([await balance(ada), await balance(grace)]).toEqual(["100", "0"])
+  })
+})
+
+describe("reports", () => {
+  const borrowedFromPrimary = async () => (await runtime.runPromise(DbEngine.stats)).used
+
+  it("tell what was moved, from the reporting database, in a transaction that can't write", async () => {
+    const ada = await account(700)
+    const [today] = await rows<{ readonly day: string; readonly transfers: number; readonly amount: string }>(
+      `SELECT max((created_at AT TIME ZONE 'UTC')::date)::text AS day, count(*)::int AS transfers, sum(amount)::text AS amount
+       FROM transfers`
+    )
+    expect(await get("/reports/daily")).toEqual({ status: 200, body: [today] })
+    expect(await balance(ada)).toBe("700")
+    const backends = await rows(`SELECT count(*)::int AS n FROM pg_stat_activity
+      WHERE datname = current_database() AND application_name = 'ledger reports'`)
+    expect(backends).toEqual([{ n: 1 }])
+    const write = Effect.flatMap(DbEngine, ({ sql }) => sql.withTransaction(sql`DELETE FROM transfers`))
+    const refused = await runtime.runPromise(Effect.flip(DbRegistry.using(write, "reporting")))
+    expect(DbError.reason(refused)?._tag).toBe("ReadOnlyError")
+  })
+
+  it("take nothing from the transfers: a slow one borrows no connection of theirs", async () => {
+    const ada = await account(1)
+    await outsider(async (client) => {
+      await client.query("BEGIN")
+      await client.query("LOCK TABLE transfers IN ACCESS EXCLUSIVE MODE")
+      const slow = get("/reports/daily")
+      for (;;) {
+        const [row] = await rows<{ readonly waiting: number }>(
+          `SELECT count(*)::int AS waiting FROM pg_stat_activity
+           WHERE datname = current_database() AND application_name = 'ledger reports' AND wait_event_type = 'Lock'`
+        )
+        if (row!.waiting > 0) break
+      }
+      expect(await borrowedFromPrimary()).toBe(0)
+      expect(await balance(ada)).toBe("1")
+      await client.query("COMMIT")
+      expect((await slow).status).toBe(200)
+    })
   })
 })
 

@@ -1,7 +1,8 @@
 /**
  * A small ledger over HTTP: `npm start`.
  *
- * `PORT` is where it listens (3000), `DATABASE_URL` the PostgreSQL that it uses instead of its own.
+ * `PORT` is where it listens (3000), `DATABASE_URL` the PostgreSQL that it uses instead of its own, `REPORTING_URL` a
+ * replica of that for its reports.
  */
 import { HttpServer } from "@effect/platform"
 import { NodeRuntime } from "@effect/platform-node"
@@ -27,6 +28,7 @@ Open two accounts, put money into the first, and send some of it to the second:
   curl ${url}/accounts -d '{"name":"ada"}'; curl ${url}/accounts -d '{"name":"grace"}'
   curl ${url}/accounts/1/deposits -d '{"amount":10000,"note":"salary"}'
   curl ${url}/transfers -H 'Idempotency-Key: rent-may' -d '{"from":1,"to":2,"amount":2550,"note":"rent"}'
+  curl ${url}/reports/daily
 
 Ctrl-C stops it.
 `)

@@ -9,6 +9,7 @@ import { BadInput } from "./errors.js"
 import { exportTransfers } from "./exporter.js"
 import { body, input, json, transactional } from "./http.js"
 import { importTransfers } from "./importer.js"
+import * as Reports from "./reports.js"
 import * as Schemas from "./schema.js"
 import * as Transfers from "./transfers.js"
 
@@ -127,6 +128,16 @@ const files = HttpRouter.empty.pipe(
   )
 )
 
+const reports = HttpRouter.empty.pipe(
+  HttpRouter.get(
+    "/reports/daily",
+    Effect.gen(function* () {
+      const { limit } = yield* page
+      return json(yield* Reports.daily(limit))
+    })
+  )
+)
+
 const health = HttpRouter.empty.pipe(
   HttpRouter.get(
     "/health",
@@ -139,7 +150,7 @@ const health = HttpRouter.empty.pipe(
   )
 )
 
-export const routes = HttpRouter.concatAll(accounts, transfers, files, health).pipe(
+export const routes = HttpRouter.concatAll(accounts, transfers, files, reports, health).pipe(
   HttpRouter.use(transactional),
   Effect.catchTag("RouteNotFound", ({ request }) =>
     Effect.succeed(
