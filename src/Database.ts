@@ -2,6 +2,7 @@
  * One database, whatever its name: the whole vocabulary with an identity of its own.
  *
  * @since 0.1.0
+ * @module
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"

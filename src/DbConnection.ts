@@ -256,12 +256,14 @@ export interface ConnectionModule<Name extends string> extends Context.Tag<DbCon
   readonly acquire: (options?: ConnectionOptions) => Effect.Effect<Connection, SqlError, DbEngine<Name> | Scope.Scope>
   /** Runs an effect with an ambient connection, by default the one that is ambient already. */
   readonly withConnection: Combinator<ConnectionOptions, SqlError, DbEngine<Name>>
+  /** The ambient connection for as long as the layer lasts. */
   readonly layer: (options?: ConnectionOptions) => Layer.Layer<DbConnection<Name>, SqlError, DbEngine<Name>>
   /** The connection on top of the fiber's stack. */
   readonly current: Effect.Effect<Option.Option<Connection>, never, DbEngine<Name>>
   readonly pid: Effect.Effect<number, SqlError, DbEngine<Name>>
   readonly status: Effect.Effect<ConnectionStatus, never, DbEngine<Name>>
   readonly raw: Effect.Effect<Pg.Client, SqlError, DbEngine<Name>>
+  /** `release` of the ambient connection. Without one: `NoSession`. */
   readonly release: (options?: {
     readonly permanent?: boolean | undefined
   }) => Effect.Effect<void, SqlError, DbEngine<Name>>

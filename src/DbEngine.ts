@@ -270,7 +270,9 @@ export const makeEngine = (
 export interface EngineModule<Name extends string> extends Context.Tag<DbEngine<Name>, EngineService> {
   /** An engine for the current scope. Closing the scope drains it. */
   readonly make: (options: DbOptions) => Effect.Effect<EngineService, SqlError, Scope.Scope>
+  /** The engine alone, without the facades and the ecosystem's client of `DbLayer`. Closing it drains. */
   readonly layer: (options: DbOptions) => Layer.Layer<DbEngine<Name>, SqlError>
+  /** `changeHost` of the engine. */
   readonly changeHost: (target: DbHost | ReadonlyArray<DbHost>) => Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly ping: Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly stats: Effect.Effect<EngineStats, never, DbEngine<Name>>

@@ -160,12 +160,13 @@ export class DbError extends SqlError.SqlError {
     return this.reason.isRetryable
   }
 
+  /** What is printed: the reason, without the text of the server, which may quote values. */
   override toJSON(): unknown {
     const { _tag, cause, isRetryable, message, reason } = this
     return { _tag, message, isRetryable, reason, ...(DbError.is(cause) ? { cause } : undefined) }
   }
 
-  // a copy: with the right options, inspection would call the getters of the original
+  /** What Node prints. A copy: with the right options, inspection would call the getters of the original. */
   override [NodeInspectSymbol](): unknown {
     const { cause, reason, stack } = this
     return Object.assign(new View(this.message, cause === undefined ? undefined : { cause }), { stack, reason })

@@ -2,6 +2,7 @@
  * One session per HTTP request, for `@effect/platform`.
  *
  * @since 0.1.0
+ * @module
  */
 import * as HttpApp from "@effect/platform/HttpApp"
 import * as HttpRouter from "@effect/platform/HttpRouter"

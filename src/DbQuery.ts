@@ -2,6 +2,7 @@
  * What a query is expected to return, said once.
  *
  * @since 0.1.0
+ * @module
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Statement } from "@effect/sql/Statement"

@@ -2,6 +2,7 @@
  * Several databases, started together and chosen by value or by name.
  *
  * @since 0.1.0
+ * @module
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
@@ -29,9 +30,11 @@ import { later, tokenOf, waitFor } from "./internal/commitToken.js"
 export class DbRegistry extends Context.Tag("effect-db/DbRegistry")<
   DbRegistry,
   {
+    /** Of all databases, as they were given. */
     readonly names: ReadonlyArray<string>
     /** Of each database that has one, where statements that only read may go. */
     readonly replicas: ReadonlyMap<string, string>
+    /** The engine of a name. An unknown one is `InvalidInput`. */
     readonly get: (name: string) => Effect.Effect<EngineService, SqlError>
   }
 >() {}
@@ -122,7 +125,15 @@ const engineOf = (name: string): Effect.Effect<EngineService, SqlError, DbRegist
     )
   )
 
-type Using = {
+/**
+ * Runs an effect that was written for the default database on another one: by its vocabulary, which the compiler
+ * checks, or by a name that is known at run time only, where an unknown one is `InvalidInput`. Sessions stay apart:
+ * a session of the default database is not touched inside.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const using: {
   (
     name: string
   ): <A, E, R>(
@@ -139,17 +150,7 @@ type Using = {
     effect: Effect.Effect<A, E, R>,
     database: Database.Database<Name>
   ): Effect.Effect<A, E, Exclude<R, Provided<"default">> | EngineId<Name>>
-}
-
-/**
- * Runs an effect that was written for the default database on another one: by its vocabulary, which the compiler
- * checks, or by a name that is known at run time only, where an unknown one is `InvalidInput`. Sessions stay apart:
- * a session of the default database is not touched inside.
- *
- * @since 0.1.0
- * @category combinators
- */
-export const using: Using = ((...args: ReadonlyArray<unknown>) => {
+} = ((...args: ReadonlyArray<unknown>) => {
   const run = (effect: Effect.Effect<any, any, any>, which: string | Database.Database<string>) =>
     typeof which === "string"
       ? Effect.flatMap(engineOf(which), (service) => instead(effect, service))
@@ -157,7 +158,7 @@ export const using: Using = ((...args: ReadonlyArray<unknown>) => {
   return args.length === 2
     ? run(args[0] as Effect.Effect<any, any, any>, args[1] as string)
     : (effect: Effect.Effect<any, any, any>) => run(effect, args[0] as string)
-}) as Using
+}) as never
 
 /**
  * @since 0.1.0

@@ -10,6 +10,7 @@
  * - A resolver is itself only: two of the same tag, for two databases say, are never taken for one another.
  *
  * @since 0.1.0
+ * @module
  */
 import * as RequestResolverX from "@effect/experimental/RequestResolver"
 import type * as Model from "@effect/sql/Model"
@@ -324,6 +325,7 @@ export const findById = <Tag extends string, I, II, RI, A, IA, Row, E, RA = neve
   )
 }
 
+/** No result: for writes. Equal requests stay two. */
 const void_ = <Tag extends string, I, II, RI, E, R = never>(
   tag: Tag,
   options:
@@ -364,11 +366,15 @@ export {
  * @category models
  */
 export interface DataLoaders<S extends Model.AnyNoContext, Id extends keyof S["Type"] & keyof S["fields"]> {
+  /** Inserts a row and yields it. */
   readonly insert: (
     insert: S["insert"]["Type"]
   ) => Effect.Effect<S["Type"], SqlError | ResultLengthMismatch | ParseError>
+  /** Inserts a row. */
   readonly insertVoid: (insert: S["insert"]["Type"]) => Effect.Effect<void, SqlError | ParseError>
+  /** The row of an id, if there is one. */
   readonly findById: (id: S["Type"][Id]) => Effect.Effect<Option.Option<S["Type"]>, SqlError | ParseError>
+  /** Deletes the row of an id, if there is one. */
   readonly delete: (id: S["Type"][Id]) => Effect.Effect<void, SqlError | ParseError>
 }
 

@@ -2,6 +2,7 @@
  * For programs that are not written with Effect: promises that share the ambient session.
  *
  * @since 0.1.0
+ * @module
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -74,6 +75,7 @@ export interface DbRuntime<R, E> extends PromiseSessions {
    * `PoolClosed`. Twice: nothing.
    */
   readonly close: () => Promise<void>
+  /** The runtime of Effect underneath, for what is not here. */
   readonly managed: ManagedRuntime.ManagedRuntime<R, E>
 }
 
@@ -109,14 +111,6 @@ const asyncLayerError = (cause: unknown): unknown =>
       })
     : cause
 
-interface Make {
-  <R, E>(layer: Layer.Layer<R | Services<"default">, E>): DbRuntime<R | Services<"default">, E>
-  <R, E, Name extends string>(
-    layer: Layer.Layer<R | Services<Name>, E>,
-    database: Database.Database<Name>
-  ): DbRuntime<R | Services<Name>, E>
-}
-
 /**
  * A runtime for promise-style code: Express, Fastify, Hono, scripts. The ambient session travels with
  * `AsyncLocalStorage`, so it reaches everything that is awaited in the callback. The layer is built at the first use.
@@ -136,10 +130,13 @@ interface Make {
  * @since 0.1.0
  * @category constructors
  */
-export const make: Make = <R, E>(
-  layer: Layer.Layer<R, E>,
-  database: Database.Database<any> = Database.make("default")
-): DbRuntime<R, E> => {
+export const make: {
+  <R, E>(layer: Layer.Layer<R | Services<"default">, E>): DbRuntime<R | Services<"default">, E>
+  <R, E, Name extends string>(
+    layer: Layer.Layer<R | Services<Name>, E>,
+    database: Database.Database<Name>
+  ): DbRuntime<R | Services<Name>, E>
+} = <R, E>(layer: Layer.Layer<R, E>, database: Database.Database<any> = Database.make("default")): DbRuntime<R, E> => {
   const managed = ManagedRuntime.make(layer)
   const storage = new AsyncLocalStorage<Context.Context<never>>()
 

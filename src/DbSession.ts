@@ -395,6 +395,7 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   readonly scoped: (options?: SessionOptions) => Effect.Effect<Session, SqlError, DbEngine<Name> | Scope.Scope>
   /** A session that is not ambient; `session.use(effect)` makes it so for an effect. */
   readonly make: (options?: MakeOptions) => Effect.Effect<Session, SqlError, DbEngine<Name> | Scope.Scope>
+  /** The ambient session for as long as the layer lasts, which ends by the Exit of its scope. */
   readonly layer: (options?: SessionOptions) => Layer.Layer<DbSession<Name>, SqlError, DbEngine<Name>>
   /** The ambient session, which is created if nobody has asked yet. */
   readonly current: Effect.Effect<Option.Option<Session>, SqlError, DbEngine<Name>>
@@ -408,12 +409,17 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   readonly commitAll: Effect.Effect<void, SqlError>
   readonly rollbackAll: Effect.Effect<void, SqlError>
   readonly closeAll: Effect.Effect<void, SqlError>
+  /** Opens a block by hand in the ambient session: the transaction itself when none is open, else a savepoint. */
   readonly begin: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError, DbEngine<Name>>
+  /** Opens a savepoint by hand in the ambient session. */
   readonly savepoint: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError, DbEngine<Name>>
+  /** `beforeCommit` of the ambient session. Without one: `NoSession`. */
   readonly beforeCommit: <A, R>(
     effect: Effect.Effect<A, SqlError, R>
   ) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
+  /** `afterCommit` of the ambient session. Without one: `NoSession`. */
   readonly afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
+  /** `afterRollback` of the ambient session. Without one: `NoSession`. */
   readonly afterRollback: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R | DbEngine<Name>>
   readonly commitToken: Effect.Effect<Option.Option<CommitToken>, SqlError, DbEngine<Name>>
   /** Runs an effect and adds a token for all that it has committed in this database: none when nothing was written. */

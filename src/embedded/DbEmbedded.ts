@@ -2,6 +2,7 @@
  * A real PostgreSQL from npm, with everything of `DbLayer` on top of it: for examples, tests and a first run.
  *
  * @since 0.1.0
+ * @module
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"

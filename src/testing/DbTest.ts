@@ -2,6 +2,7 @@
  * Tests against a real database that leave nothing behind.
  *
  * @since 0.1.0
+ * @module
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as ConfigError from "effect/ConfigError"
