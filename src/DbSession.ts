@@ -426,6 +426,7 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   readonly withCommitToken: <A, E, R>(
     effect: Effect.Effect<A, E, R>
   ) => Effect.Effect<readonly [A, Option.Option<CommitToken>], E | SqlError, R | DbEngine<Name>>
+  /** Waits until the server of the ambient session shows that commit; without a session, on a connection of its own. */
   readonly waitFor: (token: CommitToken, options?: WaitOptions) => Effect.Effect<void, SqlError, DbEngine<Name>>
   /**
    * All statements in one transaction and one round trip: in the ambient session they join its transaction, outside
