@@ -11,7 +11,7 @@ import * as Logger from "effect/Logger"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import { DbLayer } from "../../src/index.js"
+import { DbLayer, DbSession } from "../../src/index.js"
 import type { DbOptions } from "../../src/index.js"
 import { connections, fibers, someProduct, someTransfer, text } from "../contender.js"
 import type { Connect, Contender } from "../contender.js"
@@ -71,6 +71,18 @@ const silent = Logger.minimumLogLevel(LogLevel.Error)
 export const dbLayer = (options: DbOptions) => Layer.provide(DbLayer(options), silent)
 
 export const effectDb: Connect = (url) => contender(dbLayer({ url, maxConnections: connections }))
+
+/** The twenty inserts as what they are together: one batch, without a fiber for each. */
+export const effectDbBatch: Connect = async (url) => {
+  const runtime = ManagedRuntime.make(dbLayer({ url, maxConnections: connections }))
+  const sql = await runtime.runPromise(SqlClient.SqlClient)
+  const insert = (i: number) => sql`INSERT INTO bench_items (id, name) VALUES (${i}, ${`name ${i}`})`
+  const batch = () => DbSession.batch(Array.from({ length: 20 }, (_, i) => insert(i)))
+  return {
+    work: { twenty: (n) => runtime.runPromise(repeat(n, batch)) },
+    close: () => runtime.dispose()
+  }
+}
 
 export const sqlPgLayer = (url: string): Layer.Layer<SqlClient.SqlClient, unknown> =>
   Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: connections }), Reactivity.layer)
