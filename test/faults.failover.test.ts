@@ -1,10 +1,11 @@
 import { it } from "@effect/vitest"
 import { DbEngine, DbError, DbLayer, type DbOptions, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
-import { describe, expect } from "vitest"
+import * as Scope from "effect/Scope"
+import { afterAll, beforeAll, describe, expect } from "vitest"
 import type { EmbeddedServer } from "../src/embedded/EmbeddedServer.js"
 import {
   ask,
@@ -14,6 +15,7 @@ import {
   type ClusterOptions,
   installed,
   promote,
+  streaming,
   urlOf
 } from "./support/cluster.js"
 import { quietly, type Services } from "./support/programs.js"
@@ -71,22 +73,38 @@ interface At extends Cluster {
   ) => Effect.Effect<A, unknown, Scope.Scope>
 }
 
-const test = (name: string, options: ClusterOptions, body: (at: At) => Effect.Effect<void, unknown, Scope.Scope>) =>
-  it.scopedLive(name, () =>
-    Effect.gen(function* () {
-      const at = yield* cluster(options)
-      yield* ask(at.a, "CREATE TABLE t (id int PRIMARY KEY)")
-      yield* caughtUp(at.a, at.b)
-      yield* body({
-        ...at,
-        on: (options, effect) =>
-          Effect.zipLeft(effect, atRest([at.a, at.b])).pipe(Effect.provide(quietly(DbLayer(options))))
-      })
-    })
-  )
+type Body = (at: At) => Effect.Effect<void, unknown, Scope.Scope>
+
+const prepared = (at: Cluster): Effect.Effect<At> =>
+  Effect.gen(function* () {
+    yield* ask(at.a, "DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)")
+    yield* caughtUp(at.a, at.b)
+    return {
+      ...at,
+      on: (options, effect) =>
+        Effect.zipLeft(effect, atRest([at.a, at.b])).pipe(Effect.provide(quietly(DbLayer(options))))
+    }
+  })
+
+/** On servers of its own. */
+const test = (name: string, options: ClusterOptions, body: Body) =>
+  it.scopedLive(name, () => Effect.flatMap(Effect.flatMap(cluster(options), prepared), body))
+
+/** On servers that it leaves as they were. */
+const sharing = (): ((name: string, body: Body) => void) => {
+  const scope = Effect.runSync(Scope.make())
+  let at: Cluster
+  beforeAll(async () => {
+    at = await Effect.runPromise(Scope.extend(cluster(), scope))
+  })
+  afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))
+  return (name, body) => it.scopedLive(name, () => Effect.flatMap(prepared(at), body))
+}
 
 describe("a standby", () => {
-  test("FAULTS 21: answers a write with ReadOnlyError, and keeps its connection where any host will do", {}, (at) =>
+  const shared = sharing()
+
+  shared("FAULTS 21: answers a write with ReadOnlyError, and keeps its connection where any host will do", (at) =>
     at.on(
       { ...hostsOf(at.b), maxConnections: 1 },
       Effect.gen(function* () {
@@ -103,7 +121,7 @@ describe("a standby", () => {
     )
   )
 
-  test("is passed over by a read-write target, and is what standby and prefer-standby read from", {}, (at) =>
+  shared("is passed over by a read-write target, and is what standby and prefer-standby read from", (at) =>
     Effect.gen(function* () {
       const both = hostsOf(at.b, at.a)
       const write = Effect.zipRight(insert(1), where)
@@ -120,10 +138,12 @@ describe("a standby", () => {
         phase: "connect",
         isRetryable: true
       })
+      yield* at.b.start
+      yield* streaming(at.a, 1)
     })
   )
 
-  test("53: changeHost from the primary to the standby with a live session", {}, (at) =>
+  shared("53: changeHost from the primary to the standby with a live session", (at) =>
     at.on(
       hostsOf(at.a),
       Effect.gen(function* () {
