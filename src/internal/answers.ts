@@ -5,10 +5,10 @@
 import { DbError } from "../DbError.js"
 import type { Command, Group, Step } from "./command.js"
 import type { PreparedStatements } from "./prepared.js"
-import { Backend, cstringEnd, ProtocolViolation, readServerMessage } from "./protocol.js"
+import { Backend, cstringEnd, endsAt, lastString, ProtocolViolation, readServerMessage } from "./protocol.js"
 import type { ServerMessage } from "./protocol.js"
 import { makeResult, makeShape, noShape, readFields } from "./rows.js"
-import type { TypeParsers } from "./rows.js"
+import type { Result, TypeParsers } from "./rows.js"
 import { isStalePlan } from "./sqlState.js"
 
 /** What happens besides the answers to statements. @internal */
@@ -84,28 +84,31 @@ export class Answers {
         return this.row(step, buffer, start, end)
       case Backend.BindComplete:
       case Backend.CloseComplete:
-        return
+        return endsAt(start, end)
       case Backend.ParseComplete: {
+        endsAt(start, end)
         if (step?.prepared !== undefined) step.prepared.ready = true
         return
       }
       case Backend.RowDescription:
         return this.describe(step, buffer, start, end)
       case Backend.NoData: {
-        if (step === undefined) throw new ProtocolViolation("an answer that nobody asked for")
+        endsAt(start, end)
+        if (step === undefined || step.shape !== undefined) {
+          throw new ProtocolViolation("an answer that nobody asked for")
+        }
         step.shape = noShape
         if (step.prepared !== undefined) step.prepared.shape = noShape
         return
       }
-      case Backend.CommandComplete: {
-        const tag = buffer.toString("latin1", start, cstringEnd(buffer, start, end))
-        return this.complete(group, step, tag)
-      }
+      case Backend.CommandComplete:
+        return this.complete(group, step, lastString(buffer, start, end, "latin1"))
       case Backend.EmptyQuery:
       case Backend.PortalSuspended:
+        endsAt(start, end)
         return this.complete(group, step, "")
       case Backend.ReadyForQuery: {
-        const status = end > start ? String.fromCharCode(buffer[start]!) : ""
+        const status = end === start + 1 ? String.fromCharCode(buffer[start]!) : ""
         if (group === undefined || (status !== "I" && status !== "T" && status !== "E")) {
           throw new ProtocolViolation("ReadyForQuery out of turn")
         }
@@ -119,7 +122,7 @@ export class Answers {
       case Backend.ParameterStatus: {
         const stop = cstringEnd(buffer, start, end)
         const name = buffer.toString("utf8", start, stop)
-        const value = buffer.toString("utf8", stop + 1, cstringEnd(buffer, stop + 1, end))
+        const value = lastString(buffer, stop + 1, end, "utf8")
         this.options.onParameter?.(name, value)
         return
       }
@@ -128,15 +131,16 @@ export class Answers {
         const pid = buffer.readInt32BE(start)
         const stop = cstringEnd(buffer, start + 4, end)
         const channel = buffer.toString("utf8", start + 4, stop)
-        const payload = buffer.toString("utf8", stop + 1, cstringEnd(buffer, stop + 1, end))
+        const payload = lastString(buffer, stop + 1, end, "utf8")
         this.options.onNotification?.(channel, payload, pid)
         return
       }
       case Backend.CopyInResponse:
         return this.sender.copyIn(step?.command, group?.simple === true)
       case Backend.CopyOutResponse:
-      case Backend.CopyDone:
         return
+      case Backend.CopyDone:
+        return endsAt(start, end)
       case Backend.CopyData: {
         this.sender.copyOut(step?.command, Buffer.from(buffer.subarray(start, end)))
         return
@@ -162,7 +166,9 @@ export class Answers {
   }
 
   private describe(step: Step | undefined, buffer: Buffer, start: number, end: number): void {
-    if (step === undefined) throw new ProtocolViolation("a row description that nobody asked for")
+    if (step === undefined || step.shape !== undefined) {
+      throw new ProtocolViolation("a row description that nobody asked for")
+    }
     const fields = readFields(buffer, start, end)
     try {
       step.shape = makeShape(fields, this.options.types, this.options.typesAreDefault)
@@ -186,6 +192,7 @@ export class Answers {
     this.options.onTag?.(tag, command)
     command.weigh?.(step.bytes)
     const result = makeResult(tag, step.rows, step.shape?.fields ?? [])
+    if (miscounts(step, result)) throw new ProtocolViolation("the rows and their count disagree")
     if (group.simple) {
       // There may be more statements in the text: ReadyForQuery ends it.
       ;(step.results ??= []).push(result)
@@ -325,6 +332,14 @@ export class Answers {
     }
   }
 }
+
+/** A row that was lost or came twice. Rules may make the counts of other commands differ from their rows. */
+const miscounts = (step: Step, { command, rowCount, rows }: Result): boolean =>
+  rowCount !== rows.length &&
+  (command === "SELECT" || command === "FETCH") &&
+  step.shape !== undefined &&
+  step.shape !== noShape &&
+  step.failure === undefined
 
 const canRepeat = (group: Group): boolean =>
   group.solo &&

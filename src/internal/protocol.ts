@@ -335,6 +335,18 @@ export const cstringEnd = (buffer: Buffer, start: number, end: number): number =
   return at
 }
 
+/** A message ends where its content does: one that is longer has swallowed others. @internal */
+export const endsAt = (offset: number, end: number): void => {
+  if (offset !== end) throw new ProtocolViolation("a message is longer than what it says")
+}
+
+/** The C string that ends the message. @internal */
+export const lastString = (buffer: Buffer, start: number, end: number, encoding: "latin1" | "utf8"): string => {
+  const stop = cstringEnd(buffer, start, end)
+  endsAt(stop + 1, end)
+  return buffer.toString(encoding, start, stop)
+}
+
 /** What an ErrorResponse or a NoticeResponse says, with the names that `pg` gives the fields. @internal */
 export interface ServerMessage {
   readonly severity?: string
@@ -389,5 +401,6 @@ export const readServerMessage = (buffer: Buffer, start: number, end: number): S
     if (name !== undefined) fields[name] = text
     offset = stop + 1
   }
+  endsAt(offset + 1, end)
   return fields
 }

@@ -2,7 +2,7 @@
  * Result rows: from the bytes of RowDescription and DataRow to the JavaScript values that `pg` gives for them.
  */
 import type * as Pg from "pg"
-import { cstringEnd, ProtocolViolation } from "./protocol.js"
+import { cstringEnd, endsAt, ProtocolViolation } from "./protocol.js"
 
 /** A column of a result, with the names that `pg` gives. @internal */
 export interface Field {
@@ -33,7 +33,11 @@ export interface Shape {
 }
 
 /** Of what returns no rows. @internal */
-export const noShape: Shape = { fields: [], object: () => undefined, array: () => undefined }
+export const noShape: Shape = { fields: [], object: () => unasked(), array: () => unasked() }
+
+const unasked = (): never => {
+  throw new ProtocolViolation("a row of what returns none")
+}
 
 // text, varchar, bpchar, name, uuid, unknown, char: `pg` returns them as they are unless told otherwise.
 const verbatim = new Set([25, 1043, 1042, 19, 2950, 705, 18])
@@ -71,6 +75,7 @@ export const readFields = (buffer: Buffer, start: number, end: number): Readonly
     }
     offset += 18
   }
+  endsAt(offset, end)
   return fields
 }
 
@@ -132,6 +137,7 @@ const eachColumn = (
     const length = int32(buffer, offset)
     offset += 4
     if (length < 0) {
+      if (length !== -1) throw new ProtocolViolation("DataRow has a value of no length")
       set(i, null)
       continue
     }
@@ -146,6 +152,7 @@ const eachColumn = (
     }
     offset = stop
   }
+  endsAt(offset, end)
 }
 
 /** @internal */
