@@ -108,8 +108,8 @@ describe("metrics of the pool", () => {
           "both in use",
           Effect.map(stats, (_) => _.used === 2)
         )
-        expect(yield* reason(sql`SELECT 1`.pipe(Effect.asVoid))).toBe("AcquireTimeout")
-        const waiting = yield* Effect.fork(Effect.retry(sql`SELECT 1`, { times: 1000 }))
+        expect(yield* reason(Pool.DbConnection.withConnection(Effect.void, { timeout: 20 }))).toBe("AcquireTimeout")
+        const waiting = yield* Effect.fork(sql`SELECT 1`)
         yield* untilLevels(collect, "metrics-pool", { idle: 0, used: 2, pending: 1, max: 2, idleMax: 2, idleMin: 1 })
         yield* Deferred.succeed(held, undefined)
         yield* Fiber.join(holding)
@@ -160,7 +160,7 @@ describe("metrics of the pool", () => {
             [ATTR_DB_CLIENT_CONNECTION_STATE]: state
           }))
         )
-      }).pipe(Effect.provide(on(Pool, { maxConnections: 2, minConnections: 1, acquireTimeout: 100 })))
+      }).pipe(Effect.provide(on(Pool, { maxConnections: 2, minConnections: 1 })))
       return Effect.zipRight(
         program,
         // With the engine go its levels.
