@@ -94,10 +94,10 @@ describe("DbTest.trace", () => {
           )
         })
       )
-      expect(trace.statements.filter((_) => _.includes("cursor"))).toEqual([
-        "DECLARE effect_db_cursor_1 NO SCROLL CURSOR FOR SELECT id FROM t",
-        "FETCH FORWARD 500 FROM effect_db_cursor_1"
-      ])
+      expect(trace.statements.find((_) => _.startsWith("DECLARE"))).toBe(
+        "DECLARE effect_db_cursor_1 NO SCROLL CURSOR FOR SELECT id FROM t"
+      )
+      expect(trace.statements.find((_) => _.startsWith("FETCH"))).toMatch(/^FETCH FORWARD \d+ FROM effect_db_cursor_1$/)
       expect(trace.statements).toEqual(
         via.statements().map((_) => _.replace(/effect_db_cursor_\d+/, "effect_db_cursor_1"))
       )
