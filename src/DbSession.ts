@@ -6,7 +6,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -306,34 +306,11 @@ const around = (
   options: SessionOptions,
   attempts: Attempts | undefined
 ) => {
-  const whole = timed(slot, effect, options)
+  const whole = sessions.timed(slot, effect, options.timeout)
   return attempts === undefined
     ? whole
     : blockSpan("session", slot.engine, options, attempts, () => slot.unit?.outcome ?? "none", whole)
 }
-
-const timed = (slot: Slot, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
-  sessions.around(
-    slot,
-    options.timeout === undefined
-      ? effect
-      : Effect.timeoutFail(effect, {
-          duration: options.timeout,
-          onTimeout: () => expired(slot)
-        })
-  )
-
-const expired = (slot: Slot): DbError =>
-  DbError.make("TransactionTimeout", {
-    message: `The session "${slot.name}" did not end in time.`,
-    hint: "It was rolled back. Do less in one session, or raise its timeout."
-  })
-
-/** Where there is no effect to interrupt, the session itself fails from then on. */
-const startTimer = (slot: Slot, timeout: Duration.DurationInput | undefined): NodeJS.Timeout | undefined =>
-  timeout === undefined
-    ? undefined
-    : setTimeout(() => slot.unit?.expire(expired(slot)), Duration.toMillis(timeout)).unref()
 
 /** Opens a slot whose end is that of the current scope. A commit that fails where nobody can be told is a defect. */
 const openScoped = (
@@ -346,7 +323,7 @@ const openScoped = (
     Effect.withFiberRuntime<Slot, SqlError, Scope.Scope>((fiber) => {
       const entry = Ambient.entry(fiber, core)
       return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) => {
-        const timer = startTimer(slot, options.timeout)
+        const timer = sessions.startTimer(slot, options.timeout)
         return Effect.flatMap(Effect.scope, (scope) =>
           Effect.as(
             Scope.addFinalizerExit(scope, (exit) => {

@@ -7,6 +7,7 @@ import { DbError } from "../DbError.js"
 import { Command } from "./command.js"
 import type { Owner, Watch } from "./command.js"
 import { plain, setConfig } from "./controls.js"
+import { deadline } from "./deadline.js"
 import type { Frame } from "./frame.js"
 import { observeOwn } from "./observe.js"
 import type { Result } from "./rows.js"
@@ -41,11 +42,11 @@ const sendWith = (
     const wire = unit.lease.wire
     if (wire === undefined) return resume(Effect.fail(unit.lost ?? unit.lease.releasedError()))
     const limit = unit.engine.config.settleMillis
-    const timer = setTimeout(() => {
+    const stop = deadline(limit, () => {
       wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))
-    }, limit)
+    })
     const command = new Command(text, params, "array", solo, true, false, owner, (error, result) => {
-      clearTimeout(timer)
+      stop()
       onSent?.(command.sent)
       resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
     })
@@ -73,10 +74,10 @@ const waitQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
   Effect.async<void, DbError>((resume) => {
     const limit = unit.engine.config.blockMillis
     const leave = unit.whenQuiet(() => {
-      clearTimeout(timer)
+      stop()
       resume(Effect.void)
     })
-    const timer = setTimeout(() => {
+    const stop = deadline(limit, () => {
       leave()
       resume(
         Effect.fail(
@@ -87,9 +88,9 @@ const waitQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
           })
         )
       )
-    }, limit)
+    })
     return Effect.sync(() => {
-      clearTimeout(timer)
+      stop()
       leave()
     })
   })
@@ -101,11 +102,11 @@ const cancelAll = (unit: Unit): Effect.Effect<void> =>
     if (unit.submitted === 0) return Effect.void
     return Effect.async<void>((resume) => {
       const limit = unit.engine.config.settleMillis
-      const timer = setTimeout(() => {
+      const stop = deadline(limit, () => {
         unit.lease.wire?.destroy(new Error(`what was running did not end within ${limit} ms after it was cancelled`))
-      }, limit)
+      })
       unit.whenQuiet(() => {
-        clearTimeout(timer)
+        stop()
         resume(Effect.void)
       })
     })

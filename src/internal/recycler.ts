@@ -3,6 +3,7 @@
  * server, how it is swept away, and how a connection is asked whether it is still there.
  */
 import type { DbError } from "../DbError.js"
+import { deadline } from "./deadline.js"
 import { Command } from "./pipeline.js"
 import type { Wire } from "./wire.js"
 
@@ -67,16 +68,16 @@ export const bounded = (
   late?: () => void
 ): void => {
   let finished = false
-  const timer = setTimeout(() => {
+  const stop = deadline(limitMillis, () => {
     finished = true
     late?.()
     wire.destroy(new Error("the server did not answer between two borrowers"))
     next()
-  }, limitMillis)
+  })
   work(() => {
     if (finished) return
     finished = true
-    clearTimeout(timer)
+    stop()
     next()
   })
 }

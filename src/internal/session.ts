@@ -3,6 +3,7 @@
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
@@ -199,6 +200,28 @@ export const around = <A, E, R>(slot: Slot, effect: Effect.Effect<A, E, R>): Eff
       afterBefore(slot, undefined, exit, restore, (exit) => settle(exit, (success) => endNow(slot, undefined, success)))
     )
   )
+
+const expired = (slot: Slot): DbError =>
+  DbError.make("TransactionTimeout", {
+    message: `The session "${slot.name}" did not end in time.`,
+    hint: "It was rolled back. Do less in one session, or raise its timeout."
+  })
+
+/** As `around`, with a time limit for the effect. @internal */
+export const timed = <A, E, R>(
+  slot: Slot,
+  effect: Effect.Effect<A, E, R>,
+  timeout: Duration.DurationInput | undefined
+): Effect.Effect<A, E | SqlError, R> =>
+  timeout === undefined
+    ? around(slot, effect)
+    : around(slot, Effect.timeoutFail(effect, { duration: timeout, onTimeout: () => expired(slot) }))
+
+/** Where there is no effect to interrupt, the session itself fails from then on. @internal */
+export const startTimer = (slot: Slot, timeout: Duration.DurationInput | undefined): NodeJS.Timeout | undefined =>
+  timeout === undefined
+    ? undefined
+    : setTimeout(() => slot.unit?.expire(expired(slot)), Duration.toMillis(timeout)).unref()
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 

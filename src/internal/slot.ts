@@ -26,7 +26,7 @@ export interface SlotOptions extends TransactionOptions {
 export class Slot implements Stacked {
   unit: Unit | undefined = undefined
   ended = false
-  readonly writes: Writes
+  private counted: Writes | undefined = undefined
   private readonly number: number
   private gate: Deferred.Deferred<void, DbError> | undefined = undefined
 
@@ -35,14 +35,18 @@ export class Slot implements Stacked {
     readonly options: SlotOptions,
     /** The connection that was ambient when it was opened, for the session to run on. */
     private readonly outer: Root | undefined,
-    outerWrites?: Writes
+    private readonly outerWrites?: Writes
   ) {
-    this.writes = new Writes(outerWrites)
     this.number = ++sessions
   }
 
   get name(): string {
     return this.options.name ?? `session ${this.number}`
+  }
+
+  /** What it has committed: a session that runs nothing has no use for it. */
+  get writes(): Writes {
+    return (this.counted ??= new Writes(this.outerWrites))
   }
 
   get released(): boolean {
