@@ -40,10 +40,10 @@ if (unknown !== undefined) {
 }
 const wanted = (name: string): boolean => only === undefined || only.includes(name)
 
-const open = async (url: string): Promise<Map<string, Remote>> => {
+const open = async (url: string, near?: string): Promise<Map<string, Remote>> => {
   const remotes = new Map<string, Remote>()
   for (const name of all.keys()) {
-    const remote = await connect(name, url)
+    const remote = await connect(name, url, near)
     if (remote === undefined) console.log(`skipped: ${name} is not installed`)
     else remotes.set(name, remote)
   }
@@ -71,7 +71,7 @@ try {
   )
   const results: Array<Result> = []
   for (const slow of [false, true]) {
-    const contenders = await open(slow ? link.url : database.url)
+    const contenders = slow ? await open(link.url, database.url) : await open(database.url)
     for (const workload of workloads.filter((_) => (_.slow ?? false) === slow && wanted(_.name))) {
       const works = new Map(
         [...contenders]

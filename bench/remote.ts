@@ -12,9 +12,10 @@ export interface Remote {
   readonly close: () => Promise<void>
 }
 
-/** Nothing: it is not installed. */
-export const connect = async (name: string, url: string): Promise<Remote | undefined> => {
-  const child = fork(fileURLToPath(new URL("worker.js", import.meta.url)), [name, url])
+/** Nothing: it is not installed. Where the database is far away, `near` is where to warm up. */
+export const connect = async (name: string, url: string, near?: string): Promise<Remote | undefined> => {
+  const args = near === undefined ? [name, url] : [name, url, near]
+  const child = fork(fileURLToPath(new URL("worker.js", import.meta.url)), args)
   const next = (): Promise<Answer> =>
     new Promise((resolve, reject) => {
       const gone = (code: number | null) => reject(new Error(`${name} ended with ${code}`))
