@@ -6,6 +6,7 @@ import {
   Database,
   DbConnection,
   DbEngine,
+  DbError,
   DbQuery,
   DbRegistry,
   DbSchema,
@@ -693,9 +694,13 @@ describe("51 row-level security through settings", () => {
     { ...options, maxConnections: 1 }
   )
 
-  /** The foreign rows that a thousand tenants see, and how many rows were seen at all. */
+  type Lookup = Effect.Effect<unknown, SqlError, DbSession | DbEngine>
+
+  /** The foreign rows that so many tenants see, and how many rows were seen at all. */
   const chaos = (
-    as: (tenant: string, effect: typeof orders) => Effect.Effect<ReadonlyArray<string>, SqlError, DbSession | DbEngine>
+    as: (tenant: string, effect: typeof orders) => Effect.Effect<ReadonlyArray<string>, SqlError, DbSession | DbEngine>,
+    times = 1000,
+    survive: (effect: Lookup) => Lookup = (effect) => effect
   ) =>
     Effect.gen(function* () {
       let seed = 12_345
@@ -731,23 +736,34 @@ describe("51 row-level security through settings", () => {
         })
       }
       yield* Effect.forEach(
-        Array.from({ length: 1000 }, (_, i) => i),
-        step,
+        Array.from({ length: times }, (_, i) => i),
+        (i) => survive(step(i)),
         { concurrency: 16, discard: true }
       )
       return { foreign, own, interrupted }
     })
 
-  test(
-    "a thousand random tenants over four connections, with interruptions: no foreign row",
-    () =>
+  proxied(
+    "five thousand random tenants over four connections, with interruptions and cut connections: no foreign row",
+    (proxy) =>
       Effect.gen(function* () {
-        const seen = yield* chaos((tenant, effect) =>
-          DbSession.autocommit(effect, { settings: { "app.tenant": tenant } })
+        let turn = 0
+        let lost = 0
+        const isLoss = (error: unknown) =>
+          ["ConnectionError", "CommitUnknown"].includes(DbError.reason(error)?._tag ?? "")
+        const cutNow = Effect.sync(() => {
+          if (++turn % 400 === 0) proxy.cutAll("rst")
+        })
+        const seen = yield* chaos(
+          (tenant, effect) =>
+            DbSession.autocommit(Effect.zipLeft(effect, cutNow), { settings: { "app.tenant": tenant } }),
+          5000,
+          (effect) => Effect.catchIf(effect, isLoss, () => Effect.sync(() => lost++))
         )
         expect(seen.foreign).toBe(0)
-        expect(seen.own).toBeGreaterThan(1000)
-        expect(seen.interrupted).toBeGreaterThan(50)
+        expect(seen.own).toBeGreaterThan(5000)
+        expect(seen.interrupted).toBeGreaterThan(250)
+        expect(lost).toBeGreaterThan(0)
       }),
     { ...options, acquireTimeout: "20 seconds" }
   )
