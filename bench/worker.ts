@@ -30,6 +30,8 @@ const answer = (value: Answer): void => void process.send!(value)
 const [name = "", url = "", nearUrl] = process.argv.slice(2)
 const connect = contenders.get(name)!
 let contender: Contender | undefined = undefined
+// Whoever asked is gone, and nobody would ever close it.
+process.once("disconnect", () => process.exit())
 process.on("message", (request: Request) => {
   const answered =
     request === "close"
