@@ -5,9 +5,9 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
+import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
 import * as LogLevel from "effect/LogLevel"
-import * as Logger from "effect/Logger"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
@@ -66,9 +66,8 @@ const contender = async <E>(layer: Layer.Layer<SqlClient.SqlClient, E>): Promise
 }
 
 /** Each part of the benchmark builds an engine of its own, about which the library warns. */
-const silent = Logger.minimumLogLevel(LogLevel.Error)
-
-export const dbLayer = (options: DbOptions) => Layer.provide(DbLayer(options), silent)
+export const dbLayer = (options: DbOptions) =>
+  Layer.locally(DbLayer(options), FiberRef.currentMinimumLogLevel, LogLevel.Error)
 
 export const effectDb: Connect = (url) => contender(dbLayer({ url, maxConnections: connections }))
 

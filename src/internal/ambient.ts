@@ -54,6 +54,28 @@ export const emptyEntry: Entry = {
 /** Where unqualified names are looked up; nothing: as the engine's connections do. @internal */
 export const searchPath = (entry: Entry): string | undefined => entry.using ?? entry.tenant ?? entry.schema
 
+/**
+ * What is ambient for each engine, in the order in which they got it. There are few engines and many sessions: a list
+ * is looked through sooner than a map is copied, and takes a quarter of the memory.
+ */
+interface Entries {
+  readonly key: object
+  readonly entry: Entry
+  readonly next: Entries | undefined
+}
+
+const find = (entries: Entries | undefined, key: object): Entry => {
+  for (let at = entries; at !== undefined; at = at.next) if (at.key === key) return at.entry
+  return emptyEntry
+}
+
+const replace = (entries: Entries | undefined, key: object, entry: Entry): Entries =>
+  entries === undefined
+    ? { key, entry, next: undefined }
+    : entries.key === key
+      ? { key, entry, next: entries.next }
+      : { key: entries.key, entry: entries.entry, next: replace(entries.next, key, entry) }
+
 /** @internal */
 export class Ambient {
   /** The same reference for the same state: request batching groups by it. */
@@ -61,7 +83,7 @@ export class Ambient {
 
   constructor(
     readonly sequence: number,
-    readonly entries: ReadonlyMap<object, Entry>
+    readonly entries: Entries | undefined
   ) {
     this.tuple = [new Carrier(this), 0]
   }
@@ -113,9 +135,9 @@ class Carrier implements Connection {
 
 const state = globalValue("effect-db/ambient", () => ({ sequence: 0 }))
 
-const makeAmbient = (entries: ReadonlyMap<object, Entry>): Ambient => new Ambient(++state.sequence, entries)
+const makeAmbient = (entries: Entries | undefined): Ambient => new Ambient(++state.sequence, entries)
 
-const nothing = new Ambient(-1, new Map())
+const nothing = new Ambient(-1, undefined)
 
 const ref: FiberRef.FiberRef<Ambient> = globalValue("effect-db/ambient/ref", () =>
   // A child's changes stay with the child.
@@ -136,18 +158,17 @@ export const current = (fiber: Runtime): Ambient => {
 }
 
 /** @internal */
-export const entry = (fiber: Runtime, key: object): Entry => current(fiber).entries.get(key) ?? emptyEntry
+export const entry = (fiber: Runtime, key: object): Entry => find(current(fiber).entries, key)
 
 /** All engines that have something ambient, in the order in which they got it. @internal */
-export const entries: Effect.Effect<ReadonlyArray<readonly [object, Entry]>> = Effect.withFiberRuntime((fiber) =>
-  Effect.succeed([...current(fiber).entries])
-)
+export const entries: Effect.Effect<ReadonlyArray<readonly [object, Entry]>> = Effect.withFiberRuntime((fiber) => {
+  const all: Array<readonly [object, Entry]> = []
+  for (let at = current(fiber).entries; at !== undefined; at = at.next) all.push([at.key, at.entry])
+  return Effect.succeed(all)
+})
 
-const change = (ambient: Ambient, key: object, f: (entry: Entry) => Entry): Ambient => {
-  const changed = new Map(ambient.entries)
-  changed.set(key, f(ambient.entries.get(key) ?? emptyEntry))
-  return makeAmbient(changed)
-}
+const change = ({ entries }: Ambient, key: object, f: (entry: Entry) => Entry): Ambient =>
+  makeAmbient(replace(entries, key, f(find(entries, key))))
 
 const put = (ambient: Ambient, context: Context.Context<never>): Effect.Effect<void> =>
   Effect.updateFiberRefs((id, refs) =>
@@ -239,7 +260,7 @@ const withoutTag = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): 
 
 /** Runs an effect with what was ambient for another fiber: for requests, which run where they are batched. @internal */
 export const resume = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): Effect.Effect<A, E, R> =>
-  ambient.entries.size === 0 ? withoutTag(effect, ambient) : within(effect, ambient)
+  ambient.entries === undefined ? withoutTag(effect, ambient) : within(effect, ambient)
 
 /** Of a captured context only what is ambient in it: to be carried to where the fiber does not go. @internal */
 export const carried = (context: Context.Context<never>): Context.Context<never> =>
@@ -248,9 +269,11 @@ export const carried = (context: Context.Context<never>): Context.Context<never>
 /** Runs an effect with nothing ambient but the schemas and tenants. @internal */
 export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
-    const kept = new Map<object, Entry>()
-    for (const [key, { schema, tenant, using }] of current(fiber).entries) {
-      if ((schema ?? tenant ?? using) !== undefined) kept.set(key, { ...emptyEntry, schema, tenant, using })
+    let kept: Entries | undefined = undefined
+    for (let at = current(fiber).entries; at !== undefined; at = at.next) {
+      const { schema, tenant, using } = at.entry
+      if ((schema ?? tenant ?? using) === undefined) continue
+      kept = replace(kept, at.key, { ...emptyEntry, schema, tenant, using })
     }
     return withoutTag(effect, makeAmbient(kept))
   })

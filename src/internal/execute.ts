@@ -5,6 +5,8 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import type * as FiberStatus from "effect/FiberStatus"
+import * as RuntimeFlags from "effect/RuntimeFlags"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
@@ -337,13 +339,15 @@ export const execute = <A>(
   rowMode: "object" | "array",
   prepare: boolean,
   map: (result: Result, multiple: Array<Result> | undefined) => A,
-  watch?: Observation
+  watch?: Observation,
+  status?: FiberStatus.Running
 ): Effect.Effect<A, DbError> => {
-  const path = Ambient.searchPath(Ambient.entry(fiber, engine))
+  const entry = Ambient.entry(fiber, engine)
+  const path = Ambient.searchPath(entry)
   const spec = makeSpec(text, params, rowMode, { several: engine.config.multiple, prepare, path })
   if (isRefused(spec)) return Effect.fail(spec)
   const extra = watch !== undefined || engine.config.comment !== undefined
-  return executeSpec(fiber, engine, bound, extra ? withExtras(engine, spec, watch) : spec, map)
+  return executeIn(entry, engine, bound, extra ? withExtras(engine, spec, watch) : spec, map, status)
 }
 
 /** @internal */
@@ -353,15 +357,23 @@ export const executeSpec = <A>(
   bound: Bound,
   spec: Spec,
   map: (result: Result, multiple: Array<Result> | undefined) => A
+): Effect.Effect<A, DbError> => executeIn(Ambient.entry(fiber, engine), engine, bound, spec, map, undefined)
+
+const executeIn = <A>(
+  entry: Entry,
+  engine: EngineCore,
+  bound: Bound,
+  spec: Spec,
+  map: (result: Result, multiple: Array<Result> | undefined) => A,
+  status: FiberStatus.Running | undefined
 ): Effect.Effect<A, DbError> => {
-  const entry = Ambient.entry(fiber, engine)
   const slot =
     bound._tag === "Slot"
       ? bound.slot
       : bound._tag === "Ambient" || entry.slot?.runsOn(bound.root) === true
         ? entry.slot
         : undefined
-  const run = awaiting<A>((resume) =>
+  const run = awaiting<A>(status, (resume) =>
     start(engine, bound, entry, spec, (error, result, multiple) => {
       if (error !== undefined) resume(Effect.fail(error))
       else if (result !== undefined) resume(Effect.succeed(map(result, multiple)))
@@ -370,26 +382,32 @@ export const executeSpec = <A>(
   return slot !== undefined && slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
 }
 
-/** Waits for what was set going; interrupted, it interrupts that first. */
-const awaiting = <A>(
-  start: (resume: (answer: Effect.Effect<A, DbError>) => void) => Running | Fail
-): Effect.Effect<A, DbError> =>
-  // An async effect with a finalizer does the same in more steps.
-  Effect.uninterruptibleMask((restore) => {
-    let running: Running | undefined = undefined
-    const answer = Effect.async<A, DbError>((resume) => {
-      const started = start(resume)
-      if ("interrupt" in started) running = started
-      else resume(started)
-    })
-    return Effect.matchCauseEffect(restore(answer), {
-      onFailure: (cause) =>
-        running !== undefined && Cause.isInterruptedOnly(cause)
-          ? Effect.zipRight(running.interrupt, Effect.failCause(cause))
-          : Effect.failCause(cause),
-      onSuccess: Effect.succeed
-    })
+type Started<A> = (resume: (answer: Effect.Effect<A, DbError>) => void) => Running | Fail
+
+/**
+ * Waits for what was set going; interrupted, it interrupts that first. An async effect with a finalizer does the same
+ * in more steps, of which each is a part of every statement's time.
+ * @param status - of the fiber, when the effect is what it does next.
+ */
+const awaiting = <A>(status: FiberStatus.Running | undefined, start: Started<A>): Effect.Effect<A, DbError> =>
+  status === undefined ? Effect.withFiberRuntime((_, status) => awaitingIn(status, start)) : awaitingIn(status, start)
+
+const awaitingIn = <A>(status: FiberStatus.Running, start: Started<A>): Effect.Effect<A, DbError> => {
+  let running: Running | undefined = undefined
+  const answer = Effect.async<A, DbError>((resume) => {
+    const started = start(resume)
+    if ("interrupt" in started) running = started
+    else resume(started)
   })
+  if (!RuntimeFlags.interruption(status.runtimeFlags)) return answer
+  return Effect.uninterruptible(
+    Effect.catchAllCause(Effect.interruptible(answer), (cause) =>
+      running !== undefined && Cause.isInterruptedOnly(cause)
+        ? Effect.zipRight(running.interrupt, Effect.failCause(cause))
+        : Effect.failCause(cause)
+    )
+  )
+}
 
 /**
  * Several statements of a session, issued before any is sent, so that they share a round trip. All are awaited; the
@@ -401,7 +419,7 @@ export const executeTogether = (
   frame: Frame | undefined,
   specs: ReadonlyArray<Spec>
 ): Effect.Effect<ReadonlyArray<Result>, DbError> => {
-  const run = awaiting<ReadonlyArray<Result>>((resume) => {
+  const run = awaiting<ReadonlyArray<Result>>(undefined, (resume) => {
     const at = unitOf(slot, frame)
     if (at instanceof Error) return Effect.fail(at)
     const results: Array<Result> = []

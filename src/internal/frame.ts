@@ -98,6 +98,11 @@ export class Frame implements Owner {
     return this.unit.prefix(this)
   }
 
+  /** A statement of this block has its turn at once. */
+  get free(): boolean {
+    return !this.ended && this.waiters.length === 0 && this.top.child === undefined && !this.unit.settling
+  }
+
   /**
    * Calls back when no inner block is open: at once, or in order of asking. The returned function gives up.
    */
@@ -106,7 +111,7 @@ export class Frame implements Owner {
       done(this.closedError())
       return () => {}
     }
-    if (this.top.child === undefined && this.waiters.length === 0 && !this.unit.settling) {
+    if (this.free) {
       done(undefined)
       return () => {}
     }

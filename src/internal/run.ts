@@ -29,12 +29,18 @@ export class Run {
   ) {
     this.block = frame
     unit.runs.add(this)
+    const wire = unit.wireFor(frame)
+    if (wire === undefined) this.queue()
+    else this.submit(wire)
+  }
+
+  private queue(): void {
     let hasTurn = false
-    const leaveQueue = frame.turn((error) => {
+    const leaveQueue = this.frame.turn((error) => {
       hasTurn = true
       if (error !== undefined) return this.settle(error, undefined, undefined)
       let placed = false
-      const leavePlace = unit.place((error, wire) => {
+      const leavePlace = this.unit.place((error, wire) => {
         placed = true
         if (wire === undefined) return this.settle(error, undefined, undefined)
         this.submit(wire)
@@ -132,8 +138,11 @@ const cursorGone = (): DbError =>
     hint: "Commit after the stream, or do what is committed on the way in DbSession.isolated."
   })
 
+let withdrawnError: DbError | undefined = undefined
+
+// One for all: whoever has interrupted a statement does not look at it, and a thousand are often interrupted at once.
 const withdrawn = (): DbError =>
-  DbError.make("QueryCanceled", {
+  (withdrawnError ??= DbError.make("QueryCanceled", {
     message: "The statement was interrupted before it was sent.",
     hint: "It has not run."
-  })
+  }))

@@ -11,6 +11,7 @@ import * as Statement from "@effect/sql/Statement"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import type * as FiberStatus from "effect/FiberStatus"
 import type * as Mailbox from "effect/Mailbox"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
@@ -73,13 +74,38 @@ export class ViewConnection implements Connection {
     prepare: boolean,
     map: (result: Result, multiple: Array<Result> | undefined) => A
   ): Effect.Effect<A, DbError> {
-    return Effect.withFiberRuntime<A, DbError>((fiber) =>
-      isObserved(fiber, this.engine)
-        ? observe(fiber, this.engine, { text }, (watch) =>
-            execute(fiber, this.engine, this.bound, text, params, rowMode, prepare, map, watch)
-          )
-        : execute(fiber, this.engine, this.bound, text, params, rowMode, prepare, map)
+    return Effect.withFiberRuntime<A, DbError>((fiber, status) =>
+      this.runIn(fiber, status, text, params, rowMode, prepare, map)
     )
+  }
+
+  private runIn<A>(
+    fiber: Runtime,
+    status: FiberStatus.Running,
+    text: string,
+    params: ReadonlyArray<unknown>,
+    rowMode: "object" | "array",
+    prepare: boolean,
+    map: (result: Result, multiple: Array<Result> | undefined) => A
+  ): Effect.Effect<A, DbError> {
+    const { bound, engine } = this
+    return isObserved(fiber, engine)
+      ? observe(fiber, engine, { text }, (watch) =>
+          execute(fiber, engine, bound, text, params, rowMode, prepare, map, watch)
+        )
+      : execute(fiber, engine, bound, text, params, rowMode, prepare, map, undefined, status)
+  }
+
+  /** The rows of a statement, for a fiber that does nothing else before. */
+  rowsIn(
+    fiber: Runtime,
+    status: FiberStatus.Running,
+    text: string,
+    params: ReadonlyArray<unknown>,
+    transformRows: TransformRows
+  ): Effect.Effect<ReadonlyArray<any>, DbError> {
+    const rows = this.runIn(fiber, status, text, params, "object", true, rowsOf)
+    return transformRows === undefined ? rows : Effect.map(rows, transformRows)
   }
 
   execute(text: string, params: ReadonlyArray<unknown>, transformRows: TransformRows) {
@@ -124,121 +150,119 @@ export class ViewConnection implements Connection {
   }
 }
 
-type Primitive = {
-  new (
-    segments: ReadonlyArray<Statement.Segment>,
-    acquirer: Connection.Acquirer,
-    compiler: Statement.Compiler,
-    spanAttributes: ReadonlyArray<readonly [string, unknown]>,
-    transformRows: TransformRows
-  ): Omit<Statement.Statement<any>, "compile"> & {
-    readonly segments: ReadonlyArray<Statement.Segment>
-    readonly transformRows: TransformRows
-    compile(withoutTransform?: boolean): readonly [sql: string, params: ReadonlyArray<unknown>]
-    withConnection(operation: string, f: any, withoutTransform?: boolean): Effect.Effect<any, SqlError>
-  }
+/** The ecosystem's statement, as far as ours changes it or relies on it. */
+interface Primitive extends Statement.Statement<any> {
+  readonly acquirer: Connection.Acquirer
+  readonly compiler: Statement.Compiler
+  readonly spanAttributes: ReadonlyArray<readonly [string, unknown]>
+  readonly transformRows: TransformRows
 }
 
-const primitiveOf = (constructor: Statement.Constructor): Primitive =>
-  Object.getPrototypeOf(constructor.unsafe("")).constructor as Primitive
+/** Makes no other text than that of its place: no fragment and no helper. */
+const isValue = (u: unknown): boolean =>
+  u === null || (typeof u !== "object" && typeof u !== "function") || u instanceof Date || u instanceof Uint8Array
+
+const isTemplate = (u: unknown): u is TemplateStringsArray => Array.isArray(u) && "raw" in u
 
 /**
- * Statements that go straight to the connection, which has a span where a tracer listens: the ecosystem's own open a
- * scope and a span for each execution.
+ * The tagged template and its helpers, with statements that go straight to the connection, which has a span where a
+ * tracer listens: the ecosystem's own open a scope and a span for each execution.
  */
-const directStatement = (Base: Primitive, connection: Connection, sql: Statement.Constructor) => {
+const makeConstructor = (
+  acquirer: Connection.Acquirer,
+  connection: ViewConnection,
+  compiler: Statement.Compiler,
+  transformRows: TransformRows
+): Statement.Constructor => {
+  const base = Statement.make(acquirer, compiler, [], transformRows) as Statement.Constructor &
+    ((...args: ReadonlyArray<unknown>) => Primitive)
   // Building and hashing the same text again costs more than anything else of a statement.
   const texts = new WeakMap<TemplateStringsArray, string>()
-  class Direct extends Base {
-    /** Of a template with nothing but values in it: its text is always the same. */
-    template: TemplateStringsArray | undefined = undefined
-    binds: ReadonlyArray<unknown> = []
 
-    override compile(withoutTransform?: boolean): readonly [sql: string, params: ReadonlyArray<unknown>] {
-      const { binds, template } = this
-      if (template === undefined) return super.compile(withoutTransform)
+  class Direct {
+    private parts: ReadonlyArray<Statement.Segment> | undefined = undefined
+
+    constructor(
+      private readonly first: TemplateStringsArray | string,
+      private readonly rest: ReadonlyArray<unknown>,
+      /** Of a template with nothing but values in it: its text is always the same. */
+      private readonly template: TemplateStringsArray | undefined
+    ) {}
+
+    /** Only a text that is not known yet needs them. */
+    get segments(): ReadonlyArray<Statement.Segment> {
+      const { first, rest } = this
+      return (this.parts ??= (typeof first === "string" ? base.unsafe(first, rest) : base(first, ...rest)).segments)
+    }
+
+    compile(withoutTransform = false): readonly [sql: string, params: ReadonlyArray<unknown>] {
+      const { first, rest, template } = this
+      // Whatever `unsafe` was given: what is no text is refused when it is run.
+      if (!isTemplate(first)) return [first, rest]
+      if (template === undefined) return compiler.compile(this as unknown as Statement.Fragment, withoutTransform)
       let text = texts.get(template)
-      if (text === undefined) texts.set(template, (text = super.compile(withoutTransform)[0]))
-      return [text, binds]
+      if (text === undefined) {
+        texts.set(template, (text = compiler.compile(this as unknown as Statement.Fragment, withoutTransform)[0]))
+      }
+      return [text, rest]
     }
 
     /** The statement that is sent: what a transformer makes of it. */
-    transformed(fiber: Runtime): Effect.Effect<Direct> {
+    private transformed(fiber: Runtime): Effect.Effect<Direct> {
       const transformer = fiber.getFiberRef(Statement.currentTransformer)
       return Option.isNone(transformer)
         ? Effect.succeed(this)
         : (transformer.value(
             this as unknown as Statement.Statement<unknown>,
-            sql,
+            base,
             fiber.getFiberRefs(),
             unseenSpan()
           ) as unknown as Effect.Effect<Direct>)
     }
 
-    override withConnection(
+    commit(): Effect.Effect<ReadonlyArray<any>, SqlError> {
+      return Effect.withFiberRuntime((fiber: Runtime, status) => {
+        if (Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
+          return Effect.flatMap(this.transformed(fiber), (statement) =>
+            connection.execute(...statement.compile(), transformRows)
+          )
+        }
+        const [text, params] = this.compile()
+        return connection.rowsIn(fiber, status, text, params, transformRows)
+      })
+    }
+
+    /** What the other ways to run it are made of: `raw`, `values`, `unprepared`, `withoutTransform`. */
+    withConnection(
       _operation: string,
       f: (connection: Connection, sql: string, params: ReadonlyArray<unknown>) => Effect.Effect<any, SqlError>,
       withoutTransform = false
     ): Effect.Effect<any, SqlError> {
-      return Effect.withFiberRuntime<any, SqlError>((fiber: Runtime) => {
-        if (Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
-          return Effect.flatMap(this.transformed(fiber), (statement) =>
-            f(connection, ...statement.compile(withoutTransform))
-          )
-        }
-        const [text, params] = this.compile(withoutTransform)
-        return f(connection, text, params)
-      })
+      return Effect.withFiberRuntime<any, SqlError>((fiber: Runtime) =>
+        Effect.flatMap(this.transformed(fiber), (statement) => f(connection, ...statement.compile(withoutTransform)))
+      )
     }
-  }
-  // A getter in the ecosystem's class, which its types call a property.
-  return (
-    Object.defineProperty(Direct.prototype, "stream", {
-      get(this: Direct) {
-        return Stream.unwrap(
-          Effect.withFiberRuntime((fiber: Runtime) =>
-            Effect.map(this.transformed(fiber), (statement) =>
-              connection.executeStream(...statement.compile(), this.transformRows)
-            )
+
+    get stream(): Stream.Stream<any, SqlError> {
+      return Stream.unwrap(
+        Effect.withFiberRuntime((fiber: Runtime) =>
+          Effect.map(this.transformed(fiber), (statement) =>
+            connection.executeStream(...statement.compile(), transformRows)
           )
         )
-      }
-    }) && Direct
-  )
-}
-
-/** Certainly no fragment and no helper, which write text of their own. */
-const isValue = (u: unknown): boolean => u === null || (typeof u !== "object" && typeof u !== "function")
-
-const isTemplate = (u: unknown): u is TemplateStringsArray => Array.isArray(u) && "raw" in u
-
-/** The tagged template and its helpers, with our statements. */
-const makeConstructor = (
-  acquirer: Connection.Acquirer,
-  connection: Connection,
-  compiler: Statement.Compiler,
-  transformRows: TransformRows
-): Statement.Constructor => {
-  const base = Statement.make(acquirer, compiler, [], transformRows) as Statement.Constructor &
-    ((...args: ReadonlyArray<unknown>) => any)
-  const Direct = directStatement(primitiveOf(base), connection, base)
-  const direct = (statement: { readonly segments: ReadonlyArray<Statement.Segment> }) =>
-    new Direct(statement.segments, acquirer, compiler, [], transformRows)
-  const sql = (first: unknown, ...rest: ReadonlyArray<unknown>): unknown => {
-    if (!isTemplate(first)) return base(first, ...rest)
-    const statement = direct(base(first, ...rest))
-    if (rest.every(isValue)) {
-      statement.template = first
-      statement.binds = rest
+      )
     }
-    return statement
   }
+  // One of the ecosystem's, without the fields that its constructor gives to each and that are the same for all here.
+  Object.setPrototypeOf(Direct.prototype, Object.getPrototypeOf(base.unsafe("")) as object)
+  Object.assign(Direct.prototype, { acquirer, compiler, spanAttributes: [], transformRows })
+
+  const sql = (first: unknown, ...rest: ReadonlyArray<unknown>): unknown =>
+    isTemplate(first)
+      ? new Direct(first, rest, rest.every(isValue) ? first : undefined)
+      : base(first as string, ...rest)
   return Object.assign(sql, base, {
-    unsafe: (text: string, params: ReadonlyArray<unknown> = []) => {
-      const statement = direct(base.unsafe(text, params) as never)
-      // The ecosystem's would make a string of anything: this one is refused when it is run.
-      return typeof text === "string" ? statement : Object.assign(statement, { compile: () => [text, params] })
-    }
+    unsafe: (text: string, params?: ReadonlyArray<unknown> | null) => new Direct(text, params ?? [], undefined)
   }) as unknown as Statement.Constructor
 }
 

@@ -111,6 +111,12 @@ export class Unit implements PathState {
     return new Run(this, frame, spec, done)
   }
 
+  /** The connection, when a statement of this block waits for nothing. */
+  wireFor(frame: Frame): Wire | undefined {
+    const { lease } = this
+    return this.lost === undefined && lease.unit === this && frame.free ? lease.wire : undefined
+  }
+
   /** The connection, when no other session's transaction is open on it. */
   place(done: (error: DbError | undefined, wire: Wire | undefined) => void): () => void {
     if (this.lost !== undefined) {
