@@ -83,6 +83,12 @@ export const effectDbBatch: Connect = async (url) => {
   }
 }
 
+/** What of the twenty is Effect's own: a fiber each, started and joined, and nothing for it to do. */
+export const fibersAlone: Connect = async () => ({
+  work: { twenty: (n) => Effect.runPromise(repeat(n, () => together(20, () => Effect.void))) },
+  close: async () => {}
+})
+
 export const sqlPgLayer = (url: string): Layer.Layer<SqlClient.SqlClient, unknown> =>
   Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: connections }), Reactivity.layer)
 
