@@ -151,6 +151,31 @@ describe("22 sibling blocks of one session", () => {
     }))
 
   test(
+    "a statement that waits for a block is not refused because this process stood still",
+    () =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          const [open, end] = yield* Effect.all([Deferred.make<void>(), Deferred.make<void>()])
+          const block = yield* Effect.fork(
+            withTransaction(Effect.zipRight(Deferred.succeed(open, undefined), Deferred.await(end)))
+          )
+          yield* Deferred.await(open)
+          const waiting = yield* Effect.fork(insert(7))
+          yield* Effect.yieldNow()
+          // Five times the limit, in which nobody could have ended the block.
+          for (let i = 0; i < 5; i++) {
+            for (const until = performance.now() + 100; performance.now() < until;);
+            yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+          }
+          yield* Deferred.succeed(end, undefined)
+          yield* Fiber.join(block)
+          yield* Fiber.join(waiting)
+        })
+      ).pipe(Effect.tap(() => Effect.map(rows, (_) => expect(_).toEqual([7])))),
+    { blockTimeout: 100 }
+  )
+
+  test(
     "a block that joins a fiber of the outer one waits for itself: SessionBusy, which names it, after blockTimeout",
     () =>
       Effect.gen(function* () {

@@ -5,6 +5,7 @@
 import * as Net from "node:net"
 import * as Tls from "node:tls"
 import type { ConnectionOptions } from "node:tls"
+import { deadline } from "./deadline.js"
 
 /** @internal */
 export interface CancelTarget {
@@ -40,11 +41,11 @@ export const sendCancel = (target: CancelTarget, timeoutMillis: number, done: (e
   const finish = (error?: Error): void => {
     if (finished) return
     finished = true
-    clearTimeout(timer)
+    stop()
     socket.destroy()
     done(error)
   }
-  const timer = setTimeout(() => finish(new Error("the cancel request was not taken in time")), timeoutMillis)
+  const stop = deadline(timeoutMillis, () => finish(new Error("the cancel request was not taken in time")))
   socket.setNoDelay(true)
   socket.on("error", finish)
   socket.on("close", () => finish())

@@ -12,6 +12,7 @@ import type { DbHost, HookServices, Resolved } from "../DbOptions.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
 import { isBlocking, scheduler } from "./blocking.js"
+import { deadline } from "./deadline.js"
 import { Root } from "./lease.js"
 import type { Control } from "./pipeline.js"
 import { Command } from "./pipeline.js"
@@ -282,16 +283,16 @@ export class EngineCore {
           cause
         })
       )
-    const timer = setTimeout(() => {
+    let finished = false
+    const stopTimer = deadline(millis, () => {
       finished = true
       stop()
       refuse(`afterConnect did not end within ${millis} ms.`)
-    }, millis)
-    let finished = false
+    })
     const stop = this.run(ambient, (exit) => {
       if (finished) return
       finished = true
-      clearTimeout(timer)
+      stopTimer()
       if (Exit.isFailure(exit)) return refuse("afterConnect failed.", exit.cause)
       if (wire.dead || wire.status !== "I")
         return refuse("afterConnect left a transaction open or lost the connection.")
@@ -301,7 +302,7 @@ export class EngineCore {
     })
     return () => {
       finished = true
-      clearTimeout(timer)
+      stopTimer()
       stop()
       wire.destroy(new Error("given up"))
     }

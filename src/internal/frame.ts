@@ -4,6 +4,7 @@
  * that a rollback never takes another block's work along.
  */
 import { DbError } from "../DbError.js"
+import { deadline } from "./deadline.js"
 import { Line } from "./line.js"
 import type { Outcome } from "./observe.js"
 import type { Control, Owner } from "./pipeline.js"
@@ -12,7 +13,8 @@ import type { Hook, Unit } from "./unit.js"
 
 interface Waiter {
   readonly done: (error: DbError | undefined) => void
-  timer: NodeJS.Timeout | undefined
+  /** Its time limit. */
+  stop: () => void
 }
 
 let savepoints = 0
@@ -115,9 +117,9 @@ export class Frame implements Owner {
       done(undefined)
       return () => {}
     }
-    const waiter: Waiter = { done, timer: undefined }
+    const waiter: Waiter = { done, stop: () => {} }
     const limit = this.unit.engine.config.blockMillis
-    waiter.timer = setTimeout(() => {
+    waiter.stop = deadline(limit, () => {
       const blocking = this.top.child?.name ?? (this.unit.settling ? "the end of the transaction" : "another block")
       if (!this.waiters.leave(place)) return
       done(
@@ -127,10 +129,10 @@ export class Frame implements Owner {
           block: blocking
         })
       )
-    }, limit)
+    })
     const place = this.waiters.join(waiter)
     return () => {
-      if (this.waiters.leave(place)) clearTimeout(waiter.timer)
+      if (this.waiters.leave(place)) waiter.stop()
     }
   }
 
@@ -149,7 +151,7 @@ export class Frame implements Owner {
     if (this.waiters.length === 0 && this.unit.runs.size === 0) return
     const error = this.closedError()
     for (const waiter of this.waiters.empty()) {
-      clearTimeout(waiter.timer)
+      waiter.stop()
       waiter.done(error)
     }
     this.unit.abandonIn(this, error)
@@ -171,7 +173,7 @@ export class Frame implements Owner {
   serve(): void {
     while (this.waiters.length > 0 && !this.ended && this.top.child === undefined && !this.unit.settling) {
       const waiter = this.waiters.next()!
-      clearTimeout(waiter.timer)
+      waiter.stop()
       waiter.done(undefined)
     }
   }

@@ -3,6 +3,7 @@
  * connection. Who needs it first makes it borrow; whoever holds the root gives it back.
  */
 import { DbError } from "../DbError.js"
+import { deadline } from "./deadline.js"
 import type { EngineCore } from "./engine.js"
 import { Line } from "./line.js"
 import type { Holder } from "./loans.js"
@@ -38,7 +39,8 @@ type Borrowed = (error: DbError | undefined, wire: Wire | undefined) => void
 interface Claim {
   readonly unit: Unit | undefined
   readonly done: (error: DbError | undefined) => void
-  readonly timer: NodeJS.Timeout
+  /** Its time limit. */
+  readonly stop: () => void
 }
 
 /** @internal */
@@ -114,7 +116,7 @@ export class Root {
     const place = this.claims.join({
       unit,
       done,
-      timer: setTimeout(() => {
+      stop: deadline(limit, () => {
         const holder = this.unit?.name ?? "another session"
         if (!this.claims.leave(place)) return
         done(
@@ -124,10 +126,10 @@ export class Root {
             block: holder
           })
         )
-      }, limit)
+      })
     })
     return () => {
-      if (this.claims.leave(place)) clearTimeout(place.value.timer)
+      if (this.claims.leave(place)) place.value.stop()
     }
   }
 
@@ -140,14 +142,14 @@ export class Root {
   private serve(): void {
     while (this.claims.length > 0 && this.unit === undefined) {
       const claim = this.claims.next()!
-      clearTimeout(claim.timer)
+      claim.stop()
       if (claim.unit !== undefined) this.unit = claim.unit
       claim.done(undefined)
       // The same session may have several statements in the line.
       if (claim.unit !== undefined) {
         for (const place of this.claims.places) {
           if (place.value.unit !== claim.unit || !this.claims.leave(place)) continue
-          clearTimeout(place.value.timer)
+          place.value.stop()
           place.value.done(undefined)
         }
       }
@@ -169,7 +171,7 @@ export class Root {
       const error = this.releasedError()
       for (const waiter of this.waiting.empty()) waiter(error, undefined)
       for (const claim of this.claims.empty()) {
-        clearTimeout(claim.timer)
+        claim.stop()
         claim.done(error)
       }
     }
