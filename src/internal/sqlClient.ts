@@ -43,6 +43,14 @@ const rowsOf = (result: Result, multiple: Array<Result> | undefined): ReadonlyAr
 
 const rawOf = (result: Result, multiple: Array<Result> | undefined): unknown => multiple ?? result
 
+type Runnable<A> = readonly [
+  text: string,
+  params: ReadonlyArray<unknown>,
+  rowMode: "object" | "array",
+  prepare: boolean,
+  map: (result: Result, multiple: Array<Result> | undefined) => A
+]
+
 /** What a view is made from. @internal */
 export interface ViewOptions {
   readonly engine: EngineCore
@@ -67,33 +75,15 @@ export class ViewConnection implements Connection {
     private readonly streamOf: ViewOptions["stream"]
   ) {}
 
-  private run<A>(
-    text: string,
-    params: ReadonlyArray<unknown>,
-    rowMode: "object" | "array",
-    prepare: boolean,
-    map: (result: Result, multiple: Array<Result> | undefined) => A
-  ): Effect.Effect<A, DbError> {
-    return Effect.withFiberRuntime<A, DbError>((fiber, status) =>
-      this.runIn(fiber, status, text, params, rowMode, prepare, map)
-    )
+  private run<A>(...statement: Runnable<A>): Effect.Effect<A, DbError> {
+    return Effect.withFiberRuntime<A, DbError>((fiber, status) => this.runIn(fiber, status, ...statement))
   }
 
-  private runIn<A>(
-    fiber: Runtime,
-    status: FiberStatus.Running,
-    text: string,
-    params: ReadonlyArray<unknown>,
-    rowMode: "object" | "array",
-    prepare: boolean,
-    map: (result: Result, multiple: Array<Result> | undefined) => A
-  ): Effect.Effect<A, DbError> {
+  private runIn<A>(fiber: Runtime, status: FiberStatus.Running, ...statement: Runnable<A>): Effect.Effect<A, DbError> {
     const { bound, engine } = this
     return isObserved(fiber, engine)
-      ? observe(fiber, engine, { text }, (watch) =>
-          execute(fiber, engine, bound, text, params, rowMode, prepare, map, watch)
-        )
-      : execute(fiber, engine, bound, text, params, rowMode, prepare, map, undefined, status)
+      ? observe(fiber, engine, { text: statement[0] }, (watch) => execute(fiber, engine, bound, ...statement, watch))
+      : execute(fiber, engine, bound, ...statement, undefined, status)
   }
 
   /** The rows of a statement, for a fiber that does nothing else before. */
