@@ -382,17 +382,18 @@ const executeIn = <A>(
   return slot !== undefined && slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
 }
 
-type Started<A> = (resume: (answer: Effect.Effect<A, DbError>) => void) => Running | Fail
+type Start<A> = (resume: (answer: Effect.Effect<A, DbError>) => void) => Running | Fail
 
 /**
  * Waits for what was set going; interrupted, it interrupts that first. An async effect with a finalizer does the same
  * in more steps, of which each is a part of every statement's time.
- * @param status - of the fiber, when the effect is what it does next.
+ * @param status - of the fiber, when it runs the effect with the flags that it has now: what is taken for
+ * uninterruptible can't be cancelled.
  */
-const awaiting = <A>(status: FiberStatus.Running | undefined, start: Started<A>): Effect.Effect<A, DbError> =>
+const awaiting = <A>(status: FiberStatus.Running | undefined, start: Start<A>): Effect.Effect<A, DbError> =>
   status === undefined ? Effect.withFiberRuntime((_, status) => awaitingIn(status, start)) : awaitingIn(status, start)
 
-const awaitingIn = <A>(status: FiberStatus.Running, start: Started<A>): Effect.Effect<A, DbError> => {
+const awaitingIn = <A>(status: FiberStatus.Running, start: Start<A>): Effect.Effect<A, DbError> => {
   let running: Running | undefined = undefined
   const answer = Effect.async<A, DbError>((resume) => {
     const started = start(resume)

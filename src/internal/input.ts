@@ -51,6 +51,9 @@ export const checkText = (sql: unknown): DbError | undefined => {
  * on the server or, worse, be stored as something else.
  */
 export const encodeParams = (params: ReadonlyArray<unknown>): Array<null | string | Buffer> | DbError => {
+  if (!Array.isArray(params)) {
+    return refuse(`The parameters are not an array but ${kind(params)}`, "Pass the values of $1, $2, ... as an array.")
+  }
   const n = params.length
   if (n > maxParameters) {
     return refuse(

@@ -140,119 +140,165 @@ export class ViewConnection implements Connection {
   }
 }
 
-/** The ecosystem's statement, as far as ours changes it or relies on it. */
-interface Primitive extends Statement.Statement<any> {
-  readonly acquirer: Connection.Acquirer
-  readonly compiler: Statement.Compiler
-  readonly spanAttributes: ReadonlyArray<readonly [string, unknown]>
-  readonly transformRows: TransformRows
-}
-
 /** Makes no other text than that of its place: no fragment and no helper. */
 const isValue = (u: unknown): boolean =>
   u === null || (typeof u !== "object" && typeof u !== "function") || u instanceof Date || u instanceof Uint8Array
 
 const isTemplate = (u: unknown): u is TemplateStringsArray => Array.isArray(u) && "raw" in u
 
+type Segments = ReadonlyArray<Statement.Segment>
+
+type Compiled = readonly [sql: string, params: ReadonlyArray<unknown>]
+
+/** What the statements of one client have in common. */
+interface Client {
+  /** The ecosystem's constructor, which knows of segments. */
+  readonly base: Statement.Constructor & ((...args: ReadonlyArray<unknown>) => { readonly segments: Segments })
+  readonly acquirer: Connection.Acquirer
+  readonly connection: ViewConnection
+  readonly compiler: Statement.Compiler
+  readonly transformRows: TransformRows
+  /** Building and hashing the same text again costs more than anything else of a statement. */
+  readonly texts: WeakMap<TemplateStringsArray, string>
+}
+
 /**
- * The tagged template and its helpers, with statements that go straight to the connection, which has a span where a
- * tracer listens: the ecosystem's own open a scope and a span for each execution.
+ * A statement that goes straight to the connection, which has a span where a tracer listens: the ecosystem's own opens
+ * a scope and a span for each execution.
  */
+abstract class Direct {
+  constructor(protected readonly client: Client) {}
+
+  /** Only a text that is not known yet needs them. */
+  abstract get segments(): Segments
+
+  abstract compile(withoutTransform?: boolean): Compiled
+
+  get acquirer(): Connection.Acquirer {
+    return this.client.acquirer
+  }
+
+  get transformRows(): TransformRows {
+    return this.client.transformRows
+  }
+
+  commit(): Effect.Effect<ReadonlyArray<any>, SqlError> {
+    return Effect.withFiberRuntime((fiber: Runtime, status) => {
+      const { connection, transformRows } = this.client
+      if (Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
+        return Effect.flatMap(this.transformed(fiber), (statement) =>
+          connection.execute(...statement.compile(), transformRows)
+        )
+      }
+      const [text, params] = this.compile()
+      return connection.rowsIn(fiber, status, text, params, transformRows)
+    })
+  }
+
+  /** What the other ways to run it are made of: `raw`, `values`, `unprepared`, `withoutTransform`. */
+  withConnection(
+    _operation: string,
+    f: (connection: Connection, sql: string, params: ReadonlyArray<unknown>) => Effect.Effect<any, SqlError>,
+    withoutTransform = false
+  ): Effect.Effect<any, SqlError> {
+    return Effect.withFiberRuntime<any, SqlError>((fiber: Runtime) =>
+      Effect.flatMap(this.transformed(fiber), (statement) =>
+        f(this.client.connection, ...statement.compile(withoutTransform))
+      )
+    )
+  }
+
+  get stream(): Stream.Stream<any, SqlError> {
+    const { connection, transformRows } = this.client
+    return Stream.unwrap(
+      Effect.withFiberRuntime((fiber: Runtime) =>
+        Effect.map(this.transformed(fiber), (statement) =>
+          connection.executeStream(...statement.compile(), transformRows)
+        )
+      )
+    )
+  }
+
+  /** The statement that is sent: what a transformer makes of it. */
+  private transformed(fiber: Runtime): Effect.Effect<{ readonly compile: (withoutTransform?: boolean) => Compiled }> {
+    const transformer = fiber.getFiberRef(Statement.currentTransformer)
+    return Option.isNone(transformer)
+      ? Effect.succeed(this)
+      : transformer.value(
+          this as unknown as Statement.Statement<unknown>,
+          this.client.base,
+          fiber.getFiberRefs(),
+          unseenSpan()
+        )
+  }
+}
+
+// What we leave as it is comes from the ecosystem's class, whose constructor would give each statement fields that are
+// the client's here. The statement that leads to it is never run.
+Object.setPrototypeOf(
+  Direct.prototype,
+  Object.getPrototypeOf(Statement.make(Effect.never, undefined as never, [], undefined).unsafe("")) as object
+)
+
+class Tagged extends Direct {
+  private parts: Segments | undefined = undefined
+
+  constructor(
+    client: Client,
+    private readonly strings: TemplateStringsArray,
+    private readonly args: ReadonlyArray<unknown>
+  ) {
+    super(client)
+  }
+
+  override get segments(): Segments {
+    return (this.parts ??= this.client.base(this.strings, ...this.args).segments)
+  }
+
+  override compile(withoutTransform = false): Compiled {
+    const { args, client, strings } = this
+    const compiled = () => client.compiler.compile(this as unknown as Statement.Fragment, withoutTransform)
+    // With nothing but values in it its text is always the same.
+    if (!args.every(isValue)) return compiled()
+    let text = client.texts.get(strings)
+    if (text === undefined) client.texts.set(strings, (text = compiled()[0]))
+    return [text, args]
+  }
+}
+
+class Unsafe extends Direct {
+  constructor(
+    client: Client,
+    private readonly text: string,
+    private readonly params: ReadonlyArray<unknown>
+  ) {
+    super(client)
+  }
+
+  override get segments(): Segments {
+    return (this.client.base.unsafe(this.text, this.params) as unknown as { readonly segments: Segments }).segments
+  }
+
+  // Whatever it was given: what is no text and no array is refused when it is run.
+  override compile(): Compiled {
+    return [this.text, this.params]
+  }
+}
+
+/** The tagged template and its helpers, with our statements. */
 const makeConstructor = (
   acquirer: Connection.Acquirer,
   connection: ViewConnection,
   compiler: Statement.Compiler,
   transformRows: TransformRows
 ): Statement.Constructor => {
-  const base = Statement.make(acquirer, compiler, [], transformRows) as Statement.Constructor &
-    ((...args: ReadonlyArray<unknown>) => Primitive)
-  // Building and hashing the same text again costs more than anything else of a statement.
-  const texts = new WeakMap<TemplateStringsArray, string>()
-
-  class Direct {
-    private parts: ReadonlyArray<Statement.Segment> | undefined = undefined
-
-    constructor(
-      private readonly first: TemplateStringsArray | string,
-      private readonly rest: ReadonlyArray<unknown>,
-      /** Of a template with nothing but values in it: its text is always the same. */
-      private readonly template: TemplateStringsArray | undefined
-    ) {}
-
-    /** Only a text that is not known yet needs them. */
-    get segments(): ReadonlyArray<Statement.Segment> {
-      const { first, rest } = this
-      return (this.parts ??= (typeof first === "string" ? base.unsafe(first, rest) : base(first, ...rest)).segments)
-    }
-
-    compile(withoutTransform = false): readonly [sql: string, params: ReadonlyArray<unknown>] {
-      const { first, rest, template } = this
-      // Whatever `unsafe` was given: what is no text is refused when it is run.
-      if (!isTemplate(first)) return [first, rest]
-      if (template === undefined) return compiler.compile(this as unknown as Statement.Fragment, withoutTransform)
-      let text = texts.get(template)
-      if (text === undefined) {
-        texts.set(template, (text = compiler.compile(this as unknown as Statement.Fragment, withoutTransform)[0]))
-      }
-      return [text, rest]
-    }
-
-    /** The statement that is sent: what a transformer makes of it. */
-    private transformed(fiber: Runtime): Effect.Effect<Direct> {
-      const transformer = fiber.getFiberRef(Statement.currentTransformer)
-      return Option.isNone(transformer)
-        ? Effect.succeed(this)
-        : (transformer.value(
-            this as unknown as Statement.Statement<unknown>,
-            base,
-            fiber.getFiberRefs(),
-            unseenSpan()
-          ) as unknown as Effect.Effect<Direct>)
-    }
-
-    commit(): Effect.Effect<ReadonlyArray<any>, SqlError> {
-      return Effect.withFiberRuntime((fiber: Runtime, status) => {
-        if (Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
-          return Effect.flatMap(this.transformed(fiber), (statement) =>
-            connection.execute(...statement.compile(), transformRows)
-          )
-        }
-        const [text, params] = this.compile()
-        return connection.rowsIn(fiber, status, text, params, transformRows)
-      })
-    }
-
-    /** What the other ways to run it are made of: `raw`, `values`, `unprepared`, `withoutTransform`. */
-    withConnection(
-      _operation: string,
-      f: (connection: Connection, sql: string, params: ReadonlyArray<unknown>) => Effect.Effect<any, SqlError>,
-      withoutTransform = false
-    ): Effect.Effect<any, SqlError> {
-      return Effect.withFiberRuntime<any, SqlError>((fiber: Runtime) =>
-        Effect.flatMap(this.transformed(fiber), (statement) => f(connection, ...statement.compile(withoutTransform)))
-      )
-    }
-
-    get stream(): Stream.Stream<any, SqlError> {
-      return Stream.unwrap(
-        Effect.withFiberRuntime((fiber: Runtime) =>
-          Effect.map(this.transformed(fiber), (statement) =>
-            connection.executeStream(...statement.compile(), transformRows)
-          )
-        )
-      )
-    }
-  }
-  // One of the ecosystem's, without the fields that its constructor gives to each and that are the same for all here.
-  Object.setPrototypeOf(Direct.prototype, Object.getPrototypeOf(base.unsafe("")) as object)
-  Object.assign(Direct.prototype, { acquirer, compiler, spanAttributes: [], transformRows })
-
+  const base = Statement.make(acquirer, compiler, [], transformRows) as Client["base"]
+  const client: Client = { base, acquirer, connection, compiler, transformRows, texts: new WeakMap() }
   const sql = (first: unknown, ...rest: ReadonlyArray<unknown>): unknown =>
-    isTemplate(first)
-      ? new Direct(first, rest, rest.every(isValue) ? first : undefined)
-      : base(first as string, ...rest)
+    isTemplate(first) ? new Tagged(client, first, rest) : base(first, ...rest)
   return Object.assign(sql, base, {
-    unsafe: (text: string, params?: ReadonlyArray<unknown> | null) => new Direct(text, params ?? [], undefined)
+    unsafe: (text: string, params?: ReadonlyArray<unknown> | null) =>
+      new Unsafe(client, text, Array.isArray(params) ? [...params] : (params ?? []))
   }) as unknown as Statement.Constructor
 }
 

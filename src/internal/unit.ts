@@ -111,7 +111,7 @@ export class Unit implements PathState {
     return new Run(this, frame, spec, done)
   }
 
-  /** The connection, when a statement of this block waits for nothing. */
+  /** The connection, when a statement of this block waits for nothing: a lease that was released has none. */
   wireFor(frame: Frame): Wire | undefined {
     const { lease } = this
     return this.lost === undefined && lease.unit === this && frame.free ? lease.wire : undefined
