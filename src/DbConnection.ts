@@ -83,6 +83,7 @@ class Handle implements Connection, Stacked {
   // Out of sight: what an inspection of a handle shows must not be the engine with its options.
   readonly #core: EngineCore
   readonly #shared: Root
+  #opened: Ambient.Opened | undefined = undefined
 
   constructor(
     core: EngineCore,
@@ -142,7 +143,7 @@ class Handle implements Connection, Stacked {
         const permanent = options?.permanent ?? true
         if (!this.isRoot) {
           this.released = permanent
-          return permanent ? this.pop : Effect.void
+          return permanent ? this.pop("drop") : Effect.void
         }
         const { unit } = this.#shared
         if (unit?.open === true && !permanent) {
@@ -162,18 +163,29 @@ class Handle implements Connection, Stacked {
     Effect.suspend(() => {
       this.#shared.release(permanent)
       this.released = permanent
-      return permanent ? this.pop : Effect.void
+      return permanent ? this.pop("drop") : Effect.void
     })
 
   /** The end of its scope, whatever was done with it before. */
   readonly close: Effect.Effect<void> = Effect.suspend(() =>
-    this.gone() !== undefined ? this.pop : Effect.ignore(this.release())
+    Effect.zipRight(this.gone() !== undefined ? Effect.void : Effect.ignore(this.release()), this.pop("leave"))
   )
 
-  /** For the fiber that releases it, it is no longer there; for others it is, released. */
-  private readonly pop: Effect.Effect<void> = Effect.suspend(() =>
-    Ambient.update(this.#core, (entry) => ({ ...entry, stack: without(entry.stack, this) }))
+  /** Onto the fiber's stack, for as long as its scope. */
+  readonly push: Effect.Effect<void> = Effect.suspend(() =>
+    Effect.map(Ambient.open(this.#core, push(this), this.takeOut), (opened) => {
+      this.#opened = opened
+    })
   )
+
+  private readonly takeOut = (entry: Ambient.Entry): Ambient.Entry => {
+    const stack = without(entry.stack, this)
+    return stack === entry.stack ? entry : { ...entry, stack }
+  }
+
+  /** For the fiber that releases it, it is no longer there; for others it is, released. */
+  private readonly pop = (how: "leave" | "drop"): Effect.Effect<void> =>
+    Effect.suspend(() => this.#opened?.[how] ?? Ambient.takeOut(this.#core, this.takeOut))
 }
 
 let connections = 0
@@ -218,9 +230,7 @@ const open = (core: EngineCore, options: ConnectionOptions): Effect.Effect<Handl
   )
 
 const acquire = (core: EngineCore, options: ConnectionOptions): Effect.Effect<Connection, SqlError, Scope.Scope> =>
-  Effect.tap(open(core, options), (handle) =>
-    stacks(handle, options) ? Ambient.update(core, push(handle)) : Effect.void
-  )
+  Effect.tap(open(core, options), (handle) => (stacks(handle, options) ? handle.push : Effect.void))
 
 const withConnection = (
   core: EngineCore,
@@ -331,7 +341,7 @@ export const make = <Name extends string>(
       Effect.flatMap(engine, (service) => {
         const core = coreOf(service)
         return Effect.flatMap(open(core, options), (handle) =>
-          Effect.map(Ambient.context(core, push(handle)), (context) =>
+          Effect.map(Ambient.context(core, "connection", push(handle)), (context) =>
             Context.merge(Context.make(tag, makeFacade(service)), context)
           )
         )

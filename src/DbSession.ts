@@ -317,7 +317,7 @@ const openScoped = (
   core: EngineCore,
   options: MakeOptions,
   commits: boolean,
-  after: (slot: Slot, before: Ambient.Entry) => Effect.Effect<void>
+  after: () => Effect.Effect<void>
 ): Effect.Effect<Slot, SqlError, Scope.Scope> =>
   Effect.uninterruptible(
     Effect.withFiberRuntime<Slot, SqlError, Scope.Scope>((fiber) => {
@@ -334,7 +334,7 @@ const openScoped = (
               return Effect.matchEffect(before, {
                 onSuccess: () => sessions.endSlot(slot, undefined, success),
                 onFailure: (error) => Effect.zipRight(sessions.endSlot(slot, undefined, false), Effect.fail(error))
-              }).pipe(Effect.orDie, Effect.ensuring(Effect.suspend(() => after(slot, entry))))
+              }).pipe(Effect.orDie, Effect.ensuring(Effect.suspend(after)))
             }),
             slot
           )
@@ -342,13 +342,6 @@ const openScoped = (
       })
     })
   )
-
-const leave =
-  (core: EngineCore) =>
-  (slot: Slot, before: Ambient.Entry): Effect.Effect<void> =>
-    Ambient.update(core, (now) =>
-      now.slot === slot ? { ...now, slot: before.slot, frame: before.frame, stack: before.stack } : now
-    )
 
 const handleOfSlot = (core: EngineCore, slot: Slot): Effect.Effect<Session, SqlError> =>
   Effect.zipRight(
@@ -433,9 +426,20 @@ export const make = <Name extends string>(
     ),
     scoped: (options: SessionOptions = {}) =>
       withCore((core) =>
-        Effect.flatMap(openScoped(core, options, true, leave(core)), (slot) =>
-          Effect.zipRight(Ambient.update(core, sessions.inSlot(slot)), handleOfSlot(core, slot))
-        )
+        Effect.withFiberRuntime<Session, SqlError, Scope.Scope>((fiber) => {
+          const before = Ambient.entry(fiber, core)
+          let opened: Ambient.Opened | undefined = undefined
+          return Effect.flatMap(
+            openScoped(core, options, true, () => opened?.leave ?? Effect.void),
+            (slot) =>
+              Effect.zipRight(
+                Effect.map(Ambient.open(core, sessions.inSlot(slot), sessions.outOf(slot, before)), (_) => {
+                  opened = _
+                }),
+                handleOfSlot(core, slot)
+              )
+          )
+        })
       ),
     make: (options: MakeOptions = {}) =>
       withCore((core) =>
@@ -451,7 +455,7 @@ export const make = <Name extends string>(
           return Effect.flatMap(
             openScoped(core, options, true, () => Effect.void),
             (slot) =>
-              Effect.map(Ambient.context(core, sessions.inSlot(slot)), (context) =>
+              Effect.map(Ambient.context(core, "session", sessions.inSlot(slot)), (context) =>
                 Context.merge(Context.make(tag, makeFacade(service)), context)
               )
           )

@@ -16,7 +16,7 @@ import type { DbEngine, EngineService } from "./DbEngine.js"
 import * as Ambient from "./internal/ambient.js"
 import * as blocks from "./internal/block.js"
 import { combinator } from "./internal/combinator.js"
-import type { Combined, CombinatorRest } from "./internal/combinator.js"
+import type { Combined, CombinatorRest, Known } from "./internal/combinator.js"
 import * as endings from "./internal/ending.js"
 import type { EngineCore } from "./internal/engine.js"
 import { unitOf } from "./internal/execute.js"
@@ -168,7 +168,7 @@ interface AnyBody {
  */
 export interface TransactionCombinator<Options, Name extends string> {
   <Arg extends Effect.Effect<any, any, any> | ((tx: Transaction) => AnyBody) | Options>(
-    effectOrOptions: Arg,
+    effectOrOptions: Arg & Known<Arg, Options>,
     ...rest: CombinatorRest<Options>
   ): Arg extends (tx: infer Tx) => infer Result
     ? Combined<Ended<Result, Tx>, SqlError, DbEngine<Name>>
@@ -321,15 +321,13 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
           unit: Unit,
           frame: Frame,
           end: (success: boolean) => Effect.Effect<void, SqlError>
-        ): Effect.Effect<Transaction> =>
-          Scope.addFinalizerExit(scope, (exit) =>
-            Effect.zipRight(
-              Effect.orDie(end(Exit.isSuccess(exit))),
-              Ambient.update(core, (now) =>
-                now.frame === frame ? { ...now, slot: entry.slot, frame: entry.frame, stack: entry.stack } : now
-              )
-            )
-          ).pipe(Effect.zipRight(Ambient.update(core, inSlot(slot, frame))), Effect.as(handleOf(unit, frame, noEnd)))
+        ): Effect.Effect<Transaction> => {
+          const undo = (now: Ambient.Entry): Ambient.Entry =>
+            now.frame === frame ? { ...now, slot: entry.slot, frame: entry.frame, stack: entry.stack } : now
+          return Effect.flatMap(Ambient.open(core, inSlot(slot, frame), undo), ({ leave }) =>
+            Scope.addFinalizerExit(scope, (exit) => Effect.zipRight(Effect.orDie(end(Exit.isSuccess(exit))), leave))
+          ).pipe(Effect.as(handleOf(unit, frame, noEnd)))
+        }
         const { slot } = entry
         if (slot !== undefined) {
           const inside = Effect.suspend(() => {

@@ -6,7 +6,7 @@ import type * as PgClient from "@effect/sql-pg/PgClient"
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import { HttpServerResponse } from "@effect/platform"
-import { Context, Data, Effect, Layer, type Option, type Scope } from "effect"
+import { Context, Data, Effect, Layer, type Option, Record as Records, type Scope } from "effect"
 import {
   atomic,
   Database,
@@ -45,6 +45,10 @@ describe("every form keeps A, E and R, and adds SqlError and the engine", () => 
     expectTypeOf(given.pipe(DbSession.autocommit({ readOnly: true }))).toEqualTypeOf<Combined>()
     expectTypeOf(given.pipe(DbSession.autocommit({}))).toEqualTypeOf<Combined>()
     expectTypeOf([given].map(DbSession.autocommit)).toEqualTypeOf<Array<Combined>>()
+    expectTypeOf(Records.map({ a: given }, DbSession.autocommit)).toEqualTypeOf<Record<"a", Combined>>()
+    expectTypeOf(Effect.forEach([given], DbSession.autocommit, { concurrency: 2 })).toEqualTypeOf<
+      Effect.Effect<Array<"value">, Mine | SqlError, Needed | DbEngine>
+    >()
   })
 
   it("DbSession.isolated", () => {
@@ -285,6 +289,12 @@ describe("what must not compile", () => {
     void withTransaction((_tx) => 1)
     // @ts-expect-error options of a session have no propagation
     void DbSession.autocommit(given, { propagation: "nested" })
+    // @ts-expect-error a misspelt option among others
+    void given.pipe(DbSession.autocommit({ name: "x", isolaton: "serializable" }))
+    // @ts-expect-error an option of atomic among those of a transaction
+    void given.pipe(withTransaction({ retry: true, currentTransaction: "append" }))
+    // @ts-expect-error a misspelt option of a connection
+    void given.pipe(DbConnection.withConnection({ reuse: false, lazi: true }))
   })
 
   it("an engine that was not provided", () => {

@@ -4,7 +4,10 @@
  *
  * Two carriers, because neither is enough: a FiberRef is inherited by every child but lost by request batching,
  * which runs in the parent and forwards the transaction tag alone; the context can't be set by a Scope form. Each
- * state has a number, and of the two the later one counts.
+ * state has a number, and of two for the same engine the later one counts.
+ *
+ * A combinator makes a whole state for its effect. What has no effect around it, Scope forms and Layer forms, adds a
+ * change to what is there: changes go in any order, and layers can be merged.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
@@ -12,6 +15,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
+import type * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
 import * as FiberRefs from "effect/FiberRefs"
 import { identity } from "effect/Function"
@@ -55,26 +59,47 @@ export const emptyEntry: Entry = {
 export const searchPath = (entry: Entry): string | undefined => entry.using ?? entry.tenant ?? entry.schema
 
 /**
- * What is ambient for each engine, in the order in which they got it. There are few engines and many sessions: a list
- * is looked through sooner than a map is copied, and takes a quarter of the memory.
+ * What a combinator has made ambient for each engine, in the order in which they got it. There are few engines and many
+ * sessions: a list is looked through sooner than a map is copied, and takes a quarter of the memory.
  */
 interface Entries {
   readonly key: object
   readonly entry: Entry
+  /** When it was made: of two for the same engine the later one counts. */
+  readonly sequence: number
   readonly next: Entries | undefined
 }
 
-const find = (entries: Entries | undefined, key: object): Entry => {
-  for (let at = entries; at !== undefined; at = at.next) if (at.key === key) return at.entry
-  return emptyEntry
+const find = (entries: Entries | undefined, key: object): Entries | undefined => {
+  for (let at = entries; at !== undefined; at = at.next) if (at.key === key) return at
+  return undefined
 }
 
-const replace = (entries: Entries | undefined, key: object, entry: Entry): Entries =>
+const replace = (entries: Entries | undefined, key: object, entry: Entry, sequence: number): Entries =>
   entries === undefined
-    ? { key, entry, next: undefined }
+    ? { key, entry, sequence, next: undefined }
     : entries.key === key
-      ? { key, entry, next: entries.next }
-      : { key: entries.key, entry: entries.entry, next: replace(entries.next, key, entry) }
+      ? { key, entry, sequence, next: entries.next }
+      : { ...entries, next: replace(entries.next, key, entry, sequence) }
+
+const state = globalValue("effect-db/ambient", () => ({
+  sequence: 0,
+  /** How many tags Layer forms have: one for each form and engine. */
+  tags: 0,
+  tagsOf: new WeakMap<object, Map<string, string>>()
+}))
+
+/** What a Scope form or a Layer form has added for an engine: no copy of the rest, so that it takes nothing along. */
+class Change {
+  readonly sequence = ++state.sequence
+  /** Of a Scope form that is over: for these fibers it is no longer there, for others what it gave has ended. */
+  readonly leftBy: Array<FiberId.FiberId> = []
+
+  constructor(
+    readonly key: object,
+    readonly f: (entry: Entry) => Entry
+  ) {}
+}
 
 /** @internal */
 export class Ambient {
@@ -83,7 +108,10 @@ export class Ambient {
 
   constructor(
     readonly sequence: number,
-    readonly entries: Entries | undefined
+    readonly entries: Entries | undefined,
+    readonly changes: ReadonlyArray<Change>,
+    /** What is older than this does not count: it was detached from. */
+    readonly floor: number
   ) {
     this.tuple = [new Carrier(this), 0]
   }
@@ -133,11 +161,9 @@ class Carrier implements Connection {
   }
 }
 
-const state = globalValue("effect-db/ambient", () => ({ sequence: 0 }))
+const none: ReadonlyArray<never> = []
 
-const makeAmbient = (entries: Entries | undefined): Ambient => new Ambient(++state.sequence, entries)
-
-const nothing = new Ambient(-1, undefined)
+const nothing = new Ambient(-1, undefined, none, -1)
 
 const ref: FiberRef.FiberRef<Ambient> = globalValue("effect-db/ambient/ref", () =>
   // A child's changes stay with the child.
@@ -148,17 +174,72 @@ type Runtime = Fiber.RuntimeFiber<any, any>
 
 const tagKey = SqlClient.TransactionConnection.key
 
-/** @internal */
-export const current = (fiber: Runtime): Ambient => {
-  const inherited = fiber.getFiberRef(ref)
-  const tuple = fiber.currentContext.unsafeMap.get(tagKey) as readonly [unknown, number] | undefined
-  if (tuple === undefined || !(tuple[0] instanceof Carrier)) return inherited
-  const forwarded = tuple[0].ambient
-  return forwarded.sequence > inherited.sequence ? forwarded : inherited
+const forwardedIn = (context: Context.Context<never>): Ambient => {
+  const tuple = context.unsafeMap.get(tagKey) as readonly [unknown, number] | undefined
+  return tuple !== undefined && tuple[0] instanceof Carrier ? tuple[0].ambient : nothing
 }
 
+const layeredIn = (context: Context.Context<never>): ReadonlyArray<Change> => {
+  if (state.tags === 0) return none
+  const found: Array<Change> = []
+  for (const value of context.unsafeMap.values()) if (value instanceof Change) found.push(value)
+  return found.length === 0 ? none : found
+}
+
+/** What is ambient for a fiber, put together from what it has inherited and what its context says. @internal */
+export const current = (fiber: Runtime): Ambient => {
+  const inherited = fiber.getFiberRef(ref)
+  const forwarded = forwardedIn(fiber.currentContext)
+  const layered = layeredIn(fiber.currentContext)
+  if (inherited.changes === none && forwarded.changes === none && layered === none) {
+    if (forwarded === nothing || forwarded === inherited) return inherited
+    if (inherited === nothing) return forwarded
+  }
+  return together(fiber.id(), inherited, forwarded, layered)
+}
+
+/** Siblings that ask for the same get the same, so that their requests share a batch. */
+const composed = new WeakMap<
+  Ambient,
+  { readonly forwarded: Ambient; readonly changes: ReadonlyArray<Change>; readonly whole: Ambient }
+>()
+
+const together = (
+  id: FiberId.FiberId,
+  inherited: Ambient,
+  forwarded: Ambient,
+  layered: ReadonlyArray<Change>
+): Ambient => {
+  const floor = Math.max(inherited.floor, forwarded.floor)
+  const changes = [...new Set([...inherited.changes, ...forwarded.changes, ...layered])]
+    .filter(({ leftBy, sequence }) => sequence >= floor && !leftBy.includes(id))
+    .sort((a, b) => a.sequence - b.sequence)
+  const known = composed.get(inherited)
+  if (known !== undefined && known.forwarded === forwarded && same(known.changes, changes)) return known.whole
+  let made: Entries | undefined = undefined
+  for (const from of [inherited.entries, forwarded.entries]) {
+    for (let at = from; at !== undefined; at = at.next) {
+      if (at.sequence < floor || (find(made, at.key)?.sequence ?? -1) >= at.sequence) continue
+      made = replace(made, at.key, at.entry, at.sequence)
+    }
+  }
+  let entries = made
+  for (const { f, key, sequence } of changes) {
+    // What a combinator has made holds all that was there before it.
+    if ((find(made, key)?.sequence ?? -1) >= sequence) continue
+    entries = replace(entries, key, f(find(entries, key)?.entry ?? emptyEntry), sequence)
+  }
+  const last = Math.max(inherited.sequence, forwarded.sequence, ...changes.map((_) => _.sequence))
+  const whole = new Ambient(last, entries, none, floor)
+  composed.set(inherited, { forwarded, changes, whole })
+  return whole
+}
+
+const same = (a: ReadonlyArray<unknown>, b: ReadonlyArray<unknown>): boolean =>
+  a.length === b.length && a.every((one, i) => one === b[i])
+
 /** @internal */
-export const entry = (fiber: Runtime, key: object): Entry => find(current(fiber).entries, key)
+export const entry = (fiber: Runtime, key: object): Entry => find(current(fiber).entries, key)?.entry ?? emptyEntry
 
 /** All engines that have something ambient, in the order in which they got it. @internal */
 export const entries: Effect.Effect<ReadonlyArray<readonly [object, Entry]>> = Effect.withFiberRuntime((fiber) => {
@@ -167,8 +248,10 @@ export const entries: Effect.Effect<ReadonlyArray<readonly [object, Entry]>> = E
   return Effect.succeed(all)
 })
 
-const change = ({ entries }: Ambient, key: object, f: (entry: Entry) => Entry): Ambient =>
-  makeAmbient(replace(entries, key, f(find(entries, key))))
+const change = ({ entries, floor }: Ambient, key: object, f: (entry: Entry) => Entry): Ambient => {
+  const sequence = ++state.sequence
+  return new Ambient(sequence, replace(entries, key, f(find(entries, key)?.entry ?? emptyEntry), sequence), none, floor)
+}
 
 const put = (ambient: Ambient, context: Context.Context<never>): Effect.Effect<void> =>
   Effect.updateFiberRefs((id, refs) =>
@@ -231,22 +314,89 @@ export const during = <A, E, R, B, E2, R2>(
     return swap(fiber, effect, ambient, withTag(fiber.currentContext, ambient), next)
   })
 
-/** For Scope forms: changes the running fiber's own state, which its children inherit from now on. @internal */
-export const update = (key: object, f: (entry: Entry) => Entry): Effect.Effect<void> =>
-  Effect.withFiberRuntime((fiber) => {
-    return FiberRef.set(ref, change(current(fiber), key, f))
+/** A change of a Scope form, to be ended by who has made it. @internal */
+export interface Opened {
+  /** Its scope has ended: for the running fiber, and for the one that opened it, it is no longer there. */
+  readonly leave: Effect.Effect<void>
+  /** It was given up: for the running fiber it is no longer there, others are told when they use it. */
+  readonly drop: Effect.Effect<void>
+}
+
+/**
+ * For Scope forms: changes the running fiber's own state, which its children inherit from now on. `undo` takes it out
+ * of a state that a combinator has made meanwhile; where it is not, it gives back what it got.
+ * @internal
+ */
+export const open = (key: object, f: (entry: Entry) => Entry, undo: (entry: Entry) => Entry): Effect.Effect<Opened> =>
+  Effect.flatMap(add(key, f), ([change, opener]) => {
+    const leave = (...others: ReadonlyArray<FiberId.FiberId>): Effect.Effect<void> =>
+      Effect.withFiberRuntime((fiber) => {
+        change.leftBy.push(fiber.id(), ...others)
+        return Effect.zipRight(
+          FiberRef.update(ref, (own) => tidy(own, fiber.id())),
+          takeOut(key, undo)
+        )
+      })
+    return Effect.succeed({ leave: Effect.suspend(() => leave(opener)), drop: Effect.suspend(() => leave()) })
   })
 
-/** For Layer forms: the state as a context, which is what a layer can hand on. @internal */
-export const context = (key: object, f: (entry: Entry) => Entry): Effect.Effect<Context.Context<never>> =>
-  Effect.withFiberRuntime((fiber) =>
-    Effect.succeed(
-      Context.make(
-        SqlClient.TransactionConnection,
-        change(current(fiber), key, f).tuple
-      ) as unknown as Context.Context<never>
+/** Takes something out of the running fiber's state, if it is there. @internal */
+export const takeOut = (key: object, undo: (entry: Entry) => Entry): Effect.Effect<void> =>
+  Effect.withFiberRuntime((fiber) => {
+    const now = entry(fiber, key)
+    return undo(now) === now ? Effect.void : Effect.asVoid(add(key, undo))
+  })
+
+const add = (key: object, f: (entry: Entry) => Entry): Effect.Effect<readonly [Change, FiberId.FiberId]> =>
+  Effect.withFiberRuntime((fiber) => {
+    const change = new Change(key, f)
+    return Effect.as(
+      FiberRef.update(ref, (own) => {
+        const { changes, entries, floor } = tidy(own, fiber.id())
+        return new Ambient(change.sequence, entries, [...changes, change], floor)
+      }),
+      [change, fiber.id()]
     )
-  )
+  })
+
+/** Without what is over for this fiber. */
+const tidy = (own: Ambient, id: FiberId.FiberId): Ambient => {
+  if (own.changes.every(({ leftBy }) => !leftBy.includes(id))) return own
+  const changes = own.changes.filter(({ leftBy }) => !leftBy.includes(id))
+  return new Ambient(own.sequence, own.entries, changes.length === 0 ? none : changes, own.floor)
+}
+
+const tagOf = (key: object, form: string): string => {
+  let tags = state.tagsOf.get(key)
+  if (tags === undefined) state.tagsOf.set(key, (tags = new Map()))
+  let tag = tags.get(form)
+  if (tag === undefined) tags.set(form, (tag = `effect-db/ambient/${++state.tags}`))
+  return tag
+}
+
+/**
+ * For Layer forms: the change as a context, which is what a layer can hand on. Each form has a tag of its own for each
+ * engine, so that layers can be merged; the ecosystem's is for request batching, which forwards no other.
+ * @internal
+ */
+export const context = (
+  key: object,
+  form: "connection" | "session",
+  f: (entry: Entry) => Entry
+): Effect.Effect<Context.Context<never>> =>
+  Effect.withFiberRuntime((fiber) => {
+    const { entries, floor } = current(fiber)
+    const change = new Change(key, f)
+    const { tuple } = new Ambient(change.sequence, entries, [change], floor)
+    return Effect.succeed(
+      Context.unsafeMake(
+        new Map<string, unknown>([
+          [tagKey, tuple],
+          [tagOf(key, form), change]
+        ])
+      )
+    )
+  })
 
 const withoutTag = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): Effect.Effect<A, E, R> =>
   Effect.locally(
@@ -264,16 +414,19 @@ export const resume = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient
 
 /** Of a captured context only what is ambient in it: to be carried to where the fiber does not go. @internal */
 export const carried = (context: Context.Context<never>): Context.Context<never> =>
-  Context.pick(SqlClient.TransactionConnection)(context as never) as Context.Context<never>
+  Context.unsafeMake(
+    new Map([...context.unsafeMap].filter(([tag, value]) => tag === tagKey || value instanceof Change))
+  )
 
 /** Runs an effect with nothing ambient but the schemas and tenants. @internal */
 export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
+    const sequence = ++state.sequence
     let kept: Entries | undefined = undefined
     for (let at = current(fiber).entries; at !== undefined; at = at.next) {
       const { schema, tenant, using } = at.entry
       if ((schema ?? tenant ?? using) === undefined) continue
-      kept = replace(kept, at.key, { ...emptyEntry, schema, tenant, using })
+      kept = replace(kept, at.key, { ...emptyEntry, schema, tenant, using }, sequence)
     }
-    return withoutTag(effect, makeAmbient(kept))
+    return withoutTag(effect, new Ambient(sequence, kept, none, sequence))
   })

@@ -6,13 +6,13 @@
 import * as Effect from "effect/Effect"
 
 /**
- * What may follow the effect: options, or what `Array.prototype.map` passes along.
+ * What may follow the effect: options, or what `Array.prototype.map`, `Effect.forEach` and `Record.map` pass along.
  *
  * @since 0.1.0
  * @category models
  */
 export type CombinatorRest<Options> =
-  readonly [options?: Options | undefined] | readonly [index: number, effects: ReadonlyArray<unknown>]
+  readonly [options?: Options | undefined] | readonly [index: number | string, effects?: unknown]
 
 /**
  * The effect with what the combinator adds to `E` and `R`; for options, a function that adds it.
@@ -26,6 +26,16 @@ export type Combined<Arg, E2, R2> =
     : <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | E2, R | R2>
 
 /**
+ * Options with a key that there is no option for are refused: misspelt, they would be ignored.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Known<Arg, Options> = Arg extends Effect.Effect<any, any, any> | ((...args: Array<any>) => unknown)
+  ? unknown
+  : { readonly [K in Exclude<keyof Arg, keyof Options>]: never }
+
+/**
  * A function from effect to effect in every form that the ecosystem knows.
  *
  * @since 0.1.0
@@ -33,7 +43,7 @@ export type Combined<Arg, E2, R2> =
  */
 export interface Combinator<Options, E2, R2> {
   <Arg extends Effect.Effect<any, any, any> | Options>(
-    effectOrOptions: Arg,
+    effectOrOptions: Arg & Known<Arg, Options>,
     ...rest: CombinatorRest<Options>
   ): Combined<Arg, E2, R2>
 }

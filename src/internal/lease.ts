@@ -25,14 +25,15 @@ export interface Stacked {
 }
 
 /** @internal */
-export const topOf = (stack: StackNode | undefined): Stacked | undefined => {
-  for (let node = stack; node !== undefined; node = node.next) if (!node.of.released) return node.of
-  return undefined
-}
+export const topOf = (stack: StackNode | undefined): Stacked | undefined => stack?.of
 
-/** The stack without this one, wherever it stands. @internal */
-export const without = (stack: StackNode | undefined, of: Stacked): StackNode | undefined =>
-  stack === undefined ? undefined : stack.of === of ? stack.next : { of: stack.of, next: without(stack.next, of) }
+/** The stack without this one, wherever it stands; the same when it is not in it. @internal */
+export const without = (stack: StackNode | undefined, of: Stacked): StackNode | undefined => {
+  if (stack === undefined) return undefined
+  if (stack.of === of) return stack.next
+  const next = without(stack.next, of)
+  return next === stack.next ? stack : { of: stack.of, next }
+}
 
 type Borrowed = (error: DbError | undefined, wire: Wire | undefined) => void
 

@@ -54,6 +54,12 @@ export const inSlot =
     stack: entry.slot === slot ? entry.stack : { of: slot, next: entry.stack }
   })
 
+/** What was ambient before, where it is ambient still. @internal */
+export const outOf =
+  (slot: Slot, before: Entry) =>
+  (entry: Entry): Entry =>
+    entry.slot === slot ? { ...entry, slot: before.slot, frame: before.frame, stack: before.stack } : entry
+
 /** After the end of a transaction: in order, with nothing ambient; what goes wrong is reported and undoes nothing. */
 const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
   hooks.length === 0
