@@ -87,7 +87,7 @@ export class Answers {
         return endsAt(start, end)
       case Backend.ParseComplete: {
         endsAt(start, end)
-        if (step?.prepared !== undefined) step.prepared.ready = true
+        if (step?.prepared !== undefined) step.prepared.parsing = undefined
         return
       }
       case Backend.RowDescription:
@@ -259,7 +259,7 @@ export class Answers {
   }
 
   private unprepare(step: Step, skipped: boolean): void {
-    if (step.prepared !== undefined && !step.prepared.ready) this.prepared.forget(step.prepared)
+    if (step.prepared?.parsing !== undefined) this.prepared.forget(step.prepared)
     if (skipped && step.closed !== undefined) this.prepared.closeLater(step.closed)
   }
 

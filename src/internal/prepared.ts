@@ -10,10 +10,8 @@ export interface Prepared {
   /** What it is known by: its text and, when names are looked up elsewhere, where. */
   readonly key: string
   readonly name: string
-  /** Its Parse was answered. */
-  ready: boolean
-  /** The group that its Parse travels in. */
-  readonly group: Group
+  /** The group that its Parse travels in, until that is answered. */
+  parsing: Group | undefined
   shape: Shape | undefined
   used: number
 }
@@ -47,11 +45,10 @@ export class PreparedStatements {
     const known = this.byKey.get(key)
     if (known === undefined) {
       const evicted = this.byKey.size >= this.most ? this.evict() : undefined
-      const prepared = {
+      const prepared: Prepared = {
         key,
         name: this.prefix + ++this.names,
-        ready: false,
-        group,
+        parsing: group,
         shape: undefined,
         used: ++this.clock
       }
@@ -59,7 +56,7 @@ export class PreparedStatements {
       return { _tag: "New", prepared, evicted }
     }
     // Its Parse is in flight in another group and may fail there: not yet a name to rely on.
-    if (!known.ready && known.group !== group) return unnamed
+    if (known.parsing !== undefined && known.parsing !== group) return unnamed
     known.used = ++this.clock
     return { _tag: "Known", prepared: known }
   }
