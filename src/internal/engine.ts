@@ -14,6 +14,7 @@ import type { Entry } from "./ambient.js"
 import { isBlocking, scheduler } from "./blocking.js"
 import { deadline } from "./deadline.js"
 import { Root } from "./lease.js"
+import { neutral } from "./neutral.js"
 import type { Control } from "./pipeline.js"
 import { Command } from "./pipeline.js"
 import { Pool } from "./pool.js"
@@ -163,7 +164,7 @@ export class EngineCore {
   private makePool(config = this.config, open = dial): Pool {
     return new Pool({
       config,
-      connect: (onDeath, done) => this.connect(config, open, onDeath, done),
+      connect: (onDeath, done) => neutral(() => this.connect(config, open, onDeath, done)),
       fits: (wire) => fits(config, wire, false) === true,
       afterReset:
         config.options.afterConnect === undefined

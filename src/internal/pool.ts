@@ -13,6 +13,7 @@ import { Line } from "./line.js"
 import type { Place } from "./line.js"
 import { Loans } from "./loans.js"
 import type { Holder } from "./loans.js"
+import { neutral } from "./neutral.js"
 import { acquireTimeout, isTemporary, poolClosed } from "./poolErrors.js"
 import { bounded, ping, reset } from "./recycler.js"
 import type { PoolMetrics } from "./telemetry.js"
@@ -474,23 +475,25 @@ export class Pool {
   }
 
   private scheduleReaper(): void {
-    const { idleMillis, ttlMillis, min } = this.options.config
+    const { idleMillis, ttlMillis } = this.options.config
     if (this.reaper !== undefined) return
     const every = Math.max(10, Math.min(idleMillis, ttlMillis) / 2)
     if (every >= (2 ** 31 - 1) / 2) return
-    this.reaper = setTimeout(() => {
-      this.reaper = undefined
-      const now = Date.now()
-      let spare = this.stats.total - this.stats.connecting - this.closing - min
-      for (const wire of [...this.idle]) {
-        const expired = now >= wire.expiresAt
-        if (!expired && !(spare > 0 && now - wire.lastUsed >= idleMillis)) continue
-        spare--
-        this.idle.splice(this.idle.indexOf(wire), 1)
-        this.end(wire)
-      }
-      if (this.idle.length > 0) this.scheduleReaper()
-    }, every)
-    this.reaper.unref()
+    this.reaper = neutral(() => setTimeout(this.reap, every)).unref()
+  }
+
+  private readonly reap = (): void => {
+    const { idleMillis, min } = this.options.config
+    this.reaper = undefined
+    const now = Date.now()
+    let spare = this.stats.total - this.stats.connecting - this.closing - min
+    for (const wire of [...this.idle]) {
+      const expired = now >= wire.expiresAt
+      if (!expired && !(spare > 0 && now - wire.lastUsed >= idleMillis)) continue
+      spare--
+      this.idle.splice(this.idle.indexOf(wire), 1)
+      this.end(wire)
+    }
+    if (this.idle.length > 0) this.scheduleReaper()
   }
 }

@@ -9,6 +9,7 @@ import { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
 import { sendCancel } from "./cancel.js"
 import { deadline } from "./deadline.js"
+import { neutral, neutrally } from "./neutral.js"
 import { Pipeline } from "./pipeline.js"
 import type { Command } from "./pipeline.js"
 import { leavesState } from "./recycler.js"
@@ -110,13 +111,20 @@ export class Wire {
     this.pgData = stream.listeners("data") as Array<(...args: Array<any>) => void>
     for (const listener of this.pgData) stream.removeListener("data", listener)
     stream.on("data", this.pipeline.onData)
-    stream.on("drain", this.pipeline.onDrain)
-    client.on("error", (cause) => this.pipeline.die(cause, "read"))
-    stream.once("close", () => {
-      this.socketOpen = false
-      this.pipeline.die(new Error("the server closed the connection"), "read")
-      this.left()
-    })
+    // These may come from a write, and that from anybody.
+    stream.on("drain", neutrally(this.pipeline.onDrain))
+    client.on(
+      "error",
+      neutrally((cause) => this.pipeline.die(cause, "read"))
+    )
+    stream.once(
+      "close",
+      neutrally(() => {
+        this.socketOpen = false
+        this.pipeline.die(new Error("the server closed the connection"), "read")
+        this.left()
+      })
+    )
   }
 
   private get internals(): Internals {
@@ -154,16 +162,14 @@ export class Wire {
   }
 
   cancel(done: (error?: Error) => void, atMost = Infinity): void {
-    sendCancel(
-      {
-        host: this.host.host,
-        port: this.host.port,
-        ssl: this.config.target.ssl,
-        pid: this.pid,
-        secret: this.internals.secretKey
-      },
-      Math.min(this.config.connectMillis, this.config.settleMillis, atMost),
-      done
+    const { connectMillis, settleMillis, target } = this.config
+    const secret = this.internals.secretKey
+    neutral(() =>
+      sendCancel(
+        { host: this.host.host, port: this.host.port, ssl: target.ssl, pid: this.pid, secret },
+        Math.min(connectMillis, settleMillis, atMost),
+        done
+      )
     )
   }
 
