@@ -23,7 +23,14 @@ export const floors = [
     "src/DbOptions.ts"
   ],
   // 1: secrets
-  ["src/internal/blocking.ts", "src/internal/undisturbed.ts", "src/internal/ambient.ts", "src/internal/telemetry.ts"],
+  [
+    "src/internal/blocking.ts",
+    "src/internal/neutral.ts",
+    "src/internal/undisturbed.ts",
+    "src/internal/ambient.ts",
+    "src/internal/promised.ts",
+    "src/internal/telemetry.ts"
+  ],
   // 2: wire
   [
     "src/internal/protocol.ts",

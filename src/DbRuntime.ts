@@ -5,21 +5,20 @@
  * @module
  */
 import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Runtime from "effect/Runtime"
-import { AsyncLocalStorage } from "node:async_hooks"
 import { DbError } from "./DbError.js"
 import * as Database from "./Database.js"
 import type { DbConnection } from "./DbConnection.js"
 import type { DbEngine } from "./DbEngine.js"
 import type { DbSession, SessionOptions } from "./DbSession.js"
 import type { AtomicOptions, Transaction, WithTransactionOptions } from "./DbTransaction.js"
-import * as Ambient from "./internal/ambient.js"
 import { runBlocking } from "./internal/blocking.js"
+import { neutral } from "./internal/neutral.js"
+import { Promised } from "./internal/promised.js"
 
 type Services<Name extends string> = DbEngine<Name> | DbConnection<Name> | DbSession<Name>
 
@@ -28,7 +27,8 @@ type Names<R> = R extends DbEngine<infer Name> ? Name : never
 
 /**
  * Promise code in sessions and transactions of one database. What is ambient travels with `AsyncLocalStorage`: each
- * database has its own place in it, so calls for several databases nest.
+ * database has its own place in it, so calls for several databases nest. Stores of your own are in the callback what they
+ * are where it is handed over, in repeated attempts as well.
  *
  * @since 0.1.0
  * @category models
@@ -41,9 +41,13 @@ export interface PromiseSessions {
   readonly session: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
   /** As `session`, always with a session and a connection of its own. */
   readonly isolated: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
-  /** Runs promise code as an atomic block: a savepoint inside a session, else a transaction of its own. */
+  /**
+   * Runs promise code as an atomic block: a savepoint inside a session, else a transaction of its own.
+   */
   readonly transaction: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: WithTransactionOptions) => Promise<A>
-  /** Runs promise code as a transaction that commits by itself, also inside a session, which stays open. */
+  /**
+   * Runs promise code as a transaction that commits by itself, also inside a session, which stays open.
+   */
   readonly atomic: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: AtomicOptions) => Promise<A>
 }
 
@@ -53,14 +57,16 @@ export interface PromiseSessions {
  */
 export interface DbRuntime<R, E> extends PromiseSessions {
   /**
-   * Runs an effect. Inside the callback of `session`, `isolated`, `transaction` or `atomic` it runs in that session.
+   * Runs an effect. Inside the callback of `session`, `isolated`, `transaction` or `atomic` it runs in that session, and
+   * in promise code that another effect of this runtime awaits in the session of that one's fiber. Its fibers have the
+   * caller's async context: `AsyncLocalStorage` of your own is there, also after a statement.
    * Rejects with the effect's own error; `signal` interrupts it, and then it rejects with the signal's reason.
    */
   readonly run: <A, E2>(effect: Effect.Effect<A, E2, R>, options?: { readonly signal?: AbortSignal }) => Promise<A>
   /**
    * Runs an effect to its end before it returns, for synchronous code; throws the effect's own error. The calling thread
    * stands still meanwhile: statements go over connections that another thread holds, a pool of their own of up to
-   * `maxConnections`. It can't share the session of promise code around it: there it throws `PropagationError`. The
+   * `maxConnections`. It can't share the session around it: there it throws `PropagationError`. The
    * effect may run statements, sessions, blocks, sleeps and pure code; what only the event loop can bring is refused with
    * `InvalidInput`. A lock that this thread itself holds elsewhere is waited for in vain: set `lockTimeout`.
    */
@@ -99,7 +105,7 @@ const closedError = (): DbError =>
 
 const sharedError = (): DbError =>
   DbError.make("PropagationError", {
-    message: "runSync was called in the session of promise code, which it can't share.",
+    message: "runSync was called in a session, which it can't share.",
     hint: "The session's connection needs the event loop, which stands still in runSync. Await run(effect)."
   })
 
@@ -138,28 +144,23 @@ export const make: {
   ): DbRuntime<R | Services<Name>, E>
 } = <R, E>(layer: Layer.Layer<R, E>, database: Database.Database<any> = Database.make("default")): DbRuntime<R, E> => {
   const managed = ManagedRuntime.make(layer)
-  const storage = new AsyncLocalStorage<Context.Context<never>>()
+  const promised = new Promised()
 
   let runtime: Runtime.Runtime<R> | undefined = undefined
   let closing: Promise<void> | undefined = undefined
 
   const build = async (): Promise<Runtime.Runtime<R>> => {
-    const result = await managed.runPromiseExit(Effect.runtime<R>())
+    // What it opens is there for everybody.
+    const result = await neutral(() => managed.runPromiseExit(Effect.runtime<R>()))
     if (Exit.isFailure(result)) throw squash(result.cause)
     return (runtime = result.value)
   }
 
   const exit = async <A, E2>(effect: Effect.Effect<A, E2, R>, signal?: AbortSignal): Promise<A> => {
-    const ambient = storage.getStore()
     // A session in hand may go on; its statements are the pool's to refuse.
-    if (closing !== undefined && (ambient === undefined || runtime === undefined)) throw closedError()
+    if (closing !== undefined && (promised.ambient === undefined || runtime === undefined)) throw closedError()
     signal?.throwIfAborted()
-    const inside =
-      ambient === undefined
-        ? effect
-        : Effect.mapInputContext(effect, (context: Context.Context<R>) => Context.merge(context, ambient))
-    const run = Runtime.runPromiseExit(runtime ?? (await build()))
-    const result = await run(inside, signal === undefined ? undefined : { signal })
+    const result = await promised.run(runtime ?? (await build()), effect, signal)
     if (Exit.isSuccess(result)) return result.value
     if (Cause.isInterruptedOnly(result.cause)) signal?.throwIfAborted()
     throw squash(result.cause)
@@ -167,9 +168,9 @@ export const make: {
 
   const exitSync = <A, E2>(effect: Effect.Effect<A, E2, R>): A => {
     if (closing !== undefined) throw closedError()
-    if (storage.getStore() !== undefined) throw sharedError()
+    if (promised.ambient !== undefined) throw sharedError()
     if (runtime === undefined) {
-      const built = managed.runSyncExit(Effect.runtime<R>())
+      const built = neutral(() => managed.runSyncExit(Effect.runtime<R>()))
       if (Exit.isSuccess(built)) runtime = built.value
       else throw Cause.isDie(built.cause) ? asyncLayerError(squash(built.cause)) : squash(built.cause)
     }
@@ -178,14 +179,8 @@ export const make: {
     throw squash(result.cause)
   }
 
-  /** The promise code, with what is ambient around it carried along. */
   const body = <A>(f: () => A | PromiseLike<A>): Effect.Effect<A, Rejected> =>
-    Effect.contextWithEffect((context: Context.Context<never>) =>
-      Effect.tryPromise({
-        try: () => storage.run(Ambient.carried(context), () => Promise.resolve().then(f)),
-        catch: (reason) => new Rejected(reason)
-      })
-    )
+    promised.code(f, (reason) => new Rejected(reason))
 
   const sessionsOf = ({ atomic, DbSession, withTransaction }: Database.Database<any>): PromiseSessions => {
     // The signature of `make` and of `of` says that the layer provides it.

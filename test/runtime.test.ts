@@ -1,5 +1,5 @@
 import { describe, expect, it } from "@effect/vitest"
-import { Context, Deferred, Effect, Exit, Layer, Logger, LogLevel, Scope, Stream } from "effect"
+import { Context, Deferred, Effect, Exit, Layer, Logger, LogLevel, Schedule, Scope, Stream } from "effect"
 import {
   DbConnection,
   DbEngine,
@@ -11,7 +11,10 @@ import {
   DbSession,
   withTransaction
 } from "effect-db"
+import { AsyncLocalStorage } from "node:async_hooks"
 import { createServer, type AddressInfo } from "node:net"
+import { setFlagsFromString } from "node:v8"
+import { runInNewContext } from "node:vm"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { committed, insert, pid, place, refused, seen, type Services, until } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
@@ -61,6 +64,25 @@ const reasonOf = async (promise: Promise<unknown>): Promise<string> => {
   const error = await rejection(promise)
   return DbError.reason(error)?._tag ?? String(error)
 }
+
+const thrown = (f: () => unknown): unknown => {
+  try {
+    f()
+  } catch (error) {
+    return error
+  }
+  throw new Error("it returned")
+}
+
+const reasonThrown = (f: () => unknown): string => {
+  const error = thrown(f)
+  return DbError.reason(error)?._tag ?? String(error)
+}
+
+/** A statement whose transaction could not be serialized. */
+const conflict = Effect.flatMap(DbSession, ({ sql }) =>
+  sql.unsafe("DO $$ BEGIN RAISE EXCEPTION 'x' USING errcode = '40001'; END $$")
+)
 
 /** A promise and who settles it. */
 const latch = () => {
@@ -582,18 +604,6 @@ describe("the layer", () => {
 
 describe("runSync", () => {
   const statement = (text: string) => Effect.flatMap(DbSession, ({ sql }) => sql.unsafe(text))
-  const thrown = (f: () => unknown): unknown => {
-    try {
-      f()
-    } catch (error) {
-      return error
-    }
-    throw new Error("it returned")
-  }
-  const reasonThrown = (f: () => unknown): string => {
-    const error = thrown(f)
-    return DbError.reason(error)?._tag ?? String(error)
-  }
 
   test("runs a statement before it returns", async (db) => {
     db.runSync(insert(1))
@@ -824,5 +834,233 @@ describe("code of both kinds", () => {
       )
       expect(inner).toEqual([outer, outer])
     })
+  })
+
+  /** Promise code that awaits something of its own before it runs a statement. */
+  const later = async (db: Db): Promise<number> => {
+    await new Promise((resolve) => setImmediate(resolve))
+    return db.run(pid)
+  }
+
+  test("the session of an effect is that of the promise code that it awaits", async (db) => {
+    const pids = await db.run(
+      DbSession.autocommit(
+        Effect.all([
+          pid,
+          Effect.promise(() => db.run(pid)),
+          Effect.promise(() => later(db)),
+          Effect.promise(() => db.session(() => later(db))),
+          Effect.zipRight(
+            Effect.sleep(1),
+            Effect.promise(() => later(db))
+          )
+        ])
+      )
+    )
+    expect(new Set(pids).size).toBe(1)
+  })
+
+  test("fibers at once have one each, of their own", async (db) => {
+    const met = barrier(3)
+    const inner = Effect.gen(function* () {
+      const own = yield* pid
+      yield* Effect.promise(met)
+      expect(yield* Effect.promise(() => db.run(pid))).toBe(own)
+      expect(yield* Effect.promise(() => later(db))).toBe(own)
+      return own
+    })
+    const pids = await db.session(() =>
+      db.run(Effect.all([inner, DbSession.isolated(inner), DbSession.isolated(inner)], { concurrency: "unbounded" }))
+    )
+    expect(new Set(pids).size).toBe(3)
+  })
+
+  test("a detached effect has none", async (db) => {
+    await db.session(async () => {
+      const outer = await db.run(pid)
+      const both = Effect.all([Effect.promise(() => db.run(pid)), Effect.promise(() => later(db))])
+      expect(await db.run(DbSession.detach(both))).not.toContain(outer)
+    })
+  })
+
+  test(
+    "a connection that was opened for a session leads nobody else into it",
+    async (db) => {
+      const opened = latch()
+      const gate = latch()
+      const session = db.session(async () => {
+        await db.run(insert(1))
+        // Whoever comes next gets the connection that this session has opened.
+        await db.run(DbSession.close)
+        opened.open()
+        await gate.opened
+        await db.run(insert(2))
+        throw new Error("no")
+      })
+      await opened.opened
+      const stranger = Effect.zipRight(
+        pid,
+        Effect.promise(async () => {
+          await db.run(insert(3))
+          await later(db)
+          await db.run(insert(4))
+        })
+      )
+      await db.run(stranger)
+      await db.managed.runPromise(
+        Effect.zipRight(
+          pid,
+          Effect.promise(() => db.run(insert(5)))
+        )
+      )
+      expect(await rows()).toEqual([3, 4, 5])
+      gate.open()
+      await rejection(session)
+      expect(await rows()).toEqual([3, 4, 5])
+    },
+    { maxConnections: 1 }
+  )
+
+  test("what an effect has not awaited gets SessionClosed after the session of the promise code", async (db) => {
+    const gate = latch()
+    let late = Promise.resolve("not begun")
+    await db.session(() =>
+      db.run(
+        Effect.zipRight(
+          insert(1),
+          Effect.sync(() => {
+            late = gate.opened.then(() => reasonOf(db.run(insert(2))))
+          })
+        )
+      )
+    )
+    gate.open()
+    expect(await late).toBe("SessionClosed")
+    expect(await rows()).toEqual([1])
+  })
+
+  test("runSync in the session of an effect is refused as well", async (db) => {
+    const within = Effect.zipRight(
+      insert(1),
+      Effect.sync(() => reasonThrown(() => db.runSync(insert(2))))
+    )
+    expect(await db.run(DbSession.autocommit(within))).toBe("PropagationError")
+    expect(await rows()).toEqual([1])
+  })
+})
+
+describe("AsyncLocalStorage of somebody else", () => {
+  const user = new AsyncLocalStorage<string>()
+  const users = ["ann", "bob", "cid", "dan", "eve"]
+  const sees = async (): Promise<string | undefined> => {
+    await Promise.resolve()
+    return user.getStore()
+  }
+  const each = (f: () => Promise<unknown>) => Promise.all(users.map((name) => user.run(name, f)))
+  const few: DbOptions = { maxConnections: 3 }
+
+  for (const [what, of] of [
+    ["session", (db) => db.session(sees)],
+    ["isolated", (db) => db.isolated(sees)],
+    ["transaction", (db) => db.transaction(sees)],
+    ["transaction whose outcome is verified", (db) => db.transaction(sees, { verifyOutcome: true })],
+    ["transaction in a session", (db) => db.session(async () => (await db.run(pid), db.transaction(sees)))],
+    ["atomic in a session", (db) => db.session(async () => (await db.run(place), db.atomic(sees)))],
+    ["transaction with a time limit", (db) => db.transaction(sees, { timeout: "10 seconds" })]
+  ] as ReadonlyArray<readonly [string, (db: Db) => Promise<unknown>]>) {
+    test(
+      `the callback of a ${what} sees its caller's`,
+      async (db) => expect(await each(() => of(db))).toEqual(users),
+      few
+    )
+  }
+
+  test(
+    "so do blocks that take turns, and attempts that are repeated",
+    async (db) => {
+      const block = () => db.transaction(async () => (await db.run(pid), user.getStore()))
+      const turns = await each(() => db.session(() => Promise.all([block(), block()])))
+      expect(turns).toEqual(users.map((name) => [name, name]))
+      const repeated = await each(async () => {
+        const seen: Array<string | undefined> = []
+        const attempt = async () => {
+          seen.push(user.getStore())
+          if (seen.length < 3) await db.run(conflict)
+        }
+        await db.transaction(attempt, { retry: true })
+        return seen
+      })
+      expect(repeated).toEqual(users.map((name) => [name, name, name]))
+    },
+    few
+  )
+
+  test(
+    "a session that begins with an effect of the options",
+    async (db) => expect(await each(() => db.session(sees))).toEqual(users),
+    {
+      ...few,
+      beforeSession: Effect.flatMap(DbEngine, ({ sql }) => sql`SELECT 1`)
+    }
+  )
+
+  test(
+    "an effect sees its caller's before and after a statement, a pause and a fork",
+    async (db) => {
+      const look = Effect.sync(() => user.getStore())
+      const looks = Effect.gen(function* () {
+        const before = yield* look
+        yield* pid
+        const after = yield* look
+        yield* Effect.sleep(1)
+        const later = yield* look
+        const both = yield* Effect.all([Effect.zipRight(pid, look), look], { concurrency: "unbounded" })
+        return [before, after, later, ...both]
+      })
+      expect(await each(() => db.run(looks))).toEqual(users.map((name) => [name, name, name, name, name]))
+    },
+    few
+  )
+
+  test("the layer, and what it opens, is nobody's", async () => {
+    let built: string | undefined = "never"
+    let connected: string | undefined = "never"
+    const db = DbRuntime.make(
+      Layer.provide(
+        Layer.merge(
+          DbLayer({ url: database.url, afterConnect: Effect.sync(() => void (connected = user.getStore())) }),
+          Layer.effectDiscard(Effect.sync(() => void (built = user.getStore())))
+        ),
+        quiet
+      )
+    )
+    await user.run("ann", () => db.run(pid))
+    expect([built, connected]).toEqual([undefined, undefined])
+    // Effects that are run without a caller's context: not ann's, who has opened the connection.
+    const after = Effect.map(pid, () => user.getStore())
+    expect(await db.managed.runPromise(after)).toBe(undefined)
+    await db.close()
+  })
+
+  test("a connection keeps nothing alive of the request that has opened it", async (db) => {
+    setFlagsFromString("--expose-gc")
+    const collect = runInNewContext("gc") as () => void
+    const request = new AsyncLocalStorage<object>()
+    const served = async (): Promise<WeakRef<object>> => {
+      const store = { large: "x".repeat(1000) }
+      await request.run(store, () => db.session(() => db.run(insert(1))))
+      return new WeakRef(store)
+    }
+    const kept = await served()
+    expect((await stats(db)).idle).toBe(1)
+    await Effect.runPromise(
+      until(
+        "it is collected",
+        Effect.sync(() => {
+          collect()
+          return kept.deref() === undefined
+        })
+      )
+    )
   })
 })

@@ -418,6 +418,12 @@ export const carried = (context: Context.Context<never>): Context.Context<never>
     new Map([...context.unsafeMap].filter(([tag, value]) => tag === tagKey || value instanceof Change))
   )
 
+/** As `carried`, of a fiber as it is now; `undefined`: nothing is ambient. @internal */
+export const carriedBy = (fiber: Runtime): Context.Context<never> | undefined => {
+  const ambient = current(fiber)
+  return ambient.entries === undefined ? undefined : withTag(Context.empty(), ambient)
+}
+
 /** Runs an effect with nothing ambient but the schemas and tenants. @internal */
 export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
