@@ -4,6 +4,7 @@
  * @since 0.1.0
  * @module
  */
+import { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -42,11 +43,13 @@ export interface PromiseSessions {
   /** As `session`, always with a session and a connection of its own. */
   readonly isolated: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
   /**
-   * Runs promise code as an atomic block: a savepoint inside a session, else a transaction of its own.
+   * Runs promise code as an atomic block: a savepoint inside a session, else a transaction of its own. With `retry` the
+   * code runs again when it is rejected with a `DbError` that passes.
    */
   readonly transaction: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: WithTransactionOptions) => Promise<A>
   /**
-   * Runs promise code as a transaction that commits by itself, also inside a session, which stays open.
+   * Runs promise code as a transaction that commits by itself, also inside a session, which stays open; with `retry` as
+   * `transaction`.
    */
   readonly atomic: <A>(f: (tx: Transaction) => A | PromiseLike<A>, options?: AtomicOptions) => Promise<A>
 }
@@ -179,8 +182,9 @@ export const make: {
     throw squash(result.cause)
   }
 
-  const body = <A>(f: () => A | PromiseLike<A>): Effect.Effect<A, Rejected> =>
-    promised.code(f, (reason) => new Rejected(reason))
+  const body = <A>(f: () => A | PromiseLike<A>): Effect.Effect<A, Rejected | SqlError> =>
+    // One of ours is a failure like that of an effect: whoever decides about retries looks at it.
+    promised.code(f, (reason) => (reason instanceof SqlError ? reason : new Rejected(reason)))
 
   const sessionsOf = ({ atomic, DbSession, withTransaction }: Database.Database<any>): PromiseSessions => {
     // The signature of `make` and of `of` says that the layer provides it.

@@ -1064,3 +1064,55 @@ describe("AsyncLocalStorage of somebody else", () => {
     )
   })
 })
+
+describe("an SqlError that promise code is rejected with", () => {
+  for (const form of ["transaction", "atomic"] as const) {
+    test(`${form} tries again when it is one that passes`, async (db) => {
+      let attempts = 0
+      const value = await db[form](
+        async () => {
+          await db.run(insert(++attempts))
+          if (attempts < 3) await db.run(conflict)
+          return "done"
+        },
+        { retry: true }
+      )
+      expect([value, attempts]).toEqual(["done", 3])
+      expect(await rows()).toEqual([3])
+    })
+
+    test(`${form} does not try again for another one, nor for what is none`, async (db) => {
+      let attempts = 0
+      const again = (failed: () => Promise<unknown>) => db[form](() => (attempts++, failed()), { retry: true })
+      expect(await rejection(again(() => db.run(refused)))).toBeInstanceOf(DbError)
+      const mine = new Error("no")
+      expect(await rejection(again(() => Promise.reject(mine)))).toBe(mine)
+      expect(attempts).toBe(2)
+    })
+  }
+
+  test("is what the caller's promise is rejected with, the same object", async (db) => {
+    for (const form of ["session", "isolated", "transaction", "atomic"] as const) {
+      let inner: unknown = undefined
+      const failed = db[form](async () => {
+        inner = await rejection(db.run(conflict))
+        throw inner
+      })
+      expect(await rejection(failed)).toBe(inner)
+      expect(DbError.reason(inner)?._tag).toBe("SerializationError")
+    }
+  })
+
+  test("also when the attempts are used up", async (db) => {
+    const inner: Array<unknown> = []
+    const failed = db.transaction(
+      async () => {
+        inner.push(await rejection(db.run(conflict)))
+        throw inner.at(-1)
+      },
+      { retry: Schedule.recurs(1) }
+    )
+    expect(await rejection(failed)).toBe(inner[1])
+    expect(inner.length).toBe(2)
+  })
+})
