@@ -16,7 +16,7 @@ import {
 } from "effect-db"
 import { beforeAll, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
-import { pid, programsOn, proxiedOn, quietly, reason, refused } from "./support/programs.js"
+import { type Around, pid, programsOn, proxiedOn, quietly, reason, refused } from "./support/programs.js"
 import type { PgProxy } from "./support/proxy.js"
 
 const database = testDatabase()
@@ -33,6 +33,9 @@ beforeAll(async () => {
   for (const name of schemas) {
     await client.query(`CREATE SCHEMA ${name}; CREATE TABLE ${name}.who AS SELECT '${name}' AS name`)
   }
+  await client.query(
+    `CREATE FUNCTION who_f() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT name FROM who); END $$`
+  )
   await client.query("CREATE TABLE s0.v (x int); INSERT INTO s0.v VALUES (1)")
   await client.query("CREATE TABLE s1.v (x text); INSERT INTO s1.v VALUES ('one')")
   await client.end()
@@ -224,6 +227,54 @@ describe("55 using > tenant > schema > default", () => {
         ["s1 s2", 3]
       ])
     }))
+
+  // The body of a function looks its names up when a row is fetched.
+  const called = Effect.map(
+    DbSession,
+    ({ sql }) => sql<{ name: string }>`SELECT public.who_f() AS name FROM generate_series(1, 1200)`.stream
+  )
+  // Statements of the loop change the path in between, where they are the session's.
+  const between = withSchema(who, "s2")
+  const places: ReadonlyArray<
+    readonly [name: string, around: Around, inner: Effect.Effect<unknown, SqlError, DbSession | DbEngine>]
+  > = [
+    ["on a connection of its own", (effect) => effect, Effect.void],
+    ["on an ambient connection", (effect) => DbConnection.withConnection(effect), Effect.void],
+    ["in a session", (effect) => DbSession.autocommit(effect), between],
+    ["in a block", (effect) => withTransaction(effect), between]
+  ]
+  for (const [name, around, inner] of places) {
+    test(`a function that a cursor calls, ${name}, finds the tables of where it was opened`, () =>
+      Effect.gen(function* () {
+        const seen = Effect.flatMap(called, (stream) =>
+          Stream.mapEffect(stream, ({ name }) => Effect.as(inner, name)).pipe(
+            Stream.take(600),
+            Stream.runCollect,
+            Effect.map((names) => [...new Set(names)])
+          )
+        )
+        expect(yield* withTenant(around(seen), "s1")).toEqual(["s1"])
+        expect(yield* around(withSchema(seen, "s1"))).toEqual(["s1"])
+        expect(yield* around(seen)).toEqual(["public"])
+        expect(yield* path).toBe(usual)
+      }))
+  }
+
+  test("a cursor that is read on in another tenant stays with the one in which it was opened", () =>
+    DbSession.autocommit(
+      Effect.scoped(
+        Effect.gen(function* () {
+          const pull = yield* Effect.flatMap(called, Stream.toPull)
+          const seen = new Set<string>()
+          const next = Effect.map(pull, (rows) => {
+            for (const { name } of rows) seen.add(name)
+          })
+          yield* withTenant(next, "s1")
+          expect(yield* Effect.flip(withTenant(Effect.forever(next), "s2"))).toEqual(Option.none())
+          expect([...seen]).toEqual(["s1"])
+        })
+      )
+    ))
 
   test(
     "what a connection has by itself comes back, whoever has set it",

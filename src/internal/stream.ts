@@ -50,6 +50,7 @@ export const streamRows = (
         return Effect.succeed(Stream.unwrap(Effect.map(run(text, params, bound), Stream.fromIterable)))
       }
       const entry = Ambient.entry(fiber, engine)
+      const path = Ambient.searchPath(entry)
       const session =
         bound._tag === "Slot"
           ? bound.slot
@@ -75,10 +76,11 @@ export const streamRows = (
         const weigh = (size: number): void => {
           bytes = size
         }
-        // A cursor is its transaction's: asked for in the next one, it would make that one fail.
+        // A cursor is its transaction's: asked for in the next one, it would make that one fail. Whoever asks for rows,
+        // what the query calls looks its names up where the cursor was declared.
         const onCursor = (text: string) =>
           Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) => {
-            const spec = makeSpec(text, [], "object", { several: false, prepare: false })
+            const spec = makeSpec(text, [], "object", { several: false, prepare: false, path })
             return isRefused(spec)
               ? Effect.fail(spec)
               : executeSpec(fiber, engine, at, { ...spec, transaction, weigh }, (result) => result.rows)
