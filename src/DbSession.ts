@@ -145,7 +145,8 @@ export interface Session {
   readonly waitFor: (token: CommitToken, options?: WaitOptions) => Effect.Effect<void, SqlError>
   /**
    * Once, after the next commit: at the end of a session after the connection is given back, after an explicit
-   * `commit` at once. Detached from the session. A failure is logged and undoes nothing.
+   * `commit` at once. Detached from the session, with the schemas and tenants of where it was registered. A failure is
+   * logged and undoes nothing.
    */
   readonly afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R>
   /** As `afterCommit`, after a rollback of the whole transaction. */
@@ -174,11 +175,16 @@ const makeSession = (
   use: Session["use"]
 ): Session => {
   let view: DbSql | undefined = undefined
+  /** A hook has the services, the schemas and the tenants of where it was registered, whoever ends the transaction. */
   const hook =
-    (add: (at: At, hook: Hook) => void) =>
+    (add: (at: At, hook: Hook) => void, detached: boolean) =>
     <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<void, SqlError, R> =>
       Effect.contextWithEffect((context: Context.Context<R>) =>
-        Effect.map(find("register a hook with"), (at) => add(at, Effect.provide(effect, context)))
+        Effect.withFiberRuntime((fiber) => {
+          const there = Ambient.withNames(effect, Ambient.current(fiber))
+          const hook = Effect.provide(detached ? Ambient.detach(there) : there, context)
+          return Effect.map(find("register a hook with"), (at) => add(at, hook))
+        })
       )
   return {
     name,
@@ -215,9 +221,9 @@ const makeSession = (
           ? waitFor(core, token, options?.timeout)
           : Effect.flatMap(find("wait in"), (at) => waitFor(core, token, options?.timeout, at))
       ),
-    beforeCommit: hook((at, hook) => void at.unit.beforeCommit.push(hook)),
-    afterCommit: hook((at, hook) => void at.frame.top.afterCommit.push(hook)),
-    afterRollback: hook((at, hook) => void at.frame.top.afterRollback.push(hook))
+    beforeCommit: hook((at, hook) => void at.unit.beforeCommit.push(hook), false),
+    afterCommit: hook((at, hook) => void at.frame.top.afterCommit.push(hook), true),
+    afterRollback: hook((at, hook) => void at.frame.top.afterRollback.push(hook), true)
   }
 }
 

@@ -1,6 +1,8 @@
+import { SqlClient } from "@effect/sql"
+import { PgClient } from "@effect/sql-pg"
 import { describe, it } from "@effect/vitest"
-import { Context, Deferred, Effect, Fiber, Layer, Logger, Option } from "effect"
-import { atomic, DbEngine, DbLayer, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { Context, Deferred, Effect, Fiber, Layer, Logger, Option, Redacted } from "effect"
+import { atomic, Database, DbEngine, DbLayer, DbSchema, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import {
@@ -13,6 +15,7 @@ import {
   place,
   programsOn,
   proxiedOn,
+  quietly,
   reason,
   refused,
   seen,
@@ -407,4 +410,90 @@ describe("beforeCommit", () => {
         yield* DbSession.commit
       })
     ))
+})
+
+describe("the tenant of a hook", () => {
+  const Other = Database.make("hooks-other")
+  const path = Effect.flatMap(DbSession, ({ sql }) =>
+    Effect.map(sql<{ path: string }>`SELECT current_setting('search_path') AS path`, ([row]) => row!.path)
+  )
+  const usual = '"$user", public'
+  const acme = '"acme", "public"'
+  const inAcme = DbSchema.withTenant(["acme", "public"])
+  /** All three hooks, writing down where they run. */
+  const register = (log: Array<string>) =>
+    Effect.all([
+      DbSession.beforeCommit(Effect.map(path, (path) => log.push(`before ${path}`))),
+      DbSession.afterCommit(Effect.map(path, (path) => log.push(`committed ${path}`))),
+      DbSession.afterRollback(Effect.map(path, (path) => log.push(`rolled back ${path}`)))
+    ])
+
+  for (const [name, around] of outerForms) {
+    test(`${name}: is that of where it was registered, however it ends`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* around(inAcme(Effect.zipRight(register(log), insert(1))))
+        expect(log.splice(0)).toEqual([`before ${acme}`, `committed ${acme}`])
+        expect(yield* reason(around(Effect.zipRight(inAcme(Effect.all([register(log), insert(2)])), no)))).toBe("no")
+        expect(log).toEqual([`rolled back ${acme}`])
+        expect(yield* path).toBe(usual)
+      }))
+  }
+
+  test("is not that of whoever commits", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* register(log)
+        yield* insert(1)
+        yield* inAcme(DbSession.commit)
+        expect(log).toEqual([`before ${usual}`, `committed ${usual}`])
+      })
+    ))
+
+  test("several hooks of one session have each its own, and each schema and choice of it", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          yield* DbSchema.withSchema(register(log), "s")
+          yield* DbSchema.using(DbSchema.withTenant(register(log), "t"), "u")
+          yield* register(log)
+          yield* insert(2)
+        })
+      )
+      expect(log).toEqual([
+        ...['"s"', '"u"', usual].map((_) => `before ${_}`),
+        ...['"s"', '"u"', usual].map((_) => `committed ${_}`)
+      ])
+      expect(yield* rows).toEqual([1, 2])
+    }))
+
+  test("is that of each database", () =>
+    Effect.gen(function* () {
+      const seen: Array<unknown> = []
+      const look = Effect.map(Other.DbSchema.current, (_) => seen.push(Option.getOrUndefined(_)))
+      yield* Effect.all([
+        insert(1),
+        Effect.zipRight(DbSession.beforeCommit(look), DbSession.afterCommit(look)).pipe(
+          Other.DbSchema.withTenant("theirs")
+        )
+      ]).pipe(DbSession.autocommit, Other.DbSchema.withTenant("outer"))
+      expect(seen).toEqual(['"theirs"', '"theirs"'])
+    }).pipe(Effect.provide(quietly(Other.DbLayer({ url: database.url })))))
+
+  test("with it there is nothing else of the session after a commit, also for a client that is not ours", () =>
+    Effect.gen(function* () {
+      const seen: Array<unknown> = []
+      const foreign = PgClient.layer({ url: Redacted.make(database.url), maxConnections: 1 })
+      const hook = Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        seen.push(yield* sql`SELECT id FROM t`, yield* DbSession.state)
+      })
+      yield* inAcme(Effect.zipRight(DbSession.afterCommit(Effect.provide(hook, foreign)), insert(1))).pipe(
+        DbSession.autocommit
+      )
+      expect(seen).toEqual([[{ id: 1 }], "closed"])
+    }))
 })

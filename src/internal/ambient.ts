@@ -436,3 +436,28 @@ export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A
     }
     return withoutTag(effect, new Ambient(sequence, kept, none, sequence))
   })
+
+/**
+ * Runs an effect with the schemas and tenants that were ambient for another fiber, for every engine: for hooks, which
+ * are run by whoever ends the transaction.
+ * @internal
+ */
+export const withNames = <A, E, R>(effect: Effect.Effect<A, E, R>, from: Ambient): Effect.Effect<A, E, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const ambient = named(current(fiber), from)
+    return fiber.currentContext.unsafeMap.has(tagKey) ? within(effect, ambient) : withoutTag(effect, ambient)
+  })
+
+const named = ({ entries }: Ambient, from: Ambient): Ambient => {
+  let all = entries
+  for (let at = entries; at !== undefined; at = at.next) {
+    all = replace(all, at.key, { ...at.entry, schema: undefined, tenant: undefined, using: undefined })
+  }
+  for (let at = from.entries; at !== undefined; at = at.next) {
+    const { schema, tenant, using } = at.entry
+    if ((schema ?? tenant ?? using) !== undefined) {
+      all = replace(all, at.key, { ...find(all, at.key), schema, tenant, using })
+    }
+  }
+  return makeAmbient(all)
+}

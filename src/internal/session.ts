@@ -60,14 +60,14 @@ export const outOf =
   (entry: Entry): Entry =>
     entry.slot === slot ? { ...entry, slot: before.slot, frame: before.frame, stack: before.stack } : entry
 
-/** After the end of a transaction: in order, with nothing ambient; what goes wrong is reported and undoes nothing. */
+/** After the end of a transaction, in order; what goes wrong is reported and undoes nothing. */
 const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
   hooks.length === 0
     ? Effect.void
     : Effect.forEach(
         hooks,
         (hook) =>
-          Effect.catchAllCause(undisturbed(Ambient.detach(hook)), (cause) =>
+          Effect.catchAllCause(undisturbed(hook), (cause) =>
             Effect.logError(
               "effect-db: a hook after the end of a transaction failed; the transaction is not affected",
               cause
