@@ -70,21 +70,30 @@ export interface ReadYourWrites {
   readonly secure?: boolean | undefined
 }
 
-// By the body: other combinators make another response around the same one.
-const kept = new WeakSet<object>()
+// By the body: other combinators make another response around the same one. What was ambient where it was kept, for its
+// tenant.
+const kept = new WeakMap<object, Ambient.Ambient | undefined>()
 
 /**
  * Keeps the request's session open until the streamed body of this response has been sent; then it commits, or rolls
  * back when the body failed or the client went away. A commit that fails then can't become a 5xx any more: it is
- * reported as the failure of the body.
+ * reported as the failure of the body. Called inside `DbSchema.withTenant` (or `withSchema`, `using`), the body runs in
+ * that tenant.
  *
  * @since 0.1.0
  * @category combinators
  */
 export const keepOpen = (response: HttpServerResponse.HttpServerResponse): HttpServerResponse.HttpServerResponse => {
-  kept.add(response.body)
-  return response
+  const { body } = response
+  if (body._tag !== "Stream") return response
+  // Its own, since one response may be given to the requests of several tenants.
+  const own = withStream(body, body.stream)
+  kept.set(own, Option.getOrUndefined(Option.map(Fiber.getCurrentFiber(), Ambient.current)))
+  return HttpServerResponse.setBody(response, own)
 }
+
+const withStream = <Body extends object>(body: Body, stream: Stream.Stream<Uint8Array, unknown>): Body =>
+  Object.assign(Object.create(Object.getPrototypeOf(body)), body, { stream })
 
 /** Ends them all; after the first failure the rest is rolled back. */
 const endAll = (slots: ReadonlyArray<Slot>, success: boolean): Effect.Effect<void, SqlError> => {
@@ -122,9 +131,6 @@ const finish = (slots: ReadonlyArray<Slot>, success: boolean, restore: Restore):
 const withSlots = <A, E, R>(effect: Effect.Effect<A, E, R>, slots: ReadonlyArray<Slot>): Effect.Effect<A, E, R> =>
   slots.reduce((inner, slot) => Ambient.locally(inner, slot.engine, inSlot(slot)), effect)
 
-const withStream = <Body extends object>(body: Body, stream: Stream.Stream<Uint8Array, unknown>): Body =>
-  Object.assign(Object.create(Object.getPrototypeOf(body)), body, { stream })
-
 /** Ends the sessions of a request, or sees to it that its streamed body does. Runs where they are ambient. */
 const answer = (
   response: HttpServerResponse.HttpServerResponse,
@@ -141,7 +147,7 @@ const answer = (
       HttpServerRequest.HttpServerRequest as never
     ) as Option.Option<HttpServerRequest.HttpServerRequest>
     // What is ambient here, for a body that is sent later.
-    const carrier = Ambient.carried(context)
+    const carrier = Ambient.carried(context, kept.get(body))
     const stream = Stream.provideSomeContext(body.stream, carrier)
     const withBody = (stream: Stream.Stream<Uint8Array, unknown>) =>
       HttpServerResponse.setBody(response, withStream(body, stream))

@@ -14,7 +14,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import { describe, it } from "@effect/vitest"
 import type { Context } from "effect"
 import { Deferred, Effect, Fiber, Layer, Option, Schema, type Scope, Stream } from "effect"
-import { Database, DbConnection, DbEngine, DbError, DbHttp, DbSession, withTransaction } from "effect-db"
+import { Database, DbConnection, DbEngine, DbError, DbHttp, DbSchema, DbSession, withTransaction } from "effect-db"
 import { createServer, request as httpRequest } from "node:http"
 import type { AddressInfo } from "node:net"
 import { expect } from "vitest"
@@ -590,6 +590,49 @@ for (const [place, serve] of places) {
         const url = yield* listening(serve(get("/", handler)))
         expect((yield* fetching(url)).text.split(" ").length).toBe(2001)
         expect(yield* used).toBe(0)
+      }))
+
+    test("the body runs in the tenant in which keepOpen was called, also one response for all", () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const shared = HttpServerResponse.stream(
+          chunk(Effect.map(sql<{ path: string }>`SELECT current_setting('search_path') AS path`, ([row]) => row!.path))
+        )
+        const both = yield* Deferred.make<void>()
+        let open = 0
+        const handler = (tenant: string) =>
+          Effect.gen(function* () {
+            const response = DbHttp.keepOpen(shared)
+            // Both have it in hand before either is sent.
+            if (++open === 2) yield* Deferred.succeed(both, undefined)
+            yield* Deferred.await(both)
+            return response
+          }).pipe(DbSchema.withTenant(tenant))
+        const router = HttpRouter.empty.pipe(
+          HttpRouter.get("/a", handler("a")),
+          HttpRouter.get("/b", handler("b")),
+          HttpRouter.get("/none", Effect.succeed(DbHttp.keepOpen(shared)))
+        )
+        const url = yield* listening(serve(router))
+        const answers = yield* Effect.all([fetching(`${url}/a`), fetching(`${url}/b`)], { concurrency: "unbounded" })
+        expect(answers.map(({ text }) => text)).toEqual(['"a"', '"b"'])
+        expect((yield* fetching(`${url}/none`)).text).toBe('"$user", public')
+        expect(yield* used).toBe(0)
+      }))
+
+    test("a tenant around the middleware is that of a body, wherever its response was made", () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const response = DbHttp.keepOpen(
+          HttpServerResponse.stream(
+            chunk(
+              Effect.map(sql<{ path: string }>`SELECT current_setting('search_path') AS path`, ([row]) => row!.path)
+            )
+          )
+        )
+        const app = DbSchema.withTenant(DbHttp.middleware()(Effect.succeed(response)), "outer")
+        const url = yield* listening(HttpServer.serve(app) as never)
+        expect((yield* fetching(url)).text).toBe('"outer"')
       }))
 
     test("a daemon that uses the session after the response gets SessionClosed", () =>

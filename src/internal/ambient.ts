@@ -15,7 +15,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
-import type * as FiberId from "effect/FiberId"
+import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
 import * as FiberRefs from "effect/FiberRefs"
 import { identity } from "effect/Function"
@@ -412,11 +412,17 @@ const withoutTag = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): 
 export const resume = <A, E, R>(effect: Effect.Effect<A, E, R>, ambient: Ambient): Effect.Effect<A, E, R> =>
   ambient.entries === undefined ? withoutTag(effect, ambient) : within(effect, ambient)
 
-/** Of a captured context only what is ambient in it: to be carried to where the fiber does not go. @internal */
-export const carried = (context: Context.Context<never>): Context.Context<never> =>
-  Context.unsafeMake(
-    new Map([...context.unsafeMap].filter(([tag, value]) => tag === tagKey || value instanceof Change))
-  )
+/**
+ * Of a captured context only what is ambient in it: to be carried to where the fiber does not go. With the schemas and
+ * tenants of another fiber, if it had any.
+ * @internal
+ */
+export const carried = (context: Context.Context<never>, names?: Ambient): Context.Context<never> =>
+  names !== undefined && hasNames(names) && context.unsafeMap.get(tagKey) !== undefined
+    ? withTag(Context.empty(), named(together(FiberId.none, nothing, forwardedIn(context), layeredIn(context)), names))
+    : Context.unsafeMake(
+        new Map([...context.unsafeMap].filter(([tag, value]) => tag === tagKey || value instanceof Change))
+      )
 
 /** As `carried`, of a fiber as it is now; `undefined`: nothing is ambient. @internal */
 export const carriedBy = (fiber: Runtime): Context.Context<never> | undefined => {
@@ -448,16 +454,23 @@ export const withNames = <A, E, R>(effect: Effect.Effect<A, E, R>, from: Ambient
     return fiber.currentContext.unsafeMap.has(tagKey) ? within(effect, ambient) : withoutTag(effect, ambient)
   })
 
-const named = ({ entries }: Ambient, from: Ambient): Ambient => {
+const isNamed = ({ schema, tenant, using }: Entry): boolean => (schema ?? tenant ?? using) !== undefined
+
+const hasNames = ({ entries }: Ambient): boolean => {
+  for (let at = entries; at !== undefined; at = at.next) if (isNamed(at.entry)) return true
+  return false
+}
+
+const named = ({ entries, floor }: Ambient, from: Ambient): Ambient => {
+  const sequence = ++state.sequence
   let all = entries
   for (let at = entries; at !== undefined; at = at.next) {
-    all = replace(all, at.key, { ...at.entry, schema: undefined, tenant: undefined, using: undefined })
+    all = replace(all, at.key, { ...at.entry, schema: undefined, tenant: undefined, using: undefined }, sequence)
   }
   for (let at = from.entries; at !== undefined; at = at.next) {
     const { schema, tenant, using } = at.entry
-    if ((schema ?? tenant ?? using) !== undefined) {
-      all = replace(all, at.key, { ...find(all, at.key), schema, tenant, using })
-    }
+    const entry = find(all, at.key)?.entry ?? emptyEntry
+    if (isNamed(at.entry)) all = replace(all, at.key, { ...entry, schema, tenant, using }, sequence)
   }
-  return makeAmbient(all)
+  return new Ambient(sequence, all, none, floor)
 }
