@@ -20,7 +20,7 @@ import type { Combinator } from "./internal/combinator.js"
 import type { EngineCore } from "./internal/engine.js"
 import { Root, topOf, without } from "./internal/lease.js"
 import type { Stacked } from "./internal/lease.js"
-import { undoOpen } from "./internal/session.js"
+import { undoReleased } from "./internal/session.js"
 import type { Wire } from "./internal/wire.js"
 
 /**
@@ -70,7 +70,8 @@ export interface Connection {
    *
    * For good (`permanent: true`, the default) a root and those who share it fail with `ConnectionReleased` from then
    * on, as does a second release. Not for good, the next use of a root or of its reusers borrows again; on a reuser
-   * nothing happens. In an open transaction: for good rolls it back, else `SessionBusy`.
+   * nothing happens. In an open transaction: for good rolls it back, and its session fails with `ConnectionReleased`
+   * instead of committing; else `SessionBusy`.
    */
   readonly release: (options?: { readonly permanent?: boolean | undefined }) => Effect.Effect<void, SqlError>
 }
@@ -145,8 +146,10 @@ class Handle implements Connection, Stacked {
           this.released = permanent
           return permanent ? this.pop("drop") : Effect.void
         }
-        const { unit } = this.#shared
-        if (unit?.open === true && !permanent) {
+        const shared = this.#shared
+        const { unit } = shared
+        if (unit?.open !== true) return this.end(permanent)
+        if (!permanent) {
           return Effect.fail(
             DbError.make("SessionBusy", {
               message: `The connection "${this.name}" can't be given back while the session "${unit.name}" has a transaction open on it.`,
@@ -154,8 +157,9 @@ class Handle implements Connection, Stacked {
             })
           )
         }
-        const undo = unit?.open === true ? undoOpen(unit, [unit.frame]) : Effect.void
-        return Effect.zipRight(undo, this.end(permanent))
+        // Whoever waits for the connection must not get it in between.
+        shared.released = true
+        return undoReleased(unit, shared.releasedError(), this.end(true))
       })
     )
 

@@ -1,6 +1,16 @@
+import type { SqlError } from "@effect/sql/SqlError"
 import { describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Layer, Option, Scope } from "effect"
-import { type ConnectionOptions, DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
+import {
+  type Connection,
+  type ConnectionOptions,
+  DbConnection,
+  DbEngine,
+  DbError,
+  DbLayer,
+  DbSession,
+  withTransaction
+} from "effect-db"
 import { expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
 import {
@@ -15,6 +25,7 @@ import {
   quietly,
   reason,
   seen,
+  sessionForms,
   until,
   used
 } from "./support/programs.js"
@@ -364,6 +375,97 @@ describe("33 release for good", () => {
         expect(yield* used).toBe(0)
       })
     ))
+
+  for (const [name, around] of sessionForms) {
+    const lost = name === "autocommit" ? "ConnectionReleased" : "defect: ConnectionReleased"
+    const gone: ReadonlyArray<
+      readonly [how: string, go: (root: Connection, scope: Scope.CloseableScope) => Effect.Effect<unknown, SqlError>]
+    > = [
+      ["released", (root) => root.release()],
+      ["closed with its scope", (_, scope) => Scope.close(scope, Exit.void)]
+    ]
+    for (const [how, go] of gone) {
+      const on = (
+        body: (go: Effect.Effect<unknown, SqlError>) => Effect.Effect<unknown, unknown, DbEngine | DbSession>
+      ) =>
+        Effect.gen(function* () {
+          const scope = yield* Scope.make()
+          const root = yield* Scope.extend(acquire(), scope)
+          const exit = yield* Effect.exit(around(body(go(root, scope))))
+          yield* Scope.close(scope, Exit.void)
+          expect(yield* used).toBe(0)
+          return outcome(exit)
+        })
+
+      test(`${name}: a session whose transaction goes with its connection, ${how}, does not end as a success`, () =>
+        Effect.gen(function* () {
+          const log: Array<string> = []
+          const body = (go: Effect.Effect<unknown, SqlError>) =>
+            Effect.all([
+              DbSession.afterCommit(Effect.sync(() => log.push("committed"))),
+              DbSession.afterRollback(Effect.sync(() => log.push("rolled back"))),
+              insert(1),
+              go
+            ])
+          expect(yield* on(body)).toBe(lost)
+          expect(log).toEqual(["rolled back"])
+          expect(yield* committed(database)).toEqual([])
+        }))
+
+      test(`${name}: nor does its commit, its block or a statement of it, ${how}`, () =>
+        Effect.gen(function* () {
+          expect(
+            yield* on((go) =>
+              Effect.gen(function* () {
+                yield* insert(1)
+                expect(yield* reason(withTransaction(Effect.zipRight(insert(2), go)))).toBe("ConnectionReleased")
+                expect(yield* reason(insert(3))).toBe("ConnectionReleased")
+                expect(yield* DbSession.state).toBe("failed")
+                expect(yield* reason(DbSession.commit)).toBe("ConnectionReleased")
+              })
+            )
+          ).toBe("success")
+          expect(yield* committed(database)).toEqual([])
+        }))
+
+      test(`${name}: one that has nothing open is not touched when its connection is ${how}`, () =>
+        Effect.gen(function* () {
+          expect(yield* on((go) => go)).toBe("success")
+          expect(yield* on((go) => Effect.all([insert(1), DbSession.commit, go]))).toBe("success")
+          expect(yield* on((go) => Effect.all([insert(2), go, DbSession.rollback]))).toBe("success")
+          expect(yield* committed(database)).toEqual([1])
+        }))
+    }
+  }
+
+  test("while the hooks after its rollback run the session knows already, and nobody else is let in", () =>
+    Effect.gen(function* () {
+      const [begun, done] = yield* Effect.all([Deferred.make<void>(), Deferred.make<void>()])
+      const scope = yield* Scope.make()
+      const root = yield* Scope.extend(acquire(), scope)
+      const hook = Effect.zipRight(Deferred.succeed(begun, undefined), Deferred.await(done))
+      const exit = yield* Effect.exit(
+        DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* Effect.zipRight(DbSession.afterRollback(hook), insert(1))
+            yield* Effect.forkDaemon(root.release())
+            yield* Deferred.await(begun)
+            expect(yield* reason(insert(2))).toBe("ConnectionReleased")
+            expect(yield* reason(DbSession.isolated(root.sql`INSERT INTO t (id) VALUES (3)`))).toBe(
+              "ConnectionReleased"
+            )
+          })
+        )
+      )
+      expect(outcome(exit)).toBe("ConnectionReleased")
+      yield* Deferred.succeed(done, undefined)
+      yield* Scope.close(scope, Exit.void)
+      yield* until(
+        "the connection is back",
+        Effect.map(used, (_) => _ === 0)
+      )
+      expect(yield* committed(database)).toEqual([])
+    }))
 
   test("after a release for the time being is for good", () =>
     Effect.scoped(

@@ -294,6 +294,21 @@ const settleOutcome = (unit: Unit, error: DbError, marker: OutcomeMarker | undef
 export const rollback = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => alone(unit, Effect.zipRight(cancelAll(unit), rollbackQuiet(unit))))
 
+/**
+ * Rolls back what is open because its connection goes: the session can't go on, nor end as if it had been kept.
+ * @internal
+ */
+export const forsake = (unit: Unit, why: DbError): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const lost = unit.lost ?? why
+    const { transactions } = unit
+    const mark = () => {
+      // A COMMIT that was on its way has come first: nothing is lost.
+      if (unit.transactions === transactions + 1) unit.lost = lost
+    }
+    return alone(unit, Effect.zipRight(cancelAll(unit), Effect.map(rollbackQuiet(unit), mark)))
+  })
+
 const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => {
     const wire = unit.lease.wire

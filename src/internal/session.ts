@@ -138,6 +138,12 @@ export const undoOpen = (unit: Unit, frames: ReadonlyArray<Frame>): Effect.Effec
     )
   )
 
+/** As `undoOpen`, for a connection that is given back for good under its session. @internal */
+export const undoReleased = (unit: Unit, why: DbError, giveBack: Effect.Effect<void>): Effect.Effect<void> =>
+  endings
+    .forsake(unit, why)
+    .pipe(Effect.zipRight(giveBack), Effect.zipRight(Effect.suspend(() => runAfter(takeHooks([unit.frame], false)))))
+
 /** @internal */
 export const rollback = (unit: Unit): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
