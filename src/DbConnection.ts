@@ -41,8 +41,9 @@ export interface ConnectionOptions {
 }
 
 /**
- * `"lazy"`: nothing is borrowed. `"idle"`, `"active"`, `"failed"`: what the server said last about its transaction.
- * `"released"`: for good.
+ * `"lazy"`: nothing is borrowed, or it has died with no transaction open: the next use borrows. `"idle"`, `"active"`,
+ * `"failed"`: what the server said last about its transaction; one that has died in it is `"failed"`. `"released"`: for
+ * good.
  *
  * @since 0.1.0
  * @category models
@@ -121,8 +122,9 @@ class Handle implements Connection, Stacked {
 
   readonly status = Effect.sync((): ConnectionStatus => {
     if (this.gone() !== undefined) return "released"
-    const { wire } = this.#shared
-    return wire === undefined ? "lazy" : wire.status === "I" ? "idle" : wire.status === "T" ? "active" : "failed"
+    const { stale, wire } = this.#shared
+    if (wire === undefined || stale) return "lazy"
+    return wire.dead ? "failed" : wire.status === "I" ? "idle" : wire.status === "T" ? "active" : "failed"
   })
 
   readonly raw = Effect.flatMap(this.wire, (wire) =>

@@ -17,6 +17,7 @@ import {
   committed,
   expectAtRest,
   insert,
+  killAmbient,
   onDatabase,
   outcome,
   pid,
@@ -955,6 +956,53 @@ describe("status and pid", () => {
         expect(yield* connection.status).toBe("idle")
         yield* connection.release()
         expect(yield* connection.status).toBe("released")
+      })
+    ))
+
+  test("one that has died is not idle, and the next use borrows another", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const first = yield* pid
+        yield* killAmbient(database, first)
+        expect(yield* DbConnection.status).toBe("lazy")
+        yield* insert(1)
+        expect(yield* DbConnection.status).toBe("idle")
+        expect(yield* DbConnection.pid).not.toBe(first)
+        yield* expectBorrowed(1)
+        expect(yield* committed(database)).toEqual([1])
+      })
+    ))
+
+  test("one that has died in a session's transaction serves again when that has ended", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const lost = DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            yield* killAmbient(database, yield* pid)
+            expect(yield* DbConnection.status).toBe("failed")
+            yield* insert(2)
+          })
+        )
+        expect(yield* reason(lost)).toBe("ConnectionError")
+        yield* DbSession.autocommit(insert(3))
+        yield* insert(4)
+        expect(yield* committed(database)).toEqual([3, 4])
+      })
+    ))
+
+  test("one that has died in a transaction of the user's own does not go on outside of it", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const { sql } = yield* DbConnection
+        yield* sql`BEGIN`
+        yield* killAmbient(database, yield* pid)
+        expect(yield* DbConnection.status).toBe("failed")
+        expect(yield* reason(insert(1))).toBe("ConnectionError")
+        expect(yield* reason(insert(1))).toBe("ConnectionError")
+        yield* DbConnection.release({ permanent: false })
+        yield* insert(2)
+        expect(yield* committed(database)).toEqual([2])
       })
     ))
 

@@ -7,11 +7,13 @@ import {
   committed,
   expectAtRest,
   insert,
+  killAmbient,
   onDatabase,
   outcome,
   pid,
   place,
   programsOn,
+  proxiedOn,
   quietly,
   reason,
   refused,
@@ -358,6 +360,58 @@ describe("6 - 8 commit, rollback, close", () => {
         expect(yield* reason(handle.commit)).toBe("SessionClosed")
       }))
   }
+})
+
+describe("a connection that dies between two transactions", () => {
+  for (const [name, around] of sessionForms) {
+    test(`${name}: the session goes on on another one, without an error when the death was known before`, () =>
+      around(
+        Effect.gen(function* () {
+          const pids: Array<number> = []
+          for (const round of [1, 2, 3]) {
+            yield* insert(round)
+            pids.push(yield* pid)
+            yield* DbSession.commit
+            if (round === 1) yield* killAmbient(database, pids[0]!)
+            expect(yield* DbSession.state).toBe("idle")
+          }
+          expect(pids[1]).not.toBe(pids[0])
+          expect(pids[2]).toBe(pids[1])
+          expect(yield* used).toBe(1)
+          expect(yield* rows).toEqual([1, 2, 3])
+        })
+      ))
+  }
+
+  proxiedOn(database)("with one error when a statement finds out", (proxy) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        yield* insert(1)
+        yield* DbSession.commit
+        void proxy.cutAfter(({ text }) => text === "BEGIN", { forward: false })
+        expect(yield* reason(insert(2))).toBe("ConnectionError")
+        expect(yield* DbSession.state).toBe("idle")
+        yield* insert(3)
+        yield* DbSession.commit
+        expect(yield* rows).toEqual([1, 3])
+      })
+    )
+  )
+
+  test("a transaction that was open is lost, and its statements fail until it has ended", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        yield* insert(1)
+        yield* killAmbient(database, yield* pid)
+        expect(yield* reason(insert(2))).toBe("ConnectionError")
+        expect(yield* reason(insert(3))).toBe("ConnectionError")
+        expect(yield* DbSession.state).toBe("failed")
+        yield* DbSession.rollback
+        yield* insert(4)
+        yield* DbSession.commit
+        expect(yield* rows).toEqual([4])
+      })
+    ))
 })
 
 describe("9 rows", () => {

@@ -69,12 +69,22 @@ export class Root {
     return root
   }
 
-  /** Calls back with the connection, borrowing it first if there is none. The returned function gives up. */
+  /** Its connection has died with no transaction open, neither a session's nor one of the user's own. */
+  get stale(): boolean {
+    const { pool, unit, wire } = this
+    return wire !== undefined && wire.dead && pool !== undefined && unit?.begun !== true && wire.status === "I"
+  }
+
+  /**
+   * Calls back with the connection, borrowing it first if there is none or if it has died. The returned function gives
+   * up.
+   */
   borrow(done: Borrowed): () => void {
     if (this.released) {
       done(this.releasedError(), undefined)
       return () => {}
     }
+    if (this.stale) this.release(false)
     if (this.wire !== undefined) {
       done(undefined, this.wire)
       return () => {}
@@ -177,6 +187,11 @@ export class Root {
       }
     }
     if (wire !== undefined && pool !== undefined) pool.give(wire)
+  }
+
+  /** The transaction that its connection has died with is over: the next use borrows another. */
+  dropDead(): void {
+    if (this.pool !== undefined && this.wire?.dead === true) this.release(false)
   }
 
   releasedError(): DbError {

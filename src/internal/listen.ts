@@ -58,10 +58,15 @@ class Hub {
         root.release(true)
       })
     }).pipe(
-      Effect.map((wire) => {
+      Effect.flatMap((wire) => {
+        // The root would go on with another one, which nobody listens to.
+        if (wire.pipeline.dead !== undefined) {
+          root.release(true)
+          return Effect.fail(wire.pipeline.dead)
+        }
         wire.listeners.add(this.listener)
         this.root = root
-        return root
+        return Effect.succeed(root)
       })
     )
   }

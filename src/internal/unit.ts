@@ -114,7 +114,7 @@ export class Unit implements PathState {
   /** The connection, when a statement of this block waits for nothing: a lease that was released has none. */
   wireFor(frame: Frame): Wire | undefined {
     const { lease } = this
-    return this.lost === undefined && lease.unit === this && frame.free ? lease.wire : undefined
+    return this.lost === undefined && lease.unit === this && frame.free && !lease.stale ? lease.wire : undefined
   }
 
   /** The connection, when no other session's transaction is open on it. */
@@ -288,6 +288,7 @@ export class Unit implements PathState {
 
   dropWire(): void {
     if (this.ownsLease) this.lease.release(false)
+    else this.lease.dropDead()
   }
 
   /** The transaction is over, one way or the other. */

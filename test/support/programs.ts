@@ -13,8 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import type * as Scope from "effect/Scope"
-import type { DbConnection } from "effect-db"
-import { DbEngine, DbError, DbLayer, DbSession, type DbOptions } from "effect-db"
+import { DbConnection, DbEngine, DbError, DbLayer, DbSession, type DbOptions } from "effect-db"
 import { expect } from "vitest"
 import { type TestDatabase, untilActivity } from "./database.js"
 import { type PgProxy, proxy } from "./proxy.js"
@@ -127,6 +126,16 @@ export const place: Effect.Effect<Place, SqlError, DbSession> = Effect.flatMap(D
 )
 
 export const pid: Effect.Effect<number, SqlError, DbSession> = Effect.map(place, (_) => _.pid)
+
+/** Ends a backend from outside, and waits until the ambient connection has noticed. */
+export const killAmbient = (database: TestDatabase, pid: number): Effect.Effect<void, never, DbEngine> =>
+  Effect.zipRight(
+    database.query("SELECT pg_terminate_backend($1)", [pid]),
+    until(
+      "its death is known",
+      Effect.map(DbConnection.status, (status) => status !== "idle" && status !== "active")
+    )
+  )
 
 export const used: Effect.Effect<number, never, DbEngine> = Effect.map(DbEngine.stats, (_) => _.used)
 
