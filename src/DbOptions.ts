@@ -109,7 +109,10 @@ export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
   readonly deferrable?: boolean | undefined
   /** A statement with neither session nor connection: runs on a connection of its own, or is a typed error. Default: `"allow"`. */
   readonly implicitExecution?: "allow" | "forbid" | undefined
-  /** Run before every creation of a session, once for it; it may call `DbEngine.changeHost`. */
+  /**
+   * Run before every creation of a session, once for it and outside of it: nothing is ambient but schemas and tenants.
+   * It may call `DbEngine.changeHost`, run statements and open sessions, for which it is not run again.
+   */
   readonly beforeSession?: Effect.Effect<unknown, SqlError, HookServices> | undefined
   /** Run on each new raw connection, which is the ambient one for it; counts towards `connectTimeout`. */
   readonly afterConnect?: Effect.Effect<unknown, unknown, HookServices> | undefined

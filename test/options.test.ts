@@ -1,6 +1,6 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Effect } from "effect"
-import { Database, DbEngine, DbLayer, DbSession } from "effect-db"
+import { Database, DbConnection, DbEngine, DbLayer, DbSession, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
 
 const database = testDatabase()
@@ -38,6 +38,30 @@ describe("effects in the options", () => {
       )
     )
   )
+
+  for (const [name, inside] of [
+    ["runs a statement", DbEngine.ping],
+    ["runs a statement by the client", Effect.flatMap(DbEngine, ({ sql }) => sql`SELECT 1`)],
+    ["opens a session", DbSession.autocommit(one)],
+    ["opens an isolated session", DbSession.isolated(one)],
+    ["opens a detached transaction", DbSession.detach(withTransaction(one))],
+    ["takes a connection", DbConnection.withConnection(DbSession.autocommit(one))]
+  ] as const) {
+    it.live(`beforeSession that ${name} runs once for each session, and not in it`, () => {
+      let runs = 0
+      const beforeSession = Effect.zipRight(
+        Effect.sync(() => void runs++),
+        inside
+      )
+      return Effect.gen(function* () {
+        yield* DbSession.autocommit(one)
+        expect(runs).toBe(1)
+        yield* DbConnection.withConnection(withTransaction(Effect.all([one, one], { concurrency: 2 })))
+        expect(runs).toBe(2)
+        expect(yield* DbEngine.stats).toMatchObject({ used: 0, pending: 0 })
+      }).pipe(Effect.provide(DbLayer({ url: database.url, beforeSession })))
+    })
+  }
 
   it.live("beforeCommit is given the engine's services and runs inside", () =>
     Effect.gen(function* () {

@@ -42,6 +42,8 @@ export interface Entry {
   readonly writes?: Writes | undefined
   /** What a standby has to show before it is read from. */
   readonly after?: string | undefined
+  /** Inside of `beforeSession`, which a session that is opened there does not run again. */
+  readonly preparing?: true | undefined
 }
 
 /** @internal */
@@ -430,15 +432,15 @@ export const carriedBy = (fiber: Runtime): Context.Context<never> | undefined =>
   return ambient.entries === undefined ? undefined : withTag(Context.empty(), ambient)
 }
 
-/** Runs an effect with nothing ambient but the schemas and tenants. @internal */
+/** Runs an effect with nothing ambient but the schemas and tenants, and that it is part of `beforeSession`. @internal */
 export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
     const sequence = ++state.sequence
     let kept: Entries | undefined = undefined
     for (let at = current(fiber).entries; at !== undefined; at = at.next) {
-      const { schema, tenant, using } = at.entry
-      if ((schema ?? tenant ?? using) === undefined) continue
-      kept = replace(kept, at.key, { ...emptyEntry, schema, tenant, using }, sequence)
+      const { preparing, schema, tenant, using } = at.entry
+      if ((schema ?? tenant ?? using ?? preparing) === undefined) continue
+      kept = replace(kept, at.key, { ...emptyEntry, schema, tenant, using, preparing }, sequence)
     }
     return withoutTag(effect, new Ambient(sequence, kept, none, sequence))
   })

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { DbError } from "../DbError.js"
 import type { HookServices } from "../DbOptions.js"
+import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
 import { Root } from "./lease.js"
 import type { Stacked } from "./lease.js"
@@ -80,27 +81,31 @@ export class Slot implements Stacked {
     return this.unit
   }
 
-  /** Runs `beforeSession` once for the next session, however many ask. */
+  /** Runs `beforeSession` once for the next session, however many ask; for those opened inside of it, not at all. */
   get prepare(): Effect.Effect<void, DbError> {
-    return Effect.suspend(() => {
+    return Effect.withFiberRuntime((fiber) => {
       const before = this.engine.beforeSession
       if (!this.needsGate || before === undefined) return Effect.void
+      if (Ambient.entry(fiber, this.engine).preparing === true) return Effect.void
       if (this.gate !== undefined) return Deferred.await(this.gate)
-      return Effect.flatMap(Deferred.make<void, DbError>(), (gate) => {
-        if (this.gate !== undefined) return Deferred.await(this.gate)
-        this.gate = gate
-        // In a fiber of its own: it is for all who wait, not for the first who asked.
-        return Effect.forkDaemon(
-          Effect.flatMap(Effect.exit(before), (exit) =>
-            Effect.suspend(() => {
-              this.gate = undefined
-              if (Exit.isSuccess(exit) && !this.ended) this.get()
-              return Deferred.done(gate, Exit.isFailure(exit) && Cause.isInterruptedOnly(exit.cause) ? Exit.void : exit)
-            })
-          )
-        ).pipe(Effect.zipRight(Deferred.await(gate)))
-      })
+      const gate = Deferred.unsafeMake<void, DbError>(fiber.id())
+      this.gate = gate
+      // In a fiber of its own: it is for all who wait, not for the first who asked.
+      return Effect.forkDaemon(
+        Effect.flatMap(Effect.exit(this.outside(before)), (exit) =>
+          Effect.suspend(() => {
+            this.gate = undefined
+            if (Exit.isSuccess(exit) && !this.ended) this.get()
+            return Deferred.done(gate, Exit.isFailure(exit) && Cause.isInterruptedOnly(exit.cause) ? Exit.void : exit)
+          })
+        )
+      ).pipe(Effect.zipRight(Deferred.await(gate)))
     })
+  }
+
+  /** Not in the session that waits for it: its statements would wait for themselves. */
+  private outside<A, E>(before: Effect.Effect<A, E>): Effect.Effect<A, E> {
+    return Ambient.detach(Ambient.locally(before, this.engine, (entry) => ({ ...entry, preparing: true })))
   }
 
   /** The slot is empty again: the next use creates another session. */
