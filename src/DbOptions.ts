@@ -53,7 +53,7 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
 export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
   /** `postgres://user:password@host:port/database?sslmode=...`; the single options below win over its parts. */
   readonly url?: Redacted.Redacted | string | undefined
-  /** A secret, or an effect that is run for each new connection: credentials may rotate. */
+  /** A secret, or an effect that is run for each new connection, within `connectTimeout`: credentials may rotate. */
   readonly password?: Redacted.Redacted | Effect.Effect<Redacted.Redacted, unknown> | undefined
   /** Several servers, tried in order, instead of `host` and `port`. */
   readonly hosts?: ReadonlyArray<DbHost> | undefined
@@ -67,7 +67,7 @@ export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
   readonly startupRetry?: Schedule.Schedule<unknown, SqlError> | undefined
   /** The longest wait for a connection of the pool. Default: 5 s. */
   readonly acquireTimeout?: Duration.DurationInput | undefined
-  /** TCP, TLS, authentication and `afterConnect`, for each host. Default: 5 s. */
+  /** TCP, TLS, authentication and `afterConnect`, for each host; before, the effect `password`. Default: 5 s. */
   readonly connectTimeout?: Duration.DurationInput | undefined
   /** The most connections on the server, those being opened and closed included. Default: 10. */
   readonly maxConnections?: number | undefined

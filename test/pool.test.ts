@@ -730,6 +730,25 @@ describe("password", () => {
     })
   )
 
+  it.scopedLive("one that hangs is a ConnectionError within connectTimeout, interrupted, and the next is asked", () =>
+    Effect.gen(function* () {
+      const interrupted = yield* Deferred.make<void>()
+      let asked = 0
+      const password = Effect.suspend(() =>
+        ++asked === 1
+          ? Effect.onInterrupt(Effect.never, () => Deferred.succeed(interrupted, undefined))
+          : Effect.succeed(database.password)
+      )
+      const { context } = yield* wire(database, { password, maxConnections: 1, connectTimeout: 300 })
+      yield* Effect.gen(function* () {
+        expect(yield* reasonOf(run("SELECT 1"))).toMatchObject({ _tag: "ConnectionError", phase: "connect" })
+        yield* Deferred.await(interrupted)
+        expect(yield* stats).toMatchObject({ connecting: 0, used: 0, total: 0 })
+        expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
+      }).pipe(Effect.provide(context))
+    })
+  )
+
   it.scopedLive("one that fails is an AuthenticationError without a word of it", () =>
     Effect.gen(function* () {
       const { context } = yield* wire(database, { password: Effect.fail("vault token s3cret") })

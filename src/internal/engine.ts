@@ -229,7 +229,19 @@ export class EngineCore {
         })
       })
     }
-    stop = this.run(config.target.password, (exit) => {
+    let answered = false
+    const giveUp = (): void => {
+      over = true
+      stopTimer()
+      stop()
+    }
+    const stopTimer = deadline(config.connectMillis, () => {
+      giveUp()
+      done(passwordTimeout(config.connectMillis), undefined)
+    })
+    const stopAsking = this.run(config.target.password, (exit) => {
+      answered = true
+      stopTimer()
       if (over) return
       if (Exit.isSuccess(exit)) return next(0, exit.value)
       done(
@@ -241,10 +253,8 @@ export class EngineCore {
         undefined
       )
     })
-    return () => {
-      over = true
-      stop()
-    }
+    if (!answered) stop = stopAsking
+    return giveUp
   }
 
   private role(config: Resolved, wire: Wire, strict: boolean, done: (fits: boolean) => void): void {
@@ -341,6 +351,14 @@ const fits = (config: Resolved, wire: Wire, strict: boolean): boolean | undefine
       return standby === "on"
   }
 }
+
+const passwordTimeout = (millis: number): DbError =>
+  DbError.make("ConnectionError", {
+    phase: "connect",
+    message: `The effect that yields the password did not end within ${millis} ms.`,
+    hint: "connectTimeout bounds it. Give it a time limit of its own, or yield a secret that was fetched before.",
+    isRetryable: true
+  })
 
 const wrongRole = (config: Resolved): DbError =>
   DbError.make("ConnectionError", {
