@@ -17,6 +17,7 @@ import type { DbConnection } from "./DbConnection.js"
 import type { DbEngine } from "./DbEngine.js"
 import { DbError } from "./DbError.js"
 import type { DbSession } from "./DbSession.js"
+import { never } from "./internal/deadline.js"
 import { checkStartupValue } from "./internal/input.js"
 import { Probe } from "./internal/probe.js"
 import type { IsolationLevel } from "./internal/transactionSql.js"
@@ -45,7 +46,7 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
  * The options of an engine. Everything is optional: without `url` or `host`, libpq's environment variables
  * (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGDATABASE`) and its defaults apply.
  *
- * Durations are `Duration.DurationInput`: a number is milliseconds.
+ * Durations are `Duration.DurationInput`: a number is milliseconds, and `Infinity` is never.
  *
  * @since 0.1.0
  * @category models
@@ -97,7 +98,7 @@ export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
   readonly blockTimeout?: Duration.DurationInput | undefined
   /** How long a COMMIT, a ROLLBACK or a cancellation may take. Default: 10 s. */
   readonly settleTimeout?: Duration.DurationInput | undefined
-  /** How long closing the engine waits for work in hand. Default: 10 s. */
+  /** How long closing the engine waits for work in hand; `Infinity`: until it is done. Default: 10 s. */
   readonly drainTimeout?: Duration.DurationInput | undefined
   /** Several statements in one text without parameters. Default: `"allow"`. */
   readonly multipleStatements?: "allow" | "forbid" | undefined
@@ -203,8 +204,6 @@ export interface Resolved {
 
 const bad = (message: string, hint: string): DbError => DbError.make("InvalidInput", { message, hint })
 
-const longest = 2 ** 31 - 1
-
 const millis = (
   name: string,
   input: Duration.DurationInput | undefined,
@@ -214,8 +213,7 @@ const millis = (
     if (input === undefined) return Effect.succeed(fallback)
     const decoded = Duration.decodeUnknown(input)
     if (decoded._tag === "None") return Effect.fail(bad(`The option ${name} is not a duration.`, `Write "5 seconds".`))
-    // setTimeout can't count further: infinity is "never".
-    return Effect.succeed(Math.min(Duration.toMillis(decoded.value), longest))
+    return Effect.succeed(Math.min(Duration.toMillis(decoded.value), never))
   })
 
 const count = (
@@ -389,7 +387,7 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     blockMillis: yield* millis("blockTimeout", options.blockTimeout, 30_000),
     settleMillis: yield* millis("settleTimeout", options.settleTimeout, 10_000),
     drainMillis: yield* millis("drainTimeout", options.drainTimeout, 10_000),
-    leakMillis: yield* millis("leakTimeout", options.leakTimeout, longest),
+    leakMillis: yield* millis("leakTimeout", options.leakTimeout, never),
     reset: yield* oneOf("resetOnRelease", options.resetOnRelease, "auto", ["auto", "always", "never"]),
     prepared,
     pipelining: options.pipelining ?? true,
@@ -397,7 +395,7 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
       (yield* oneOf("multipleStatements", options.multipleStatements, "allow", ["allow", "forbid"])) === "allow",
     implicit: (yield* oneOf("implicitExecution", options.implicitExecution, "allow", ["allow", "forbid"])) === "allow",
     startup,
-    slowMillis: yield* millis("slowStatement", options.slowStatement, longest),
+    slowMillis: yield* millis("slowStatement", options.slowStatement, never),
     operationMetrics: options.operationMetrics ?? false,
     comment: yield* commentOf(options.sqlCommenter),
     healthMillis: yield* millis("healthTimeout", options.healthTimeout, 1000),

@@ -881,6 +881,32 @@ describe("FAULTS 12: closing an engine", () => {
     })
   )
 
+  it.scopedLive("drainTimeout: Infinity waits for work in hand, however long it takes", () =>
+    Effect.gen(function* () {
+      const at = yield* closable({ maxConnections: 1, drainTimeout: Infinity })
+      yield* Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        const work = yield* Effect.forkScoped(
+          DbSession.autocommit(
+            Effect.zipRight(run("SELECT 1"), Effect.zipRight(Deferred.await(latch), run("SELECT 2")))
+          )
+        )
+        yield* until(
+          "it works",
+          Effect.map(database.activity, (_) => _.idleInTransaction === 1)
+        )
+        const closing = yield* Effect.forkScoped(at.close)
+        yield* until("closing", Effect.isFailure(DbEngine.ping))
+        // Longer than a timer takes that fires at once.
+        yield* pause(20)
+        yield* Deferred.succeed(latch, undefined)
+        yield* Fiber.join(work)
+        yield* Fiber.join(closing)
+      }).pipe(Effect.provide(at.context))
+      yield* untilActivity(database.url, (_) => _.total === 0)
+    })
+  )
+
   it.scopedLive("a dial in progress is given up", () =>
     Effect.gen(function* () {
       const at = yield* closable({ connectTimeout: 5000 })

@@ -80,6 +80,16 @@ describe("a deadline", () => {
     expect(calls).toBe(1)
   })
 
+  it("that is for ever sets no timer", () => {
+    const timers = () => process.getActiveResourcesInfo().filter((_) => _ === "Timeout").length
+    const before = timers()
+    for (const millis of [Infinity, 2 ** 31 + 1999, 2 ** 31 - 1]) deadline(millis, () => {})
+    expect(timers()).toBe(before)
+    const stop = deadline(2 ** 31 - 2, () => {})
+    expect(timers()).toBe(before + 1)
+    stop()
+  })
+
   it("never comes once it was stopped, also in its last turn", async () => {
     let late = false
     const stops = [0, 1, 25].map((millis) =>

@@ -8,8 +8,16 @@ const slices = 10
 /** Shorter ones would say more about timers than about time. */
 const shortest = 20
 
-/** Calls back once after that many milliseconds, of which a standstill counts as one slice. The returned function stops it. @internal */
+/** As long as a timer can count, and longer: what is switched off. @internal */
+export const never = 2 ** 31 - 1
+
+/**
+ * Calls back once after that many milliseconds, of which a standstill counts as one slice; after `never`, not at all. The
+ * returned function stops it.
+ * @internal
+ */
 export const deadline = (millis: number, f: () => void): (() => void) => {
+  if (millis >= never) return () => {}
   let timer: NodeJS.Timeout | undefined = undefined
   let last: NodeJS.Immediate | undefined = undefined
   let left = millis

@@ -12,7 +12,7 @@ import type { DbHost, HookServices, Resolved } from "../DbOptions.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
 import { isBlocking, scheduler } from "./blocking.js"
-import { deadline } from "./deadline.js"
+import { deadline, never } from "./deadline.js"
 import { Root } from "./lease.js"
 import { neutral } from "./neutral.js"
 import type { Control } from "./pipeline.js"
@@ -137,20 +137,20 @@ export class EngineCore {
     const pools = [this.live, ...(this.apart === undefined ? [] : [this.apart]), ...this.retired]
     return Effect.async<void>((resume) => {
       let open = pools.length
-      const timer = setTimeout(() => {
+      const stopTimer = deadline(this.config.drainMillis, () => {
         for (const pool of pools) pool.destroyAll()
-      }, this.config.drainMillis)
+      })
       // Its sockets may take a moment more, but nothing waits for them for ever.
       const over = () => {
         this.metrics.close()
         resume(Effect.void)
       }
-      const last = setTimeout(over, this.config.drainMillis + 2000)
+      const stopLast = deadline(this.config.drainMillis + 2000, over)
       for (const pool of pools) {
         pool.close(() => {
           if (--open > 0) return
-          clearTimeout(timer)
-          clearTimeout(last)
+          stopTimer()
+          stopLast()
           over()
         })
       }
@@ -319,9 +319,6 @@ export class EngineCore {
     }
   }
 }
-
-/** As long as a timer can count: what is switched off. */
-const never = 2 ** 31 - 1
 
 const noControls: ReadonlyArray<Control> = []
 

@@ -1,6 +1,7 @@
 /**
  * Who has which connection of a pool, since when, and for too long.
  */
+import { never } from "./deadline.js"
 import type { Wire } from "./wire.js"
 
 /** Who borrows, for error messages and the leak report. @internal */
@@ -13,9 +14,6 @@ interface Loan {
   readonly since: number
   readonly leak: NodeJS.Timeout | undefined
 }
-
-// setTimeout can't count further: that is "never".
-const longest = 2 ** 31 - 1
 
 /** @internal */
 export class Loans {
@@ -33,7 +31,7 @@ export class Loans {
   begin(wire: Wire, holder: Holder): void {
     const { leakMillis } = this
     let leak: NodeJS.Timeout | undefined = undefined
-    if (leakMillis < longest) leak = setTimeout(() => this.onLeak(holder, leakMillis), leakMillis).unref()
+    if (leakMillis < never) leak = setTimeout(() => this.onLeak(holder, leakMillis), leakMillis).unref()
     this.byWire.set(wire, { holder, since: Date.now(), leak })
   }
 

@@ -8,7 +8,7 @@
  */
 import type { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
-import { deadline } from "./deadline.js"
+import { deadline, never } from "./deadline.js"
 import { Line } from "./line.js"
 import type { Place } from "./line.js"
 import { Loans } from "./loans.js"
@@ -444,7 +444,7 @@ export class Pool {
       this.pause = 0
       wire.generation = this.generation
       const { ttlMillis } = this.options.config
-      wire.expiresAt = ttlMillis >= 2 ** 31 - 1 ? Infinity : Date.now() + ttlMillis * (0.9 + Math.random() * 0.2)
+      wire.expiresAt = ttlMillis >= never ? Infinity : Date.now() + ttlMillis * (0.9 + Math.random() * 0.2)
       this.put(wire)
     })
     if (over) stop()
@@ -478,7 +478,7 @@ export class Pool {
     const { idleMillis, ttlMillis } = this.options.config
     if (this.reaper !== undefined) return
     const every = Math.max(10, Math.min(idleMillis, ttlMillis) / 2)
-    if (every >= (2 ** 31 - 1) / 2) return
+    if (every >= never / 2) return
     this.reaper = neutral(() => setTimeout(this.reap, every)).unref()
   }
 
