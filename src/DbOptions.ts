@@ -72,7 +72,7 @@ export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
   readonly connectTimeout?: Duration.DurationInput | undefined
   /** The most connections on the server, those being opened and closed included. Default: 10. */
   readonly maxConnections?: number | undefined
-  /** Kept open even when idle. Default: 0. */
+  /** Kept open even when idle, from the first use on. Default: 0. */
   readonly minConnections?: number | undefined
   /** An idle connection above the minimum is closed after this. Default: 10 min. */
   readonly idleTimeout?: Duration.DurationInput | undefined

@@ -299,6 +299,25 @@ describe("idle connections", () => {
       })
   )
 
+  for (const [how, options, use] of [
+    ["one use", {}, Effect.asVoid(run("SELECT 1"))],
+    ['connect: "eager"', { connect: "eager" }, Effect.void]
+  ] as const) {
+    wired(
+      database,
+      `minConnections are opened after ${how}, and again after they were closed`,
+      { minConnections: 3, maxConnections: 4, ...options },
+      () =>
+        Effect.gen(function* () {
+          yield* use
+          yield* idle(3)
+          yield* DbEngine.evictAll
+          yield* idle(3)
+          expect((yield* stats).total).toBe(3)
+        })
+    )
+  }
+
   wired(
     database,
     "connectionTTL ends a connection when it is given back, not while it is in use",

@@ -400,7 +400,7 @@ export class Pool {
   }
 
   private fill(): void {
-    if (!this.wanted) return
+    if (!this.wanted || this.closed) return
     for (let i = this.stats.total; i < this.options.config.min; i++) this.dial()
   }
 
@@ -446,6 +446,7 @@ export class Pool {
       const { ttlMillis } = this.options.config
       wire.expiresAt = ttlMillis >= never ? Infinity : Date.now() + ttlMillis * (0.9 + Math.random() * 0.2)
       this.put(wire)
+      this.fill()
     })
     if (over) stop()
   }
