@@ -20,6 +20,7 @@ import { health } from "./internal/health.js"
 import { listen } from "./internal/listen.js"
 import { Root } from "./internal/lease.js"
 import type { Bound } from "./internal/execute.js"
+import { poolClosed } from "./internal/poolErrors.js"
 import { makeCompiler, makeView } from "./internal/sqlClient.js"
 import type { DbSql } from "./internal/sqlClient.js"
 import { streamRows } from "./internal/stream.js"
@@ -43,7 +44,8 @@ export interface DbEngine<Name extends string = "default"> {
 }
 
 /**
- * How many connections there are. `used + idle + connecting + closing = total`, which never exceeds `max`.
+ * How many connections there are. `used + idle + connecting + closing = total`, which never exceeds `max`, unless
+ * connections to hosts that `changeHost` has left are still lent: they count as well, and `max` is that of each host.
  *
  * @since 0.1.0
  * @category models
@@ -97,7 +99,8 @@ export interface EngineService {
   readonly host: DbHost
   /**
    * Goes over to another host. The same target: nothing happens. Another: sessions that hold a connection finish on
-   * the old host, the next one uses the new, and the old pool closes when all have come back.
+   * the old host, the next one uses the new, and the old pool closes when all have come back. A suspended engine stays
+   * so. A closed one refuses with `PoolClosed`.
    */
   readonly changeHost: (target: DbHost | ReadonlyArray<DbHost>) => Effect.Effect<void, SqlError>
   /** One round trip on a connection of the pool. */
@@ -218,6 +221,7 @@ export const makeService = (core: EngineCore): EngineService => {
           })
         )
       }
+      if (core.closed) return Effect.fail(poolClosed())
       core.changeHost(hosts)
       return Effect.void
     })

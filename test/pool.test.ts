@@ -822,6 +822,58 @@ describe("changeHost", () => {
     })
   )
 
+  it.scopedLive("stats count what is lent on the old host until it comes back", () =>
+    Effect.gen(function* () {
+      const { context, there } = yield* two
+      yield* Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        const holder = yield* holdUntil(latch, "holder")
+        yield* DbEngine.changeHost(there)
+        expect(yield* stats).toMatchObject({ total: 1, used: 1, idle: 0, max: 1 })
+        yield* run("SELECT 1")
+        expect(yield* stats).toMatchObject({ total: 2, used: 1, idle: 1, max: 1 })
+        // The new pool has one to lend.
+        expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "pool" })
+        yield* Deferred.succeed(latch, undefined)
+        yield* Fiber.join(holder)
+        yield* until(
+          "the old pool is closed",
+          Effect.map(stats, (_) => _.total === 1 && _.used === 0)
+        )
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("a suspended engine stays so, until resume", () =>
+    Effect.gen(function* () {
+      const { context, other, there } = yield* two
+      yield* Effect.gen(function* () {
+        yield* DbEngine.suspend
+        yield* DbEngine.changeHost(there)
+        expect((yield* DbEngine.health).suspended).toBe(true)
+        const waiting = yield* Effect.forkScoped(run("SELECT 'resumed'"))
+        yield* pending(1)
+        expect(yield* stats).toMatchObject({ connecting: 0, total: 0 })
+        yield* DbEngine.resume
+        yield* Fiber.join(waiting)
+        expect(other.statements()).toEqual(["SELECT 'resumed'"])
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("a closed engine refuses it, and stays closed", () =>
+    Effect.gen(function* () {
+      const scope = yield* Scope.make()
+      const { engine } = yield* Scope.extend(wire(database), scope)
+      const other = yield* proxy(database.url)
+      yield* engine.ping
+      yield* Scope.close(scope, Exit.void)
+      expect((yield* reasonOf(engine.changeHost({ host: other.host, port: other.port })))._tag).toBe("PoolClosed")
+      expect((yield* reasonOf(engine.ping))._tag).toBe("PoolClosed")
+      expect(other.accepted).toBe(0)
+    })
+  )
+
   it.scopedLive("the same target: nothing happens", () =>
     Effect.gen(function* () {
       const { context, proxy } = yield* two

@@ -54,7 +54,7 @@ export class EngineCore {
     const { beforeSession } = config.options
     this.beforeSession =
       beforeSession === undefined ? undefined : (this.provide(beforeSession) as Effect.Effect<void, DbError>)
-    this.metrics = new PoolMetrics(name, () => this.figures)
+    this.metrics = new PoolMetrics(name, () => ({ ...this.total(this.pools), min: config.min }))
     this.watched = config.operationMetrics || config.slowMillis < never
     this.live = this.makePool()
   }
@@ -69,16 +69,27 @@ export class EngineCore {
     return (this.apart ??= this.makePool({ ...this.config, min: 0 }, dialRemote))
   }
 
+  /** Of the pool that lends here, and of those of hosts that the engine has left. */
   get stats(): PoolStats {
-    return this.pool().stats
+    return this.total([this.pool(), ...this.retired])
   }
 
-  /** Of all its pools: those of hosts that it has left as well. */
-  private get figures() {
-    const pools = [this.live, ...(this.apart === undefined ? [] : [this.apart]), ...this.retired].map((_) => _.stats)
-    const sum = (of: (stats: PoolStats) => number) => pools.reduce((sum, stats) => sum + of(stats), 0)
-    const { max, min } = this.config
-    return { idle: sum((_) => _.idle), used: sum((_) => _.used), pending: sum((_) => _.pending), max, min }
+  private total(pools: ReadonlyArray<Pool>): PoolStats {
+    const all = pools.map((_) => _.stats)
+    const sum = (of: (stats: PoolStats) => number) => all.reduce((sum, stats) => sum + of(stats), 0)
+    return {
+      total: sum((_) => _.total),
+      idle: sum((_) => _.idle),
+      used: sum((_) => _.used),
+      connecting: sum((_) => _.connecting),
+      closing: sum((_) => _.closing),
+      pending: sum((_) => _.pending),
+      max: this.config.max
+    }
+  }
+
+  private get pools(): ReadonlyArray<Pool> {
+    return [this.live, ...(this.apart === undefined ? [] : [this.apart]), ...this.retired]
   }
 
   get host(): DbHost {
@@ -120,6 +131,7 @@ export class EngineCore {
     this.config = { ...this.config, target: { ...this.config.target, hosts } }
     const old = this.live
     this.live = this.makePool()
+    if (old.suspended) this.live.suspend()
     this.retired.add(old)
     old.retire(this.live, () => this.retired.delete(old))
     const apart = this.apart
@@ -134,7 +146,7 @@ export class EngineCore {
   /** Drains: no new work, what is in hand may finish until `drainTimeout`, the rest is cut. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     this.closed = true
-    const pools = [this.live, ...(this.apart === undefined ? [] : [this.apart]), ...this.retired]
+    const { pools } = this
     return Effect.async<void>((resume) => {
       let open = pools.length
       const stopTimer = deadline(this.config.drainMillis, () => {

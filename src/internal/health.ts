@@ -87,7 +87,7 @@ const inTime = (engine: EngineCore, effect: Effect.Effect<unknown, DbError>): Ef
 
 /** Without a wait: nobody who asks the pool is told "all are in use" instead of "it answers". */
 const lends = (engine: EngineCore): boolean => {
-  const { idle, max, pending, total } = engine.stats
+  const { idle, max, pending, total } = engine.pool().stats
   return engine.closed || (!isSuspended(engine) && pending === 0 && (idle > 0 || total < max))
 }
 
