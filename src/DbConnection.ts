@@ -21,6 +21,7 @@ import type { EngineCore } from "./internal/engine.js"
 import { Root, topOf, without } from "./internal/lease.js"
 import type { Stacked } from "./internal/lease.js"
 import { undoReleased } from "./internal/session.js"
+import { isBelowZero } from "./internal/transactionSql.js"
 import type { Wire } from "./internal/wire.js"
 
 /**
@@ -213,10 +214,12 @@ const push =
 
 const refuse = (options: ConnectionOptions): DbError | undefined => {
   if (options.timeout === undefined) return undefined
-  const decoded = Duration.decodeUnknown(options.timeout)
-  return Option.isSome(decoded)
+  return !isBelowZero(options.timeout) && Option.isSome(Duration.decodeUnknown(options.timeout))
     ? undefined
-    : DbError.make("InvalidInput", { message: "The option timeout is not a duration.", hint: 'Write "5 seconds".' })
+    : DbError.make("InvalidInput", {
+        message: "The option timeout is not a duration of 0 or more.",
+        hint: 'Write milliseconds, or "5 seconds".'
+      })
 }
 
 /** Makes the wrapper, borrows unless it is lazy, and sees to its end. Nothing has changed when it fails. */

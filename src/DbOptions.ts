@@ -9,6 +9,7 @@ import type { SqlClient } from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Schedule from "effect/Schedule"
 import type { ConnectionOptions } from "node:tls"
@@ -20,6 +21,7 @@ import type { DbSession } from "./DbSession.js"
 import { never } from "./internal/deadline.js"
 import { checkStartupValue } from "./internal/input.js"
 import { Probe } from "./internal/probe.js"
+import { checkBoolean, isBelowZero, validate } from "./internal/transactionSql.js"
 import type { IsolationLevel } from "./internal/transactionSql.js"
 
 /**
@@ -211,10 +213,19 @@ const millis = (
 ): Effect.Effect<number, DbError> =>
   Effect.suspend(() => {
     if (input === undefined) return Effect.succeed(fallback)
-    const decoded = Duration.decodeUnknown(input)
-    if (decoded._tag === "None") return Effect.fail(bad(`The option ${name} is not a duration.`, `Write "5 seconds".`))
-    return Effect.succeed(Math.min(Duration.toMillis(decoded.value), never))
+    const decoded = isBelowZero(input) ? Option.none() : Duration.decodeUnknown(input)
+    return Option.isNone(decoded)
+      ? Effect.fail(bad(`The option ${name} is not a duration of 0 or more.`, 'Write milliseconds, or "5 seconds".'))
+      : Effect.succeed(Math.min(Duration.toMillis(decoded.value), never))
   })
+
+/** A limit of 0, under which nothing would ever be done in time. */
+const positive = (...args: Parameters<typeof millis>): Effect.Effect<number, DbError> =>
+  Effect.filterOrFail(
+    millis(...args),
+    (given) => given > 0,
+    () => bad(`The option ${args[0]} is 0, in which nothing can be done.`, "Write more than 0; Infinity is no limit.")
+  )
 
 const count = (
   name: string,
@@ -346,6 +357,14 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     const refused = value === undefined ? undefined : checkStartupValue(name, value)
     if (refused !== undefined) return yield* Effect.fail(refused)
   }
+  const { deferrable, isolation, loadBalanceHosts, operationMetrics, pipelining, readOnly } = options
+  const wrong =
+    validate({ isolation, readOnly, deferrable }) ??
+    checkBoolean("loadBalanceHosts", loadBalanceHosts) ??
+    checkBoolean("operationMetrics", operationMetrics) ??
+    checkBoolean("pipelining", pipelining)
+  if (wrong !== undefined) return yield* Effect.fail(wrong)
+  yield* oneOf("connect", options.connect, "lazy", ["lazy", "eager"])
   const startup: Array<readonly [string, string]> = []
   for (const [name, setting, input] of [
     ["statementTimeout", "statement_timeout", options.statementTimeout],
@@ -375,30 +394,30 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
       "any",
       attrsAllowed
     ),
-    loadBalance: options.loadBalanceHosts ?? false,
+    loadBalance: loadBalanceHosts ?? false,
     applicationName,
     acquireMillis: yield* millis("acquireTimeout", options.acquireTimeout, 5000),
-    connectMillis: yield* millis("connectTimeout", options.connectTimeout, 5000),
+    connectMillis: yield* positive("connectTimeout", options.connectTimeout, 5000),
     max,
     min,
     idleMillis: yield* millis("idleTimeout", options.idleTimeout, 600_000),
-    ttlMillis: yield* millis("connectionTTL", options.connectionTTL, 1_800_000),
+    ttlMillis: yield* positive("connectionTTL", options.connectionTTL, 1_800_000),
     validateMillis: yield* millis("validateAfter", options.validateAfter, 1000),
     blockMillis: yield* millis("blockTimeout", options.blockTimeout, 30_000),
-    settleMillis: yield* millis("settleTimeout", options.settleTimeout, 10_000),
+    settleMillis: yield* positive("settleTimeout", options.settleTimeout, 10_000),
     drainMillis: yield* millis("drainTimeout", options.drainTimeout, 10_000),
     leakMillis: yield* millis("leakTimeout", options.leakTimeout, never),
     reset: yield* oneOf("resetOnRelease", options.resetOnRelease, "auto", ["auto", "always", "never"]),
     prepared,
-    pipelining: options.pipelining ?? true,
+    pipelining: pipelining ?? true,
     multiple:
       (yield* oneOf("multipleStatements", options.multipleStatements, "allow", ["allow", "forbid"])) === "allow",
     implicit: (yield* oneOf("implicitExecution", options.implicitExecution, "allow", ["allow", "forbid"])) === "allow",
     startup,
     slowMillis: yield* millis("slowStatement", options.slowStatement, never),
-    operationMetrics: options.operationMetrics ?? false,
+    operationMetrics: operationMetrics ?? false,
     comment: yield* commentOf(options.sqlCommenter),
-    healthMillis: yield* millis("healthTimeout", options.healthTimeout, 1000),
+    healthMillis: yield* positive("healthTimeout", options.healthTimeout, 1000),
     probe: new Probe()
   }
 })

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Effect } from "effect"
-import { Database, DbConnection, DbEngine, DbLayer, DbSession, withTransaction } from "effect-db"
+import { Database, DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
 
 const database = testDatabase()
@@ -88,6 +88,60 @@ describe("effects in the options", () => {
           afterConnect: Effect.flatMap(DbEngine, ({ sql }) => sql`SELECT set_config('app.name', 'other', false)`)
         })
       )
+    )
+  })
+})
+
+describe("options that can't be meant", () => {
+  const refused: ReadonlyArray<readonly [name: string, values: ReadonlyArray<unknown>]> = [
+    ["acquireTimeout", [-1, NaN, "-5 seconds", "soon"]],
+    ["blockTimeout", [-1, NaN]],
+    ["drainTimeout", [-1, NaN]],
+    ["idleTimeout", [-1, NaN]],
+    ["validateAfter", [-1, NaN]],
+    ["leakTimeout", [-1, NaN]],
+    ["slowStatement", [-1, NaN]],
+    ["statementTimeout", [-5, NaN]],
+    ["lockTimeout", [-5, NaN]],
+    ["idleInTransactionTimeout", [-5, NaN]],
+    ["transactionTimeout", [-5, NaN]],
+    ["connectTimeout", [0, -1, NaN]],
+    ["connectionTTL", [0, "0 millis", -1]],
+    ["settleTimeout", [0, -1]],
+    ["healthTimeout", [0, -1]],
+    ["isolation", ["bogus"]],
+    ["readOnly", ["yes"]],
+    ["deferrable", [1]],
+    ["connect", ["bogus"]],
+    ["pipelining", ["off"]],
+    ["loadBalanceHosts", ["yes"]],
+    ["operationMetrics", ["yes"]]
+  ]
+  it.each(refused)("%s: InvalidInput, which names it and says what is allowed", (name, values) =>
+    Effect.runPromise(
+      Effect.forEach(
+        values,
+        (value) =>
+          Effect.gen(function* () {
+            const error = yield* Effect.flip(Effect.scoped(DbEngine.make({ url: database.url, [name]: value })))
+            expect(DbError.reason(error)).toMatchObject({ _tag: "InvalidInput" })
+            expect(error.message).toContain(name)
+            expect(DbError.reason(error)?.hint).toMatch(/^(Write|Give|Choose) /)
+          }),
+        { discard: true }
+      )
+    )
+  )
+
+  it.live("a time of 0 that means something, and Infinity, are taken", () => {
+    const off = ["statementTimeout", "lockTimeout", "idleInTransactionTimeout"]
+    const atOnce = ["acquireTimeout", "blockTimeout", "drainTimeout", "idleTimeout", "validateAfter", "slowStatement"]
+    const limits = ["acquireTimeout", "connectTimeout", "connectionTTL", "settleTimeout", "healthTimeout"]
+    const given = (names: ReadonlyArray<string>, value: number) => names.map((name) => ({ [name]: value }))
+    return Effect.forEach(
+      [...given([...off, ...atOnce, "leakTimeout"], 0), ...given([...limits, "leakTimeout"], Infinity)],
+      (options) => Effect.scoped(DbEngine.make({ url: database.url, ...options })),
+      { discard: true }
     )
   })
 })

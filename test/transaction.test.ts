@@ -194,6 +194,14 @@ describe("16 savepoints", () => {
 })
 
 describe("propagation", () => {
+  test("a word that there is not is InvalidInput, and nothing runs", () =>
+    Effect.gen(function* () {
+      for (const options of [{ propagation: "bogus" }, { retry: "yes" }]) {
+        expect(yield* reason(withTransaction(insert(1), options as never))).toBe("InvalidInput")
+      }
+      expect(yield* committed(database)).toEqual([])
+    }))
+
   const { never, mandatory } = { never: { propagation: "never" }, mandatory: { propagation: "mandatory" } } as const
 
   for (const [name, around] of insideForms) {

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Duration, FastCheck as fc } from "effect"
+import { Duration, FastCheck as fc, Schedule } from "effect"
 import type { TransactionOptions } from "../src/internal/transactionSql.js"
 import {
   begin,
@@ -130,6 +130,16 @@ describe("validate", () => {
   it.each(["readOnly", "deferrable"])("refuses %s that is not a boolean", (name) => {
     assert.include(refused({ [name]: "true" }), name)
     assert.include(refused({ [name]: null }), name)
+  })
+
+  it.each([
+    ["propagation", ["nested", "required", "requiresNew", "mandatory", "supports", "notSupported", "never"]],
+    ["currentTransaction", ["commit", "rollback", "append", "raise"]],
+    ["retry", [true, false, Schedule.recurs(3)]],
+    ["verifyOutcome", [true, false]]
+  ])("takes for the block's option %s what there is, and nothing else", (name, allowed) => {
+    for (const value of [undefined, ...allowed]) assert.isUndefined(refused({ [name]: value }))
+    for (const value of ["bogus", "yes", "", 1, null, {}]) assert.include(refused({ [name]: value }), name)
   })
 
   it("refuses a name that is not a string", () => {

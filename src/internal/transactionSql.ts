@@ -3,6 +3,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import { DbError } from "../DbError.js"
 
 /**
@@ -90,8 +91,8 @@ const settingName = /^[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)*$/i
 
 const longest = 2 ** 31 - 1
 
-// Duration turns negative numbers and NaN into zero, which would lift the limit
-const isBelowZero = (input: unknown): boolean =>
+/** `Duration` turns negative numbers and NaN into zero, which would lift the limit. */
+export const isBelowZero = (input: unknown): boolean =>
   typeof input === "number"
     ? !(input >= 0)
     : typeof input === "bigint"
@@ -111,7 +112,7 @@ const checkDuration = (name: string, input: unknown): DbError | undefined => {
       )
 }
 
-const checkBoolean = (name: string, input: unknown): DbError | undefined =>
+export const checkBoolean = (name: string, input: unknown): DbError | undefined =>
   input === undefined || typeof input === "boolean"
     ? undefined
     : refuse(`The option ${name} is not a boolean`, "Give true or false, or leave it out for the default.")
@@ -138,8 +139,29 @@ const checkSettings = (input: unknown): DbError | undefined => {
   return undefined
 }
 
-/** Refuses what would be wrong, or would be read as something else, on the server. */
-export const validate = (options: TransactionOptions): DbError | undefined => {
+/** What a block has besides the options of its transaction. */
+interface BlockWords {
+  readonly propagation?: unknown
+  readonly currentTransaction?: unknown
+  readonly retry?: unknown
+  readonly verifyOutcome?: unknown
+}
+
+const propagations = ["nested", "required", "requiresNew", "mandatory", "supports", "notSupported", "never"]
+const currentTransactions = ["commit", "rollback", "append", "raise"]
+
+const checkWord = (name: string, input: unknown, allowed: ReadonlyArray<unknown>): DbError | undefined =>
+  input === undefined || allowed.includes(input)
+    ? undefined
+    : refuse(`The option ${name} is none that there is`, `Give one of: ${allowed.join(", ")}.`)
+
+const checkRetry = (input: unknown): DbError | undefined =>
+  input === undefined || typeof input === "boolean" || Schedule.isSchedule(input)
+    ? undefined
+    : refuse("The option retry is neither a boolean nor a Schedule", "Give true for the default, or a Schedule.")
+
+/** Refuses what would be wrong, or would be read as something else, on the server or by a block. */
+export const validate = (options: TransactionOptions & BlockWords): DbError | undefined => {
   if (options.isolation !== undefined && !levels.has(options.isolation)) {
     return refuse("The option isolation is not an isolation level", `Give one of: ${[...levels.keys()].join(", ")}.`)
   }
@@ -152,7 +174,11 @@ export const validate = (options: TransactionOptions): DbError | undefined => {
     checkDuration("statementTimeout", options.statementTimeout) ??
     checkDuration("lockTimeout", options.lockTimeout) ??
     checkDuration("timeout", options.timeout) ??
-    checkSettings(options.settings)
+    checkSettings(options.settings) ??
+    checkWord("propagation", options.propagation, propagations) ??
+    checkWord("currentTransaction", options.currentTransaction, currentTransactions) ??
+    checkRetry(options.retry) ??
+    checkBoolean("verifyOutcome", options.verifyOutcome)
   )
 }
 
