@@ -181,6 +181,45 @@ describe("41 stream", () => {
       )
     }))
 
+  /** Streams a query that has written: a row whose parent does not exist, which the server finds out at COMMIT. */
+  const writing = (parent: number) =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* sql`ALTER TABLE t ADD parent int REFERENCES t DEFERRABLE INITIALLY DEFERRED`
+      yield* sql.unsafe(
+        "CREATE OR REPLACE FUNCTION adds(int, int) RETURNS int LANGUAGE sql AS 'INSERT INTO t VALUES ($1, NULL, $2) RETURNING id'"
+      )
+      return sql<{ n: number }>`SELECT adds(n, ${parent}::int) AS n FROM generate_series(1, 3) n`.stream
+    })
+
+  test("without a session commits when it has been read to its end", () =>
+    Effect.gen(function* () {
+      expect(yield* collect(yield* writing(1))).toEqual(upTo(3))
+      expect(yield* committed(database)).toEqual([1, 2, 3])
+    }))
+
+  test("without a session fails with what its COMMIT fails with", () =>
+    Effect.gen(function* () {
+      expect(yield* reason(Stream.runDrain(yield* writing(99)))).toBe("ForeignKeyViolation")
+      expect(yield* used).toBe(0)
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  test("without a session fails when its backend is killed before COMMIT", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const own = sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`.stream
+      const killed = Stream.tap(own, ({ pid }) => database.query("SELECT pg_terminate_backend($1, 5000)", [pid]))
+      expect(["ConnectionError", "CommitUnknown"]).toContain(yield* reason(Stream.runDrain(killed)))
+      expect(yield* used).toBe(0)
+    }))
+
+  test("without a session, left half-way, undoes what the query has written", () =>
+    Effect.gen(function* () {
+      expect(yield* Stream.runHead(yield* writing(1))).toEqual(Option.some({ n: 1 }))
+      expect(yield* committed(database)).toEqual([])
+    }))
+
   test("outlives no commit: what is read after it is TransactionClosed, and the new transaction is unharmed", () =>
     Effect.gen(function* () {
       yield* DbSession.autocommit(

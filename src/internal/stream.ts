@@ -1,5 +1,6 @@
 /**
- * Results larger than memory: a cursor in the ambient transaction, or in one of its own for the scope of the stream.
+ * Results larger than memory: a cursor in the ambient transaction, or in one of its own for the scope of the stream,
+ * which commits when the rows have been read to their end.
  * The next FETCH is on its way while a chunk is consumed; other statements of the session run in between.
  */
 import type { SqlError } from "@effect/sql/SqlError"
@@ -63,9 +64,7 @@ export const streamRows = (
       const cursor = `effect_db_cursor_${++cursors}`
       return Effect.gen(function* () {
         const scope = yield* Effect.scope
-        if (session === undefined) {
-          yield* Scope.addFinalizerExit(scope, (exit) => Effect.ignore(endSlot(slot, undefined, Exit.isSuccess(exit))))
-        }
+        if (session === undefined) yield* Scope.addFinalizer(scope, Effect.ignore(endSlot(slot, undefined, false)))
         const first: Bound = bound._tag === "Slot" ? bound : { _tag: "Slot", slot, unit: undefined }
         yield* run(`DECLARE ${cursor} NO SCROLL CURSOR FOR ${text}`, params, first)
         const unit = slot.get()
@@ -106,8 +105,12 @@ export const streamRows = (
           })
         )
         yield* fetch
+        // Here and not in a finalizer, which could not tell that the COMMIT has failed.
+        const end = session === undefined ? endSlot(slot, undefined, true) : Effect.void
         const pull = Effect.suspend(() =>
-          next === undefined ? Effect.fail(Option.none()) : Effect.mapError(Fiber.join(next), Option.some)
+          next === undefined
+            ? Effect.zipRight(Effect.mapError(end, Option.some), Effect.fail(Option.none()))
+            : Effect.mapError(Fiber.join(next), Option.some)
         ).pipe(
           Effect.tap((rows) => {
             next = undefined
