@@ -558,6 +558,25 @@ const leftovers: ReadonlyArray<Leftover> = [
   }
 ]
 
+const q = "coalesce(current_setting('app.q', true), '')"
+const temporary = "(SELECT count(*)::text FROM pg_class WHERE relname = 'mine' AND relpersistence = 't')"
+
+/** Other ways to leave the same, each in one text. */
+const disguised: ReadonlyArray<readonly [text: string, look: string, clean: string]> = [
+  ["CREATE OR REPLACE TEMP VIEW mine AS SELECT 1 AS x", temporary, "0"],
+  ["CREATE /* for now */ TEMPORARY TABLE mine (id int)", temporary, "0"],
+  ["SELECT 1 AS id INTO /* for /* just */ now */ TEMP mine", temporary, "0"],
+  ["EXPLAIN ANALYZE CREATE TEMP TABLE mine AS SELECT 1", temporary, "0"],
+  ["UPDATE pg_settings SET setting = '7777' WHERE name = 'work_mem'", "current_setting('work_mem')", "4MB"],
+  ["SELECT set_config('app.q', ', true)', false)", q, ""],
+  ["SELECT set_config('app.q', $$, true)$$, false)", q, ""],
+  ["SELECT set_config('app.q', 'v', 'f')", q, ""],
+  ["SELECT set_config('app.q', 'v', not true)", q, ""],
+  ["SELECT set_config('app.q', 'v', false /*, true) */)", q, ""],
+  [`SELECT "set_config"('app.q', 'v', false)`, q, ""],
+  ["SELECT set_config('app.p', 'v', true), set_config('app.q', 'v', false)", q, ""]
+]
+
 describe("FAULTS 49: what a borrower leaves behind", () => {
   const look = (_: Leftover) => Effect.map(run(`SELECT ${_.look} AS found`), (rows) => rows[0]!["found"])
   const leave = (_: Leftover) => DbConnection.withConnection(Effect.forEach(_.leave, run))
@@ -594,6 +613,29 @@ describe("FAULTS 49: what a borrower leaves behind", () => {
       })
     )
   }
+
+  for (const [text, look, clean] of disguised) {
+    wired(database, `"auto" sweeps what ${text} leaves`, { maxConnections: 1 }, (at) =>
+      Effect.gen(function* () {
+        yield* run(text)
+        expect(yield* run(`SELECT ${look} AS found`)).toEqual([{ found: clean }])
+        expect(startups(at)).toBe(1)
+      })
+    )
+  }
+
+  wired(database, '"auto" resets for nothing that ends with the transaction', { maxConnections: 1 }, (at) =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      yield* sql`SELECT set_config(${"app.q"}, ${"v"}, true)`
+      yield* run("SELECT set_config('app.q', ', false)', TRUE), 'temp' AS t")
+      yield* run("SELECT pg_advisory_xact_lock(1)")
+      yield* run("INSERT INTO t SELECT temp FROM (VALUES (1)) AS readings (temp)")
+      yield* run("SELECT setting FROM pg_settings WHERE name = 'work_mem'")
+      yield* DbSession.autocommit(run("SET LOCAL work_mem = '5MB'"))
+      expect(at.proxy.statements().filter((_) => _.includes("RESET ALL"))).toEqual([])
+    })
+  )
 
   for (const resetOnRelease of ["auto", "always", "never"] as const) {
     wired(
@@ -677,11 +719,13 @@ describe("afterConnect", () => {
         expect(yield* look).toBe("6MB")
         expect(yield* look).toBe("6MB")
         expect(runs).toBe(1)
-        yield* run("SET work_mem = '9MB'")
-        expect(yield* look).toBe("6MB")
+        for (const text of ["SET work_mem = '9MB'", "RESET work_mem", "RESET ALL"]) {
+          yield* run(text)
+          expect(yield* look).toBe("6MB")
+        }
         yield* DbEngine.evictAll
         expect(yield* look).toBe("6MB")
-        expect(runs).toBe(3)
+        expect(runs).toBe(5)
       }).pipe(Effect.provide(context))
     })
   )

@@ -2,7 +2,7 @@
  * A statement's text as it may be shown to those who watch: its literals masked, and a summary of few words. The rules
  * are OpenTelemetry's, those of the comment sqlcommenter's.
  */
-import { redactSql } from "./sqlState.js"
+import { redactSql, withoutLiterals } from "./sqlState.js"
 
 /** What is told of a text. @internal */
 export interface Described {
@@ -11,6 +11,9 @@ export interface Described {
   /** The text without literals and comments. */
   readonly text: string
 }
+
+/** What the server reads as commands and names: the text with its literals emptied, and a space for each comment. @internal */
+export const codeOf = (text: string): string => withoutLiterals(text, "''", " ")
 
 const known = new Map<string, Described>()
 const knownTexts = 1024

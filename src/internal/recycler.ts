@@ -5,6 +5,7 @@
 import type { DbError } from "../DbError.js"
 import { deadline } from "./deadline.js"
 import { Command } from "./pipeline.js"
+import { codeOf } from "./queryText.js"
 import type { Wire } from "./wire.js"
 
 /**
@@ -16,16 +17,44 @@ export const resetText =
   "SET SESSION AUTHORIZATION DEFAULT;RESET ALL;CLOSE ALL;UNLISTEN *;" +
   "SELECT pg_advisory_unlock_all();DISCARD TEMP;DISCARD SEQUENCES"
 
-const leavingTags = /^(?:SET|LISTEN|DO|CALL|LOAD|PREPARE|DISCARD|DECLARE CURSOR|CREATE FUNCTION)/
+const leavingTags = /^(?:SET|RESET|LISTEN|DO|CALL|LOAD|PREPARE|DISCARD|DECLARE CURSOR|CREATE FUNCTION)/
 
 /** SET LOCAL and its like end with the transaction; WITH HOLD does not. */
 const localSet = /^\s*set\s+(?:local|transaction|constraints)\b/i
 
-const leavingText =
-  /advisory_lock|pg_temp|\bsetseed\b|dblink_connect|\bset_config\b|\b(?:create|into)\s+(?:(?:local|global)\s+)?temp(?:orary)?\b|\bwith\s+hold\b/i
+/** Without one of these words a text leaves nothing. */
+const suspicious =
+  /advisory_lock|pg_temp|pg_settings|\bsetseed\b|dblink_connect|set_config|\btemp(?:orary)?\b|\bhold\b/i
 
-const sessionSetConfig = /set_config\s*\((?![^()]*,\s*true\s*\))/i
-const onlySetConfig = /advisory_lock|pg_temp|\bsetseed\b|dblink_connect|temp|\bhold\b/i
+const leaving =
+  /advisory_lock|pg_temp|\bsetseed\b|dblink_connect|\binto\s+(?:(?:local|global)\s+)?temp(?:orary)?\b|\bwith\s+hold\b/i
+
+/** A word in one of these commands; where in it, is not asked. */
+const leavingCommands: ReadonlyArray<readonly [command: RegExp, word: RegExp]> = [
+  [/\bcreate\b/i, /\btemp(?:orary)?\b/i],
+  [/\bupdate\b/i, /pg_settings/i]
+]
+
+/** More than `codeOf` takes away. */
+const nestedComment = /\/\*(?:(?!\*\/)[^])*\/\*/
+
+const setsConfig = /set_config/gi
+const localSetConfig = /\bset_config\s*\([^(),]*,[^(),]*,\s*true\s*\)/gi
+
+const count = (pattern: RegExp, text: string): number => text.match(pattern)?.length ?? 0
+
+/** A literal may be run as well, a comment may hide what is: both readings count, and a doubt costs a round trip. */
+const looksLeaving = (text: string): boolean => {
+  if (!suspicious.test(text)) return false
+  const code = codeOf(text)
+  return (
+    leaving.test(text) ||
+    leaving.test(code) ||
+    nestedComment.test(text) ||
+    leavingCommands.some(([command, word]) => command.test(text) && word.test(text)) ||
+    count(setsConfig, text) > count(localSetConfig, code)
+  )
+}
 
 const cache = new Map<string, boolean>()
 
@@ -33,7 +62,7 @@ const cache = new Map<string, boolean>()
 const byText = (text: string): boolean => {
   let known = cache.get(text)
   if (known === undefined) {
-    known = leavingText.test(text) && (onlySetConfig.test(text) || sessionSetConfig.test(text))
+    known = looksLeaving(text)
     if (text.length < 4096) {
       if (cache.size >= 4096) cache.clear()
       cache.set(text, known)

@@ -111,9 +111,10 @@ const maxStatement = 1000
 export const redactSql = (text: string): string =>
   text.length > maxStatement ? `${withoutLiterals(text.slice(0, maxStatement))}...` : withoutLiterals(text)
 
-const withoutLiterals = (text: string): string =>
+/** A text without its literals and comments. Of nested comments the end is left. */
+export const withoutLiterals = (text: string, literal = "'...'", comment = ""): string =>
   text.replace(sqlParts, (part) =>
-    part.startsWith('"') ? part : part.startsWith("--") || part.startsWith("/*") ? "" : "'...'"
+    part.startsWith('"') ? part : part.startsWith("--") || part.startsWith("/*") ? comment : literal
   )
 
 /** The UTF-16 offset of the server's position, which counts characters from one. */
