@@ -3,6 +3,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import { Chunk, Deferred, Effect, Fiber, Option, Redacted, Stream } from "effect"
 import { DbConnection, DbEngine, DbError, DbQuery, DbSession, withTransaction } from "effect-db"
+import type { DbSql } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
 import {
@@ -870,4 +871,78 @@ describe("bad input is refused before the wire", () => {
       )
     )
   )
+})
+
+describe("a name that PostgreSQL would cut, or that is empty", () => {
+  const long = "n".repeat(64)
+  const bad: ReadonlyArray<readonly [name: string, of: (sql: DbSql) => Statement.Statement<object>]> = [
+    ["sql(name)", (sql) => sql`SELECT ${sql(long)} FROM t`],
+    ["an empty name", (sql) => sql`SELECT 1 AS ${sql("")}`],
+    ["64 bytes of 32 letters", (sql) => sql`SELECT 1 AS ${sql("ü".repeat(32))}`],
+    ["a part of a dotted name", (sql) => sql`SELECT ${sql(`t.${long}`)} FROM t`],
+    ["sql.insert", (sql) => sql`INSERT INTO t ${sql.insert({ id: 1, [long]: 2 })}`],
+    ["sql.insert of several", (sql) => sql`INSERT INTO t ${sql.insert([{ [long]: 2 }, { [long]: 3 }])}`],
+    ["sql.update", (sql) => sql`UPDATE t SET ${sql.update({ id: 1, [long]: 2 }, ["id"])}`],
+    ["sql.updateValues", (sql) => sql`UPDATE t SET note = 'x' FROM ${sql.updateValues([{ [long]: 1 }], "d")}`],
+    ["sql.in", (sql) => sql`SELECT 1 FROM t WHERE ${sql.in(long, [1])}`]
+  ]
+
+  for (const [name, of] of bad) {
+    proxied(`is InvalidInput before the wire, however it is run: ${name}`, (proxy) =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* sql`SELECT 1`
+        proxy.reset()
+        const statement = of(sql)
+        const runs: ReadonlyArray<Effect.Effect<unknown, SqlError>> = [
+          statement,
+          statement.raw,
+          statement.values,
+          statement.unprepared,
+          statement.withoutTransform,
+          Stream.runDrain(statement.stream),
+          DbQuery.copyFrom(statement, Stream.empty)
+        ]
+        for (const run of runs) expect(yield* reason(run)).toBe("InvalidInput")
+        expect(yield* reason(DbSession.batch([sql`SELECT 1`, statement]))).toBe("InvalidInput")
+        expect(() => statement.compile()).toThrow(DbError)
+        expect(proxy.flights()).toBe(0)
+      })
+    )
+  }
+
+  test("leaves a session as it was", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* withTransaction(
+        Effect.zipRight(insert(1), Effect.ignore(sql`SELECT ${sql(long)} FROM t`)).pipe(Effect.zipRight(insert(2)))
+      )
+      expect(yield* committed(database)).toEqual([1, 2])
+    }))
+
+  test(
+    "is one that is so after the client's transform",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const name = "n".repeat(60)
+        expect(yield* reason(sql`SELECT 1 AS ${sql(name)}`)).toBe("InvalidInput")
+        expect(yield* sql`SELECT 1 AS ${sql(name)}`.withoutTransform).toEqual([{ [name]: 1 }])
+        expect(yield* sql.withoutTransforms()`SELECT 1 AS ${sql(name)}`).toEqual([{ [name]: 1 }])
+        expect(yield* sql`SELECT 1 AS ${sql("ok")}`).toEqual([{ long_ok: 1 }])
+      }),
+    {
+      transformQueryNames: (name) => `long_${name}`,
+      transformResultNames: (name) => name
+    }
+  )
+
+  test("is none of 63 bytes, and may have quotes", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const name of ["n".repeat(63), 'it"s']) {
+        expect(yield* sql`SELECT t.id AS ${sql(name)} FROM (VALUES (1)) AS t (id)`).toEqual([{ [name]: 1 }])
+      }
+      expect(yield* sql`SELECT ${sql("t.id")} FROM (VALUES (1)) AS t (id)`).toEqual([{ id: 1 }])
+    }))
 })

@@ -11,7 +11,7 @@ import { executeGroup, executeTogether } from "./execute.js"
 import { isObserved, observe, withExtras } from "./observe.js"
 import type { Observation, Observed } from "./observe.js"
 import { describeSql } from "./queryText.js"
-import { isRefused, makeSpec } from "./statement.js"
+import { compileOf, isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
 
 /**
@@ -38,7 +38,9 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
     const path = Ambient.searchPath(entry)
     const specs: Array<Spec> = []
     for (const statement of statements) {
-      const [text, params] = statement.compile()
+      const compiled = compileOf(statement)
+      if (isRefused(compiled)) return Effect.fail(compiled)
+      const [text, params] = compiled
       const spec: Spec | DbError = makeSpec(text, params, "object", { several: false, prepare: true, path })
       if (isRefused(spec)) return Effect.fail(spec)
       specs.push(spec)

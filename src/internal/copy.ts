@@ -19,7 +19,7 @@ import { observeOwn } from "./observe.js"
 import type { Pipeline } from "./pipeline.js"
 import type { Result } from "./rows.js"
 import { ViewConnection } from "./sqlClient.js"
-import { isRefused, makeSpec } from "./statement.js"
+import { compileOf, isRefused, makeSpec } from "./statement.js"
 
 const refuse = (message: string, hint: string): DbError => DbError.make("InvalidInput", { message, hint })
 
@@ -33,7 +33,9 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
             refuse("The statement belongs to another SqlClient.", "Use the sql of DbSession or DbEngine.")
           )
         }
-        const [text, params] = statement.compile()
+        const compiled = compileOf(statement)
+        if (isRefused(compiled)) return Effect.fail(compiled)
+        const [text, params] = compiled
         if (!pattern.test(text)) {
           return Effect.fail(
             refuse(

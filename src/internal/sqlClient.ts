@@ -21,9 +21,11 @@ import type { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
 import { execute } from "./execute.js"
 import type { Bound } from "./execute.js"
+import { checkIdentifier } from "./input.js"
 import { isObserved, observe, observeScoped } from "./observe.js"
 import type { Observation } from "./observe.js"
 import type { Result } from "./rows.js"
+import { compileOf, isRefused } from "./statement.js"
 import { isTraced, unseenSpan } from "./telemetry.js"
 
 /**
@@ -183,15 +185,15 @@ abstract class Direct {
   }
 
   commit(): Effect.Effect<ReadonlyArray<any>, SqlError> {
-    return Effect.withFiberRuntime((fiber: Runtime, status) => {
+    return Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber: Runtime, status) => {
       const { connection, transformRows } = this.client
       if (Option.isSome(fiber.getFiberRef(Statement.currentTransformer))) {
-        return Effect.flatMap(this.transformed(fiber), (statement) =>
-          connection.execute(...statement.compile(), transformRows)
-        )
+        return this.sent(fiber, false, (text, params) => connection.execute(text, params, transformRows))
       }
-      const [text, params] = this.compile()
-      return connection.rowsIn(fiber, status, text, params, transformRows)
+      const compiled = compileOf(this)
+      return isRefused(compiled)
+        ? Effect.fail(compiled)
+        : connection.rowsIn(fiber, status, compiled[0], compiled[1], transformRows)
     })
   }
 
@@ -202,21 +204,29 @@ abstract class Direct {
     withoutTransform = false
   ): Effect.Effect<any, SqlError> {
     return Effect.withFiberRuntime<any, SqlError>((fiber: Runtime) =>
-      Effect.flatMap(this.transformed(fiber), (statement) =>
-        f(this.client.connection, ...statement.compile(withoutTransform))
-      )
+      this.sent(fiber, withoutTransform, (text, params) => f(this.client.connection, text, params))
     )
   }
 
   get stream(): Stream.Stream<any, SqlError> {
     const { connection, transformRows } = this.client
     return Stream.unwrap(
-      Effect.withFiberRuntime((fiber: Runtime) =>
-        Effect.map(this.transformed(fiber), (statement) =>
-          connection.executeStream(...statement.compile(), transformRows)
-        )
+      Effect.withFiberRuntime<Stream.Stream<any, SqlError>, SqlError>((fiber: Runtime) =>
+        this.sent(fiber, false, (text, params) => Effect.succeed(connection.executeStream(text, params, transformRows)))
       )
     )
+  }
+
+  /** What is sent of it, for `f`. */
+  private sent<A>(
+    fiber: Runtime,
+    withoutTransform: boolean,
+    f: (text: string, params: ReadonlyArray<unknown>) => Effect.Effect<A, SqlError>
+  ): Effect.Effect<A, SqlError> {
+    return Effect.flatMap(this.transformed(fiber), (statement): Effect.Effect<A, SqlError> => {
+      const compiled = compileOf(statement, withoutTransform)
+      return isRefused(compiled) ? Effect.fail(compiled) : f(...compiled)
+    })
   }
 
   /** The statement that is sent: what a transformer makes of it. */
@@ -323,9 +333,52 @@ const json = Statement.custom<Statement.Custom<"PgJson", unknown>>("PgJson") as 
   ...rest: Array<unknown>
 ) => Statement.Fragment
 
-/** The compiler of an engine, shared by all its views. @internal */
-export const makeCompiler = (engine: EngineCore): Statement.Compiler =>
-  PgClient.makeCompiler(engine.config.options.transformQueryNames, engine.config.options.transformJson)
+/** What the constructor of the ecosystem's compiler is given. */
+interface CompilerParts {
+  readonly dialect: Statement.Dialect
+  readonly parameterPlaceholder: (index: number, value: unknown) => string
+  readonly onRecordUpdate: Parameters<typeof Statement.makeCompiler>[0]["onRecordUpdate"]
+  readonly onCustom: Parameters<typeof Statement.makeCompiler>[0]["onCustom"]
+}
+
+const quote = Statement.defaultEscape('"')
+const knownNames = 4096
+
+/** The name in quotes; a dot separates names. Throws what `checkIdentifier` has against one of them. */
+const makeQuote = (): ((name: string) => string) => {
+  const known = new Map<string, string>()
+  return (name) => {
+    let quoted = known.get(name)
+    if (quoted === undefined) {
+      for (const part of name.split(".")) {
+        const refused = checkIdentifier(part)
+        if (refused !== undefined) throw refused
+      }
+      quoted = quote(name)
+      if (known.size >= knownNames) known.clear()
+      known.set(name, quoted)
+    }
+    return quoted
+  }
+}
+
+/** The compiler of an engine, shared by all its views: PgClient's, but for names that PostgreSQL would cut. @internal */
+export const makeCompiler = (engine: EngineCore): Statement.Compiler => {
+  const { transformJson, transformQueryNames: transform } = engine.config.options
+  const { dialect, onCustom, onRecordUpdate, parameterPlaceholder } = PgClient.makeCompiler(
+    transform,
+    transformJson
+  ) as unknown as CompilerParts
+  const quoted = makeQuote()
+  return Statement.makeCompiler({
+    dialect,
+    placeholder: parameterPlaceholder,
+    onIdentifier: (name, withoutTransform) =>
+      quoted(transform === undefined || withoutTransform ? name : transform(name)),
+    onRecordUpdate,
+    onCustom
+  })
+}
 
 /** @internal */
 export const makeView = (options: ViewOptions, compiler: Statement.Compiler): DbSql => {

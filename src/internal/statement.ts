@@ -66,10 +66,23 @@ const look = (text: string): Known => {
   return fact
 }
 
+/** The text and the values of a statement of our clients, or why it has none: a name in it that is refused. @internal */
+export const compileOf = <Compiled>(
+  statement: { readonly compile: (withoutTransform?: boolean) => Compiled },
+  withoutTransform = false
+): Compiled | DbError => {
+  try {
+    return statement.compile(withoutTransform)
+  } catch (error) {
+    if (DbError.is(error)) return error
+    throw error
+  }
+}
+
 const noParams: ReadonlyArray<null | string | Buffer> = []
 
 /** @internal */
-export const isRefused = (spec: Spec | DbError): spec is DbError => spec instanceof Error
+export const isRefused = (made: unknown): made is DbError => made instanceof Error
 
 /** Refuses what must not reach the wire. @internal */
 export const makeSpec = (
