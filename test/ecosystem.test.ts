@@ -445,6 +445,25 @@ describe("listen and notify", () => {
     })
   )
 
+  proxied("what PostgreSQL would not take as a notification is InvalidInput before the wire", (proxy) =>
+    Effect.gen(function* () {
+      const sql = yield* PgClient.PgClient
+      yield* sql`SELECT 1`
+      proxy.reset()
+      const bad = [
+        ["", "x"],
+        ["c".repeat(64), "x"],
+        ["news", "x".repeat(8000)],
+        ["news", "ü".repeat(4000)],
+        ["news", "\0"],
+        ["news", undefined as never]
+      ] as const
+      for (const [channel, payload] of bad) expect(yield* reason(sql.notify(channel, payload))).toBe("InvalidInput")
+      expect(proxy.flights()).toBe(0)
+      yield* sql.notify("c".repeat(63), "x".repeat(7999))
+    })
+  )
+
   proxied("all listeners share one connection, which is given back with the last", (proxy) =>
     Effect.gen(function* () {
       const { fiber, sql } = yield* listening(proxy)

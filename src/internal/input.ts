@@ -198,6 +198,25 @@ export const checkIdentifier = (name: unknown): DbError | undefined => {
   return undefined
 }
 
+/** The server takes shorter ones only. */
+const maxPayloadBytes = 8000
+
+/** A notification. */
+export const checkNotification = (channel: unknown, payload: unknown): DbError | undefined => {
+  const refused = checkIdentifier(channel)
+  if (refused !== undefined) return refused
+  if (typeof payload !== "string") {
+    return refuse(`The payload is not a string but ${kind(payload)}`, "Pass a string, JSON for example.")
+  }
+  const bytes = Buffer.byteLength(payload)
+  return bytes < maxPayloadBytes
+    ? undefined
+    : refuse(
+        `The payload has ${bytes} bytes in UTF-8; PostgreSQL takes less than ${maxPayloadBytes}`,
+        "Write the data to a table, and notify its key."
+      )
+}
+
 /** The name in quotes, whatever it holds; it has passed `checkIdentifier`. */
 export const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
 

@@ -21,7 +21,7 @@ import type { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
 import { execute } from "./execute.js"
 import type { Bound } from "./execute.js"
-import { checkIdentifier } from "./input.js"
+import { checkIdentifier, checkNotification } from "./input.js"
 import { isObserved, observe, observeScoped } from "./observe.js"
 import type { Observation } from "./observe.js"
 import type { Result } from "./rows.js"
@@ -394,7 +394,12 @@ export const makeView = (options: ViewOptions, compiler: Statement.Compiler): Db
   const build = (compiler: Statement.Compiler, transformRows: TransformRows): DbSql => {
     const constructor = makeConstructor(acquirer, connection, compiler, transformRows)
     const notify = (channel: string, payload: string): Effect.Effect<void, SqlError> =>
-      Effect.asVoid(connection.execute("SELECT pg_notify($1, $2)", [channel, payload], undefined))
+      Effect.suspend((): Effect.Effect<unknown, DbError> => {
+        const refused = checkNotification(channel, payload)
+        return refused === undefined
+          ? connection.execute("SELECT pg_notify($1, $2)", [channel, payload], undefined)
+          : Effect.fail(refused)
+      }).pipe(Effect.asVoid)
     const view = Object.assign(constructor, {
       [SqlClient.TypeId]: SqlClient.TypeId,
       [PgClient.TypeId]: PgClient.TypeId,
