@@ -946,3 +946,38 @@ describe("a name that PostgreSQL would cut, or that is empty", () => {
       expect(yield* sql`SELECT ${sql("t.id")} FROM (VALUES (1)) AS t (id)`).toEqual([{ id: 1 }])
     }))
 })
+
+describe("another number of values than the statement has parameters", () => {
+  const wrong = (sql: DbSql) => [
+    sql.unsafe("SELECT $1::int, $2::int", [1]),
+    sql.unsafe("SELECT 1", [1]),
+    sql.unsafe("SELECT $1::int, $2::int")
+  ]
+
+  test("is the statement's fault, says so, and leaves the connection", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const before = yield* sql`SELECT pg_backend_pid() AS pid`
+      for (const statement of wrong(sql)) {
+        const error = yield* Effect.flip(statement)
+        expect(DbError.reason(error)).toMatchObject({ _tag: "SqlSyntaxError", sqlState: "08P01", isRetryable: false })
+        expect(error.message).toMatch(/number of values than it has parameters: \d for \d .*Count \$1/)
+      }
+      expect(yield* sql`SELECT pg_backend_pid() AS pid`).toEqual(before)
+    }))
+
+  test("fails its block like any other error", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const statement of wrong(sql)) {
+        expect(yield* reason(withTransaction(Effect.zipRight(insert(1), Effect.ignore(statement))))).toBe(
+          "TransactionAborted"
+        )
+        yield* DbSession.autocommit(
+          Effect.zipRight(insert(2), Effect.ignore(withTransaction(statement))).pipe(Effect.zipRight(insert(3)))
+        )
+        expect(yield* committed(database)).toEqual([2, 3])
+        yield* sql`DELETE FROM t`
+      }
+    }))
+})

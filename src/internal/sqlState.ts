@@ -75,6 +75,18 @@ export const isStalePlan = (e: ServerError): boolean =>
   e.code === "0A000" &&
   (e.routine === "RevalidateCachedQuery" || e.message === "cached plan must not change result type")
 
+/** Another number of values than the statement has parameters: a violation of the protocol that leaves the connection whole. */
+const isMiscounted = (e: ServerError): boolean =>
+  e.code === "08P01" && e.severity === "ERROR" && e.routine === "exec_bind_message"
+
+const miscounted = (e: ServerError): string => {
+  const [, given, wanted] = /supplies (\d+) parameters?, .* requires (\d+)$/.exec(e.message ?? "") ?? []
+  const counts = given === undefined ? "" : `: ${given} for ${wanted}`
+  return `The statement was given another number of values than it has parameters${counts}`
+}
+
+const miscountedHint = "Count $1, $2, ... in its text and the values that it is given; each needs the other."
+
 /**
  * Whether the raw connection has to be destroyed after this error. An answer without an SQLSTATE is not one of
  * PostgreSQL's; everything not listed leaves a connection that a ROLLBACK makes usable again.
@@ -85,6 +97,7 @@ export const connectionIsLost = (
 ): boolean => {
   const { code, severity } = e
   if (code === undefined || severity === "FATAL" || severity === "PANIC") return true
+  if (isMiscounted(e)) return false
   if (code.startsWith("08") || code.startsWith("57P")) return true
   switch (code) {
     case "25P03":
@@ -254,6 +267,7 @@ const tagOf = (code: string, e: ServerError, context: ErrorContext): ReasonTag =
     case "53300":
       return "ConnectionError"
   }
+  if (isMiscounted(e)) return "SqlSyntaxError"
   if (code.startsWith("28")) return "AuthenticationError"
   if (code.startsWith("08") || code.startsWith("57P")) return "ConnectionError"
   if (context.phase === "connect") return "ConnectionError"
@@ -287,7 +301,9 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
   const sentence =
     tag === "UnknownError"
       ? `The server reported ${condition ?? "an error"}`
-      : (pooler?.[1] ?? sentencesByState[code] ?? reasonDefaults[tag].message)
+      : isMiscounted(e)
+        ? miscounted(e)
+        : (pooler?.[1] ?? sentencesByState[code] ?? reasonDefaults[tag].message)
   const about = tag === "SqlSyntaxError" && text === undefined ? syntaxPlace(e, context) : thing(e)
   const what = text === undefined ? sentence + about : tag === "SqlSyntaxError" ? text : `${sentence}${about}: ${text}`
   const message = `${what} (${condition === undefined || tag === "UnknownError" ? "" : `${condition}, `}SQLSTATE ${code})`
@@ -296,7 +312,7 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
     hint:
       (text !== undefined && positionOf(e, context) !== undefined ? e.hint : undefined) ??
       pooler?.[2] ??
-      hintsByState[code],
+      (isMiscounted(e) ? miscountedHint : hintsByState[code]),
     sqlState: code,
     condition,
     severity: e.severity,
