@@ -981,3 +981,53 @@ describe("another number of values than the statement has parameters", () => {
       }
     }))
 })
+
+describe("BEGIN outside of a session", () => {
+  const openings = [
+    "BEGIN",
+    "/* by hand */ START TRANSACTION",
+    "BEGIN; INSERT INTO t (id) VALUES (1)",
+    "INSERT INTO t (id) VALUES (1); BEGIN; INSERT INTO t (id) VALUES (2)"
+  ]
+
+  test("is InvalidInput that leads to withTransaction, and what it has opened is undone", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const before = yield* sql`SELECT pg_backend_pid() AS pid`
+      for (const text of openings) {
+        const error = yield* Effect.flip(sql.unsafe(text))
+        expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+        expect(error.message).toContain("withTransaction")
+        expect(yield* sql`SELECT pg_backend_pid() AS pid, pg_current_xact_id_if_assigned()::text AS xid`).toEqual([
+          { ...before[0], xid: null }
+        ])
+      }
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  test("is fine in one text with its COMMIT, and on a connection of one's own", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* sql.unsafe("BEGIN; INSERT INTO t (id) VALUES (1); COMMIT")
+      yield* DbConnection.withConnection(Effect.zipRight(sql`BEGIN`, insert(2)).pipe(Effect.zipRight(sql`COMMIT`)))
+      expect(yield* committed(database)).toEqual([1, 2])
+    }))
+
+  for (const text of ["BEGIN", "start transaction", "COMMIT", "end", "ROLLBACK", "-- now\nABORT", "/* now */ commit"]) {
+    proxied(`${text} in a batch outside of a session is InvalidInput before the wire`, (proxy) =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* sql`SELECT 1`
+        proxy.reset()
+        const batch = DbSession.batch([
+          sql`INSERT INTO t (id) VALUES (1)`,
+          sql.unsafe(text),
+          sql`INSERT INTO t (id) VALUES (2)`
+        ])
+        expect(yield* reason(batch)).toBe("InvalidInput")
+        expect(yield* reason(DbConnection.withConnection(batch))).toBe("InvalidInput")
+        expect(proxy.flights()).toBe(0)
+      })
+    )
+  }
+})

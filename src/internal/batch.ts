@@ -4,13 +4,13 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
-import type { DbError } from "../DbError.js"
+import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
 import { executeGroup, executeTogether } from "./execute.js"
 import { isObserved, observe, withExtras } from "./observe.js"
 import type { Observation, Observed } from "./observe.js"
-import { describeSql } from "./queryText.js"
+import { codeOf, describeSql } from "./queryText.js"
 import { compileOf, isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
 
@@ -28,6 +28,16 @@ type Compiled = Statement.Statement<any> & {
   readonly transformRows: ((rows: ReadonlyArray<any>) => ReadonlyArray<any>) | undefined
 }
 
+const control = /^\s*(?:begin|start\s+transaction|commit|end|rollback|abort|prepare\s+transaction)\b/i
+
+const controlsTransaction = (text: string): boolean => control.test(/^\s*[-/]/.test(text) ? codeOf(text) : text)
+
+const refuseControl = (): DbError =>
+  DbError.make("InvalidInput", {
+    message: "A batch outside of a session is one transaction, and a statement in it would end or open one",
+    hint: "Leave BEGIN, COMMIT and ROLLBACK out of it; nothing was sent."
+  })
+
 /** @internal */
 export const runBatch = <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
   engine: EngineCore,
@@ -43,6 +53,7 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
       const [text, params] = compiled
       const spec: Spec | DbError = makeSpec(text, params, "object", { several: false, prepare: true, path })
       if (isRefused(spec)) return Effect.fail(spec)
+      if (entry.slot === undefined && controlsTransaction(text)) return Effect.fail(refuseControl())
       specs.push(spec)
     }
     if (specs.length === 0) return Effect.succeed([])

@@ -102,8 +102,11 @@ class Solo implements Running, Owner {
   private settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
     if (this.settled) return
     this.settled = true
+    // The pool rolls it back.
+    const open = this.wire !== undefined && this.release !== undefined && this.wire.status !== "I"
     if (this.wire !== undefined) this.release?.(this.wire)
-    this.done(error, result, multiple)
+    if (open && result !== undefined && error === undefined) this.done(leftOpen(), undefined, undefined)
+    else this.done(error, result, multiple)
     this.waiter?.()
   }
 
@@ -132,6 +135,12 @@ class Solo implements Running, Owner {
 
 const canHeal = (error: DbError, wire: Wire): boolean =>
   !wire.dead && wire.status === "I" && (error.reason.sqlState === "26000" || isStalePlan(error.serverError ?? {}))
+
+const leftOpen = (): DbError =>
+  DbError.make("InvalidInput", {
+    message: "The statement has left a transaction open on a connection that it had for itself",
+    hint: "It was rolled back. Use withTransaction for a transaction, or DbConnection.withConnection for a BEGIN of your own."
+  })
 
 type Fail = Effect.Effect<never, DbError>
 
