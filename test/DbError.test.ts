@@ -141,10 +141,12 @@ describe("DbError", () => {
 describe("redactSql", () => {
   it.each([
     ["SELECT 'a', b FROM \"it's\" WHERE c = 'd''e'", "SELECT '...', b FROM \"it's\" WHERE c = '...'"],
-    ["SELECT 1 -- don't\nWHERE a = 'b'", "SELECT 1 \nWHERE a = '...'"],
-    ["SELECT 1 /* don't */ WHERE a = 'b'", "SELECT 1  WHERE a = '...'"],
-    ["SELECT E'it\\'s', 1", "SELECT '...', 1"],
+    ["SELECT 1 -- don't\nWHERE a = 'b'", "SELECT ? \nWHERE a = '...'"],
+    ["SELECT 1 /* don't */ WHERE a = 'b'", "SELECT ?  WHERE a = '...'"],
+    ["SELECT E'it\\'s', 1", "SELECT '...', ?"],
     ["SELECT $$it's$$, $tag$ 'x' $tag$, $1", "SELECT '...', '...', $1"],
+    ["SELECT 1/0, 4111111111111111, -1.5e10, .5, 0xFF, 1_000", "SELECT ?/?, ?, -?, ?, ?, ?"],
+    ['SELECT t1.a2, "4 b", x::numeric(10, 2), $1 LIMIT 5', 'SELECT t1.a2, "4 b", x::numeric(?, ?), $1 LIMIT ?'],
     ["SELECT 'never closed", "SELECT '...'"],
     ["SELECT a$1 FROM t WHERE b = $2", "SELECT a$1 FROM t WHERE b = $2"]
   ])("masks the literals of %s", (text, masked) => {

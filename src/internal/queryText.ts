@@ -2,7 +2,7 @@
  * A statement's text as it may be shown to those who watch: its literals masked, and a summary of few words. The rules
  * are OpenTelemetry's, those of the comment sqlcommenter's.
  */
-import { redactSql, withoutLiterals } from "./sqlState.js"
+import { maskSql, withoutLiterals, withoutNumbers } from "./sqlState.js"
 
 /** What is told of a text. @internal */
 export interface Described {
@@ -22,7 +22,7 @@ const knownTexts = 1024
 export const describeSql = (text: string): Described => {
   let described = known.get(text)
   if (described === undefined) {
-    const masked = redactSql(text).replaceAll("'...'", "?")
+    const masked = maskSql(text).replaceAll("'...'", "?")
     described = {
       summary: summaryOf(masked),
       // A text with parameters keeps its constants; one without may have had values put into it.
@@ -35,10 +35,6 @@ export const describeSql = (text: string): Described => {
   }
   return described
 }
-
-const numbers = /"[^"]*(?:"|$)|(?<![\p{L}\p{N}_$])(?:0[xob][\da-f_]+|(?:\d[\d_]*)?\.?\d[\d_]*(?:e[+-]?\d+)?)/giu
-
-const withoutNumbers = (text: string): string => text.replace(numbers, (part) => (part.startsWith('"') ? part : "?"))
 
 const word = String.raw`(?:"[^"]*"|[\p{L}_][\p{L}\p{N}_$]*)`
 const tokens = new RegExp(String.raw`${word}(?:\s*\.\s*${word})*|[(),;]`, "gu")

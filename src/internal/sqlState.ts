@@ -120,9 +120,18 @@ const sqlParts =
 
 const maxStatement = 1000
 
-/** A statement's text for an error: literals masked (`PASSWORD '...'` is one), comments dropped, length bounded. */
-export const redactSql = (text: string): string =>
+/** A statement's text for those who watch: literals masked (`PASSWORD '...'` is one), comments dropped, length bounded. */
+export const maskSql = (text: string): string =>
   text.length > maxStatement ? `${withoutLiterals(text.slice(0, maxStatement))}...` : withoutLiterals(text)
+
+/** For an error: numbers are masked as well, since a card's may have been put into the text. */
+export const redactSql = (text: string): string => withoutNumbers(maskSql(text))
+
+const numbers = /"[^"]*(?:"|$)|(?<![\p{L}\p{N}_$])(?:0[xob][\da-f_]+|(?:\d[\d_]*)?\.?\d[\d_]*(?:e[+-]?\d+)?)/giu
+
+/** Parameters ($1) and names with digits stay. */
+export const withoutNumbers = (text: string): string =>
+  text.replace(numbers, (part) => (part.startsWith('"') ? part : "?"))
 
 /** A text without its literals and comments. Of nested comments the end is left. */
 export const withoutLiterals = (text: string, literal = "'...'", comment = ""): string =>
@@ -183,7 +192,7 @@ const ownText = (e: ServerError, context: ErrorContext): string | undefined => {
       : message
   }
   if (statement === undefined) return undefined
-  const words = new Set(wordsOf(withoutLiterals(statement.slice(0, maxSearched))))
+  const words = new Set(wordsOf(withoutNumbers(withoutLiterals(statement.slice(0, maxSearched)))))
   return wordsOf(message).every((word) => vocabulary.has(word) || words.has(word)) ? message : undefined
 }
 
