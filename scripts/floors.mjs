@@ -48,7 +48,8 @@ export const floors = [
     "src/internal/loans.ts",
     "src/internal/pool.ts",
     "src/internal/statement.ts",
-    "src/internal/writes.ts"
+    "src/internal/writes.ts",
+    "src/internal/leaving.ts"
   ],
   // 3: engine and unit of work
   [

@@ -278,6 +278,97 @@ describe("transactions", () => {
     )
   }
 
+  const left: ReadonlyArray<readonly [text: string, kept: ReadonlyArray<number>]> = [
+    ["INSERT INTO t VALUES (10); COMMIT; INSERT INTO t VALUES (11)", [1, 10, 11]],
+    ["COMMIT AND CHAIN", [1]],
+    ["ROLLBACK AND CHAIN", []],
+    ["ROLLBACK; BEGIN", []],
+    ["INSERT INTO t VALUES (10); COMMIT; INSERT INTO t VALUES (11); COMMIT; INSERT INTO t VALUES (1)", [1, 10, 11]],
+    ["SAVEPOINT s; ROLLBACK TO s; ROLLBACK; BEGIN; SELECT 'rollback to'", []]
+  ]
+  for (const [text, kept] of left) {
+    wired(database, `FAULTS 47: so is ${text}`, one, (at) =>
+      Effect.gen(function* () {
+        const work = withTransaction(
+          insert(1).pipe(Effect.zipRight(Effect.ignore(run(text))), Effect.zipRight(insert(2)))
+        )
+        const reason = yield* reasonOf(work)
+        expect(reason._tag).toBe("TransactionAborted")
+        expect(reason.message).toContain("behind its back")
+        expect(yield* ids).toEqual(kept)
+        yield* run("SELECT 1")
+        expect(startups(at)).toBe(2)
+      })
+    )
+  }
+
+  for (const text of [
+    "ROLLBACK TO SAVEPOINT s",
+    "rollback work to s",
+    "SAVEPOINT r; ROLLBACK TO r; ROLLBACK TRANSACTION TO s",
+    "PREPARE one AS SELECT 'COMMIT'",
+    "BEGIN"
+  ]) {
+    wired(database, `FAULTS 47: ${text} ends nothing`, one, () =>
+      Effect.gen(function* () {
+        yield* withTransaction(
+          Effect.all([run("SAVEPOINT s"), insert(1), run(text), insert(2)]).pipe(
+            Effect.ensuring(Effect.ignore(run("DEALLOCATE ALL")))
+          )
+        )
+        expect((yield* ids).at(-1)).toBe(2)
+      })
+    )
+  }
+
+  wired(database, "FAULTS 47: PREPARE as the first statement of a transaction ends nothing", one, () =>
+    Effect.gen(function* () {
+      yield* withTransaction(Effect.all([run("PREPARE first AS SELECT 1"), insert(1), run("DEALLOCATE first")]))
+      expect(yield* ids).toEqual([1])
+    })
+  )
+
+  for (const [text, kept] of [
+    ["COMMIT", [1]],
+    ["ROLLBACK", []]
+  ] as const) {
+    const raw = Effect.flatMap(DbConnection.raw, (client) => Effect.promise(() => client.query(text)))
+    const raws: ReadonlyArray<readonly [string, Effect.Effect<unknown, unknown, DbEngine>]> = [
+      ["before a statement", Effect.zipRight(raw, Effect.ignore(insert(2)))],
+      ["before the end", raw],
+      ["before the end of a block inside", withTransaction(Effect.zipRight(insert(3), raw))],
+      ["before a block that fails", Effect.zipRight(raw, Effect.ignore(withTransaction(Effect.fail("no"))))]
+    ]
+    for (const [where, then] of raws) {
+      wired(database, `FAULTS 47: so is a ${text} of the pg client ${where}`, one, (at) =>
+        Effect.gen(function* () {
+          const reason = yield* reasonOf(DbSession.autocommit(Effect.zipRight(insert(1), then)))
+          expect(reason._tag).toBe("TransactionAborted")
+          expect(reason.message).toContain("behind its back")
+          expect((yield* ids).filter((_) => _ !== 3)).toEqual(kept)
+          yield* run("SELECT 1")
+          expect(startups(at)).toBe(2)
+        })
+      )
+    }
+  }
+
+  wired(database, "FAULTS 47: after it a session can go on, on another connection", one, (at) =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          const client = yield* DbConnection.raw
+          yield* Effect.promise(() => client.query("ROLLBACK"))
+          expect((yield* reasonOf(DbSession.commit))._tag).toBe("TransactionAborted")
+          yield* insert(2)
+        })
+      )
+      expect(yield* ids).toEqual([2])
+      expect(startups(at)).toBe(2)
+    })
+  )
+
   wired(
     database,
     "FAULTS 48: a daemon that outlives its session is refused, typed, and never runs elsewhere",

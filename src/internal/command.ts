@@ -5,7 +5,7 @@ import type { DbError } from "../DbError.js"
 import type { Pipeline } from "./pipeline.js"
 import type { Prepared } from "./prepared.js"
 import type { Result, Shape } from "./rows.js"
-import type { Host } from "./wire.js"
+import type { Host, Wire } from "./wire.js"
 
 /** A statement of ours that rides in front of a user's: BEGIN, SAVEPOINT, RELEASE, settings. @internal */
 export interface Control {
@@ -24,6 +24,8 @@ export interface Control {
 /** Whose statements these are: asked for its prefix at the moment of sending, so that what is never sent has no effect. @internal */
 export interface Owner {
   readonly takePrefix: () => ReadonlyArray<Control>
+  /** Asked before that where somebody else may have used the connection: why nothing of this one can be sent. */
+  readonly vet?: ((wire: Wire) => DbError | undefined) | undefined
 }
 
 /** Told what a statement goes out with: for spans and the log of slow ones. @internal */

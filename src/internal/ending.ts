@@ -45,7 +45,8 @@ const sendWith = (
     const stop = deadline(limit, () => {
       wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))
     })
-    const command = new Command(text, params, "array", solo, true, false, owner, (error, result) => {
+    const whose = owner ?? { takePrefix: () => [], vet: (wire) => unit.vet(wire) }
+    const command = new Command(text, params, "array", solo, true, false, whose, (error, result) => {
       stop()
       onSent?.(command.sent)
       resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
@@ -250,7 +251,7 @@ const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effec
         const wire = unit.lease.wire
         const lost = wire === undefined || wire.dead
         // Refused before it began, as by a cancel from outside: the transaction is still open.
-        if (!lost && wire.status !== "I") return failCommit(unit, error)
+        if (!lost && (wire.status !== "I" || unit.lost !== undefined)) return failCommit(unit, error)
         // It may have been committed: who asks gets a position that is late enough.
         if (lost && sent) unit.writes?.committed(unit.wrote)
         unit.outcome = lost && sent ? "unknown" : "rolled back"

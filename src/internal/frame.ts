@@ -10,6 +10,7 @@ import type { Outcome } from "./observe.js"
 import type { Control, Owner } from "./pipeline.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Hook, Unit } from "./unit.js"
+import type { Wire } from "./wire.js"
 
 interface Waiter {
   readonly done: (error: DbError | undefined) => void
@@ -98,6 +99,10 @@ export class Frame implements Owner {
   /** Asked at the moment of sending; whatever of the path is not open yet goes along. */
   takePrefix(): ReadonlyArray<Control> {
     return this.unit.prefix(this)
+  }
+
+  vet(wire: Wire): DbError | undefined {
+    return this.unit.vet(wire)
   }
 
   /** A statement of this block has its turn at once. */

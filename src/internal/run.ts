@@ -70,7 +70,7 @@ export class Run {
       spec.simple,
       unit.ownerWithPath(owner, spec.path),
       (error, result, multiple) => {
-        const seen = unit.answered(owner, wire, command, error, result)
+        const seen = unit.answered(owner, wire, command, error, multiple ?? result)
         this.settle(seen, result, multiple)
       }
     )

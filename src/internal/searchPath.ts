@@ -24,6 +24,7 @@ export interface PathState {
 
 /** The owner's prefix and, where the path differs from what the statement wants, the change of it. @internal */
 export const withPath = (owner: Owner, state: PathState, path: string | undefined): Owner => ({
+  vet: (wire) => owner.vet?.(wire),
   takePrefix: () => {
     const prefix = owner.takePrefix()
     if (state.path === path) return prefix

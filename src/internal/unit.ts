@@ -13,6 +13,7 @@ import type { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
 import { plain, setConfig } from "./controls.js"
+import { leavesBy } from "./leaving.js"
 import { Run } from "./run.js"
 import { withPath } from "./searchPath.js"
 import type { PathState } from "./searchPath.js"
@@ -199,27 +200,23 @@ export class Unit implements PathState {
     wire: Wire,
     command: Command,
     error: DbError | undefined,
-    result: Result | undefined
+    result: Result | ReadonlyArray<Result> | undefined
   ): DbError | undefined {
     if (wire.dead) {
       if (this.begun) this.lost ??= error ?? wire.pipeline.dead
       return error
     }
+    const results = result === undefined || isMany(result) ? (result ?? none) : [result]
+    const by = this.begun ? leavesBy(command.text, results) : undefined
+    if (by !== undefined) return this.left(wire, by, command.text)
     if (error === undefined) {
-      if (this.begun && result !== undefined && leaves.has(result.command) && wire.status === "I") {
-        wire.doomed = "a statement of the user ended the transaction"
-        this.lost = DbError.make("TransactionAborted", {
-          message: `A statement (${result.command}) ended the transaction of the session "${this.name}" behind its back.`,
-          hint: "Use the session's commit and rollback, or withTransaction, instead of COMMIT and ROLLBACK in SQL.",
-          statement: command.text
-        })
-        return this.lost
-      }
-      if (!this.wrote && result !== undefined) this.wrote = mayWrite(result.command, command.text)
+      if (!this.wrote) this.wrote = results.some((_) => mayWrite(_.command, command.text))
       return undefined
     }
     // BEGIN itself failed, or nothing was sent.
     if (!this.begun || !command.sent) return error
+    // The tags of what came before the error are not told, but the status after it is.
+    if (command.simple && wire.status === "I") return this.left(wire, "one of several", command.text, error)
     if (error.reason.sqlState === undefined && error.reason._tag !== "TransactionAborted") return error
     this.aborted = true
     if (this.firstFailed === undefined) {
@@ -228,6 +225,22 @@ export class Unit implements PathState {
       return error
     }
     return error.reason._tag === "TransactionAborted" ? this.abortedError(frame) : error
+  }
+
+  /** There is no transaction on the connection, or somebody else's: nothing more is sent there. */
+  private left(wire: Wire, by: string, statement?: string, cause?: DbError): DbError {
+    wire.doomed = "a statement of the user ended the transaction"
+    return (this.lost = DbError.make("TransactionAborted", {
+      message: `A statement (${by}) ended the transaction of the session "${this.name}" behind its back.`,
+      hint: "Use the session's commit and rollback, or withTransaction, instead of COMMIT and ROLLBACK in SQL.",
+      statement,
+      cause
+    }))
+  }
+
+  /** Whether the transaction is still there, where the user has the `pg` client as well. */
+  vet(wire: Wire): DbError | undefined {
+    return this.begun && wire.status === "I" ? this.left(wire, "of the pg client") : undefined
   }
 
   private get firstFailed(): Frame | undefined {
@@ -334,7 +347,6 @@ export class Unit implements PathState {
   }
 }
 
-const none: ReadonlyArray<Control> = []
+const none: ReadonlyArray<never> = []
 
-/** Tags after which there may be no transaction. */
-const leaves = new Set(["COMMIT", "ROLLBACK", "PREPARE", "DISCARD"])
+const isMany = (result: Result | ReadonlyArray<Result>): result is ReadonlyArray<Result> => Array.isArray(result)

@@ -331,6 +331,12 @@ class ForeignQueue {
   }
 
   private run(command: Command): void {
+    // What the user has done through pg, nobody has told us.
+    const gone = command.owner?.vet?.(this.wire)
+    if (gone !== undefined) {
+      command.settle(gone, undefined, undefined)
+      return this.next()
+    }
     const prefix = command.owner === undefined ? [] : [...command.owner.takePrefix()]
     command.state = 2
     command.sent = true
