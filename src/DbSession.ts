@@ -130,7 +130,10 @@ export interface Session {
   readonly batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
     statements: Statements
   ) => Effect.Effect<BatchResult<Statements>, SqlError>
-  /** Once per COMMIT, just before it, still inside; its failure prevents the commit. */
+  /**
+   * Once, just before the next COMMIT, still inside; its failure prevents the commit. Registered in a block that is
+   * rolled back, it is dropped; before a COMMIT, by another one, it runs before the same COMMIT.
+   */
   readonly beforeCommit: <A, R>(effect: Effect.Effect<A, SqlError, R>) => Effect.Effect<void, SqlError, R>
   /**
    * A token for all that the session, and those opened in it, have committed; none when nothing was written, by the
@@ -221,7 +224,7 @@ const makeSession = (
           ? waitFor(core, token, options?.timeout)
           : Effect.flatMap(find("wait in"), (at) => waitFor(core, token, options?.timeout, at))
       ),
-    beforeCommit: hook((at, hook) => void at.unit.beforeCommit.push(hook), false),
+    beforeCommit: hook((at, hook) => void at.frame.top.beforeCommit.push(hook), false),
     afterCommit: hook((at, hook) => void at.frame.top.afterCommit.push(hook), true),
     afterRollback: hook((at, hook) => void at.frame.top.afterRollback.push(hook), true)
   }

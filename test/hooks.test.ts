@@ -394,6 +394,85 @@ describe("beforeCommit", () => {
       expect(yield* rows).toEqual([1])
     }))
 
+  for (const [name, around] of outerForms) {
+    test(`${name}: that of a block inside runs when the block is kept, and not when it was rolled back`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (what: string) => DbSession.beforeCommit(Effect.sync(() => log.push(what)))
+        yield* around(
+          Effect.gen(function* () {
+            yield* withTransaction(Effect.zipRight(note("kept"), insert(1)))
+            yield* Effect.ignore(withTransaction(Effect.all([note("undone"), insert(2), no])))
+            yield* withTransaction(
+              Effect.all([
+                note("outer"),
+                Effect.ignore(withTransaction(Effect.all([note("inner, undone"), insert(3), no]))),
+                withTransaction(Effect.zipRight(note("inner"), insert(4)))
+              ])
+            )
+          })
+        )
+        expect(log).toEqual(["kept", "outer", "inner"])
+        expect(yield* rows).toEqual([1, 4])
+      }))
+
+    test(`${name}: one that is registered before COMMIT runs before the same COMMIT`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const last = Effect.zipRight(insert(3), DbSession.beforeCommit(Effect.sync(() => log.push("last"))))
+        const second = Effect.zipRight(insert(2), DbSession.beforeCommit(withTransaction(last)))
+        yield* around(Effect.zipRight(DbSession.beforeCommit(second), insert(1)))
+        expect(log).toEqual(["last"])
+        expect(yield* rows).toEqual([1, 2, 3])
+      }))
+  }
+
+  for (const [name, around] of sessionForms) {
+    test(`${name}: it runs at one COMMIT, the option at each`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const note = (what: string) => DbSession.beforeCommit(Effect.sync(() => log.push(what)))
+        yield* around(
+          Effect.gen(function* () {
+            yield* note("first")
+            yield* insert(1)
+            yield* DbSession.commit
+            yield* atomic(Effect.zipRight(note("atomic"), insert(2)))
+            yield* note("undone")
+            yield* insert(3)
+            yield* DbSession.rollback
+            yield* Effect.ignore(atomic(Effect.all([note("undone, atomic"), insert(3), no])))
+            yield* insert(4)
+            yield* DbSession.commit
+            yield* insert(5)
+          })
+        )
+        expect(log).toEqual(["first", "atomic"])
+        let ran = 0
+        const twice = Effect.all([insert(6), DbSession.commit, insert(7)])
+        yield* DbSession.autocommit(twice, { beforeCommit: Effect.sync(() => ran++) })
+        expect(ran).toBe(2)
+      }))
+  }
+
+  test("an explicit commit that it prevents keeps it for the next, with what came before it", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      let allowed = false
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* DbSession.beforeCommit(Effect.sync(() => log.push("1")))
+          yield* DbSession.beforeCommit(Effect.suspend(() => (allowed ? Effect.void : withTransaction(refused))))
+          yield* DbSession.beforeCommit(Effect.sync(() => log.push("3")))
+          yield* insert(1)
+          expect(yield* reason(DbSession.commit)).toBe("UnknownError")
+          allowed = true
+          yield* DbSession.commit
+        })
+      )
+      expect(log).toEqual(["1", "1", "3"])
+    }))
+
   test("a session without statements has no COMMIT, and does not run it", () =>
     Effect.gen(function* () {
       let ran = 0

@@ -152,6 +152,7 @@ export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Eff
         if (frame.before.length > 0) unit.pending.push(setConfig(frame.before))
       }
       const parent = frame.parent!
+      parent.beforeCommit.push(...frame.beforeCommit)
       parent.afterCommit.push(...frame.afterCommit)
       parent.afterRollback.push(...frame.afterRollback)
       frame.close()

@@ -52,6 +52,7 @@ export class Frame implements Owner {
   readonly savepoint: number
   /** Settings of the block as they were before, to be put back when it is released. */
   readonly before: Array<readonly [name: string, value: string]> = []
+  beforeCommit: Array<Hook> = []
   afterCommit: Array<Hook> = []
   afterRollback: Array<Hook> = []
   private readonly waiters = new Line<Waiter>()
@@ -188,6 +189,7 @@ export class Frame implements Owner {
     this.failure = undefined
     this.rollbackOnly = undefined
     this.begun = false
+    this.beforeCommit = []
     this.afterCommit = []
     this.afterRollback = []
     this.before.length = 0

@@ -80,6 +80,7 @@ const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
 const takeHooks = (frames: ReadonlyArray<Frame>, committed: boolean, unknown = false): ReadonlyArray<Hook> =>
   frames.flatMap((frame) => {
     const hooks = unknown ? [] : committed ? frame.afterCommit : frame.afterRollback
+    frame.beforeCommit = []
     frame.afterCommit = []
     frame.afterRollback = []
     return hooks
@@ -87,18 +88,34 @@ const takeHooks = (frames: ReadonlyArray<Frame>, committed: boolean, unknown = f
 
 const isUnknown = (error: DbError): boolean => error.reason._tag === "CommitUnknown"
 
+/** Whose hooks run before the COMMIT of this block, or of the session. */
+const committing = (unit: Unit, frame: Frame | undefined): ReadonlyArray<Frame> =>
+  frame === undefined ? [unit.frame] : [unit.frame, frame]
+
+const hasBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): boolean =>
+  slot.options.beforeCommit !== undefined || committing(unit, frame).some((_) => _.beforeCommit.length > 0)
+
 /** Runs what has to run inside, before COMMIT. Nothing is committed when there is nothing open. @internal */
 export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Effect.Effect<void, SqlError> =>
   Effect.suspend(() => {
-    const hooks = [
-      ...(slot.options.beforeCommit === undefined ? [] : [slot.engine.provide(slot.options.beforeCommit)]),
-      ...unit.beforeCommit
-    ]
-    if (hooks.length === 0 || !unit.open || unit.aborted) return Effect.void
-    return Ambient.locally(
-      Effect.forEach(hooks, (hook) => hook as Effect.Effect<unknown, SqlError>, { discard: true }),
-      unit.engine,
-      inSlot(slot, frame)
+    if (!hasBefore(slot, unit, frame) || !unit.open || unit.aborted) return Effect.void
+    const option = slot.options.beforeCommit
+    const first = option === undefined ? Effect.void : slot.engine.provide(option)
+    const all = Effect.zipRight(first as Effect.Effect<unknown, SqlError>, runHooks(committing(unit, frame)))
+    return Ambient.locally(all, unit.engine, inSlot(slot, frame))
+  })
+
+/** Those that they register as well. When one fails they are kept, for there was no COMMIT. */
+const runHooks = (frames: ReadonlyArray<Frame>): Effect.Effect<void, SqlError> =>
+  Effect.suspend(() => {
+    const taken = frames.map((frame) => frame.beforeCommit.splice(0))
+    const hooks = taken.flat() as ReadonlyArray<Effect.Effect<unknown, SqlError>>
+    if (hooks.length === 0) return Effect.void
+    return Effect.zipRight(
+      Effect.forEach(hooks, (hook) => hook, { discard: true }),
+      runHooks(frames)
+    ).pipe(
+      Effect.onError(() => Effect.sync(() => frames.forEach((frame, i) => frame.beforeCommit.unshift(...taken[i]!))))
     )
   })
 
@@ -250,13 +267,11 @@ export const afterBefore = <A, E, B, E2>(
   next: (exit: Exit.Exit<A, E | SqlError>) => Effect.Effect<B, E2>
 ): Effect.Effect<B, E2> => {
   const { unit } = slot
-  if (Exit.isFailure(exit) || unit === undefined || !needsBefore(slot, unit)) return next(exit)
+  if (Exit.isFailure(exit) || unit === undefined || !(hasBefore(slot, unit, frame) || unit.submitted > 0))
+    return next(exit)
   const before = Effect.zipRight(runBefore(slot, unit, frame), endings.whenQuiet(unit))
   return Effect.flatMap(Effect.exit(Effect.zipRight(restore(before), exit)), next)
 }
-
-const needsBefore = (slot: Slot, unit: Unit): boolean =>
-  slot.options.beforeCommit !== undefined || unit.beforeCommit.length > 0 || unit.submitted > 0
 
 /** The exit of the body and the end of the session as one. @internal */
 export const settle = <A, E>(

@@ -64,7 +64,6 @@ export class Unit implements PathState {
   wrote = false
   /** Where its commits are counted. */
   writes: Writes | undefined = undefined
-  beforeCommit: Array<Hook> = []
   /** For a transaction whose outcome is to be proved. */
   wantsMarker: ((unit: Unit) => OutcomeMarker) | undefined = undefined
   /** What became of the last transaction, for those who watch. */
