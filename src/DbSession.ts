@@ -340,10 +340,9 @@ const openScoped = (
               const success = commits && Exit.isSuccess(exit)
               const { unit } = slot
               const before = success && unit !== undefined ? sessions.runBefore(slot, unit, undefined) : Effect.void
-              return Effect.matchEffect(before, {
-                onSuccess: () => sessions.endSlot(slot, undefined, success),
-                onFailure: (error) => Effect.zipRight(sessions.endSlot(slot, undefined, false), Effect.fail(error))
-              }).pipe(Effect.orDie, Effect.ensuring(Effect.suspend(after)))
+              return sessions
+                .beforeEnd(before, (went) => sessions.endSlot(slot, undefined, success && went))
+                .pipe(Effect.orDie, Effect.ensuring(Effect.suspend(after)))
             }),
             slot
           )

@@ -21,7 +21,7 @@ import * as endings from "./internal/ending.js"
 import type { EngineCore } from "./internal/engine.js"
 import { unitOf } from "./internal/execute.js"
 import type { Frame } from "./internal/frame.js"
-import { endSlot, inSlot, makeSlot, runBefore, settleOpen, undoOpen } from "./internal/session.js"
+import { beforeEnd, endSlot, inSlot, makeSlot, runBefore, settleOpen, undoOpen } from "./internal/session.js"
 import type { Slot } from "./internal/slot.js"
 import { validate } from "./internal/transactionSql.js"
 import type { IsolationLevel, TransactionOptions } from "./internal/transactionSql.js"
@@ -300,13 +300,10 @@ const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effe
   if (frame.kind === "savepoint") return endings.endBlock(unit, frame, commits)
   const frames = [unit.frame, frame]
   const before: Effect.Effect<void, SqlError> = commits ? runBefore(slot, unit, frame) : Effect.void
-  return Effect.zipRight(
-    before,
-    Effect.suspend(() => {
-      frame.seal()
-      return commits ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
-    })
-  ).pipe(Effect.ensuring(Effect.sync(() => frame.close())))
+  return beforeEnd(before, (went) => {
+    frame.seal()
+    return commits && went ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
+  }).pipe(Effect.ensuring(Effect.sync(() => frame.close())))
 }
 
 const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Transaction, SqlError, Scope.Scope> =>
@@ -347,10 +344,7 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
               const frame = unit.frame.open("transaction", options)
               return enter(slot, unit, frame, (success) => {
                 const before = success ? runBefore(slot, unit, frame) : Effect.void
-                return Effect.matchEffect(before, {
-                  onSuccess: () => endSlot(slot, frame, success),
-                  onFailure: (error) => Effect.zipRight(endSlot(slot, frame, false), Effect.fail(error))
-                })
+                return beforeEnd(before, (went) => endSlot(slot, frame, success && went))
               })
             })
           )

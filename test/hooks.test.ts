@@ -473,6 +473,37 @@ describe("beforeCommit", () => {
       expect(log).toEqual(["1", "1", "3"])
     }))
 
+  for (const failing of [Effect.fail, Effect.die]) {
+    const bad = failing(new Error("hook")) as Effect.Effect<never, never>
+    test(`one that ${failing === Effect.die ? "dies" : "fails"} rolls a manual transaction back, and runs its hooks`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const tx = yield* DbSession.begin()
+            yield* insert(1)
+            yield* note(log, "it")
+            yield* DbSession.beforeCommit(bad)
+            expect(outcome(yield* Effect.exit(tx.commit))).toMatch(/Error: hook$/)
+            expect(log).toEqual(["it rolled back"])
+            expect(yield* DbSession.state).toBe("idle")
+            expect(yield* reason(tx.commit)).toBe("TransactionClosed")
+            yield* insert(2)
+          })
+        )
+        expect(yield* rows).toEqual([2])
+      }))
+
+    for (const [name, around] of outerForms) {
+      test(`${name}: one that ${failing === Effect.die ? "dies" : "fails"} leaves nothing behind`, () =>
+        Effect.gen(function* () {
+          const exit = yield* Effect.exit(around(Effect.zipRight(DbSession.beforeCommit(bad), insert(1))))
+          expect(outcome(exit)).toMatch(/Error: hook$/)
+          expect(yield* rows).toEqual([])
+        }))
+    }
+  }
+
   test("a session without statements has no COMMIT, and does not run it", () =>
     Effect.gen(function* () {
       let ran = 0

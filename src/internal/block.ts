@@ -17,7 +17,7 @@ import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
 import type { Attempts } from "./observe.js"
 import { makeMarker, prepareOutcome } from "./outcome.js"
-import { afterBefore, endNow, inSlot, newSlot, runBefore, settle, settleOpen, undoOpen } from "./session.js"
+import { afterBefore, beforeEnd, endNow, inSlot, newSlot, runBefore, settle, settleOpen, undoOpen } from "./session.js"
 import type { Slot } from "./slot.js"
 import { conflicts, validate } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
@@ -225,10 +225,7 @@ const outermost = (
           const { commits, exit } = exitOf(block, raw)
           const early = commits && !Exit.isSuccess(raw)
           const end: Effect.Effect<void, any> = early
-            ? Effect.matchEffect(runBefore(slot, unit, frame), {
-                onSuccess: () => endNow(slot, frame, true),
-                onFailure: (error) => Effect.zipRight(endNow(slot, frame, false), Effect.fail(error))
-              })
+            ? beforeEnd(runBefore(slot, unit, frame), (went) => endNow(slot, frame, went))
             : endNow(slot, frame, commits)
           return settle2(exit, commits, end)
         })

@@ -139,6 +139,16 @@ export const commit = (slot: Slot, unit: Unit): Effect.Effect<void, SqlError> =>
     return Effect.zipRight(restore(ready), settleOpen(unit, [unit.frame], unit.frame))
   })
 
+/** What comes before COMMIT, then the end: a rollback, when that has gone wrong. @internal */
+export const beforeEnd = <E>(
+  before: Effect.Effect<void, SqlError>,
+  end: (success: boolean) => Effect.Effect<void, E>
+): Effect.Effect<void, E | SqlError> =>
+  Effect.matchCauseEffect(before, {
+    onSuccess: () => end(true),
+    onFailure: (cause) => Effect.zipRight(end(false), Effect.failCause(cause))
+  })
+
 /** COMMIT and the hooks that follow it. @internal */
 export const settleOpen = (unit: Unit, frames: ReadonlyArray<Frame>, frame: Frame): Effect.Effect<void, DbError> =>
   Effect.matchEffect(endings.commit(unit, frame), {
