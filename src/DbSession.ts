@@ -111,9 +111,10 @@ export interface Session {
   readonly state: Effect.Effect<SessionState>
   /**
    * Commits what is open and keeps the connection; the next statement opens a new transaction on it. Without a
-   * transaction: nothing. Inside a block: `SessionBusy`. Can't be interrupted once COMMIT is on its way, which takes
-   * at most `settleTimeout`. Fails with `TransactionAborted` when a failed statement was swallowed, with the reason
-   * of a constraint that is checked at COMMIT, with `CommitUnknown` when the connection is lost meanwhile.
+   * transaction: nothing. Inside a block, and while hooks before a commit run: `SessionBusy`. Can't be interrupted
+   * once COMMIT is on its way, which takes at most `settleTimeout`. Fails with `TransactionAborted` when a failed
+   * statement was swallowed, with the reason of a constraint that is checked at COMMIT, with `CommitUnknown` when the
+   * connection is lost meanwhile.
    */
   readonly commit: Effect.Effect<void, SqlError>
   /** Rolls back what is open and keeps the connection. Inside a block: `SessionBusy`. */

@@ -504,6 +504,34 @@ describe("beforeCommit", () => {
     }
   }
 
+  for (const [name, around] of sessionForms) {
+    test(`${name}: commit, rollback, close and atomic in one are SessionBusy, and the commit goes on`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const ends: ReadonlyArray<Effect.Effect<void, unknown, DbEngine | DbSession>> = [
+          DbSession.commit,
+          DbSession.rollback,
+          DbSession.close,
+          atomic(insert(9))
+        ]
+        yield* around(
+          Effect.gen(function* () {
+            const each = Effect.forEach(ends, (end) => Effect.map(reason(end), (_) => log.push(_)))
+            yield* DbSession.beforeCommit(Effect.orDie(each))
+            yield* insert(1)
+            yield* DbSession.commit
+            yield* insert(2)
+            yield* DbSession.beforeCommit(Effect.zipRight(insert(3), DbSession.commit))
+            expect(yield* reason(DbSession.commit)).toBe("SessionBusy")
+            yield* DbSession.rollback
+            yield* insert(4)
+          })
+        )
+        expect(log).toEqual(["SessionBusy", "SessionBusy", "SessionBusy", "SessionBusy"])
+        expect(yield* rows).toEqual([1, 4])
+      }))
+  }
+
   test("a session without statements has no COMMIT, and does not run it", () =>
     Effect.gen(function* () {
       let ran = 0

@@ -17,7 +17,18 @@ import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
 import type { Attempts } from "./observe.js"
 import { makeMarker, prepareOutcome } from "./outcome.js"
-import { afterBefore, beforeEnd, endNow, inSlot, newSlot, runBefore, settle, settleOpen, undoOpen } from "./session.js"
+import {
+  afterBefore,
+  beforeEnd,
+  busy,
+  endNow,
+  inSlot,
+  newSlot,
+  runBefore,
+  settle,
+  settleOpen,
+  undoOpen
+} from "./session.js"
 import type { Slot } from "./slot.js"
 import { conflicts, validate } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
@@ -370,6 +381,8 @@ export const atomic = (engine: EngineCore, body: Body, options: AtomicOptions): 
           ? raise(unit)
           : (conflict(unit, at.frame, options, false) ?? nested(slot, unit, at.frame, body, options, attempts))
       }
+      // Its COMMIT would be that of the hooks.
+      if (unit.preparing > 0) return Effect.fail(busy(unit, "commit an atomic block")!)
       return inSession(slot, unit, body, options, attempts)
     })
     return slot.needsGate ? Effect.zipRight(slot.prepare, inside) : inside

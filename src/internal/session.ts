@@ -102,7 +102,11 @@ export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Eff
     const option = slot.options.beforeCommit
     const first = option === undefined ? Effect.void : slot.engine.provide(option)
     const all = Effect.zipRight(first as Effect.Effect<unknown, SqlError>, runHooks(committing(unit, frame)))
-    return Ambient.locally(all, unit.engine, inSlot(slot, frame))
+    unit.preparing++
+    return Effect.ensuring(
+      Ambient.locally(all, unit.engine, inSlot(slot, frame)),
+      Effect.sync(() => void unit.preparing--)
+    )
   })
 
 /** Those that they register as well. When one fails they are kept, for there was no COMMIT. */
@@ -119,7 +123,15 @@ const runHooks = (frames: ReadonlyArray<Frame>): Effect.Effect<void, SqlError> =
     )
   })
 
-const busy = (unit: Unit, what: string): DbError | undefined => {
+/** Why the transaction of the session can't be ended by hand now. @internal */
+export const busy = (unit: Unit, what: string): DbError | undefined => {
+  if (unit.preparing > 0) {
+    return DbError.make("SessionBusy", {
+      message: `The session "${unit.name}" can't ${what} while the hooks before a commit run.`,
+      hint: "A beforeCommit hook is inside the transaction: its failure prevents the commit, afterCommit comes after it.",
+      block: unit.name
+    })
+  }
   const child = unit.frame.child
   return child === undefined
     ? undefined
@@ -182,7 +194,8 @@ export const rollback = (unit: Unit): Effect.Effect<void, DbError> =>
 export const close = (slot: Slot, unit: Unit): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
     const child = unit.frame.child
-    const refused = child !== undefined && !child.manual ? busy(unit, "close") : undefined
+    const open = unit.preparing > 0 || (child !== undefined && !child.manual)
+    const refused = open ? busy(unit, "close") : undefined
     if (refused !== undefined) return Effect.fail(refused)
     if (slot.unit === unit) slot.empty()
     return Effect.uninterruptible(Effect.suspend(() => endUnit(unit, undefined, false)))

@@ -55,6 +55,8 @@ export class Unit implements PathState {
   transactions = 0
   /** How many are ending the transaction. */
   settlers = 0
+  /** How many run the hooks before a commit. */
+  preparing = 0
   /** Why there is no transaction any more, though nobody ended it. */
   lost: DbError | undefined = undefined
   ended = false
