@@ -73,7 +73,9 @@ export const floors = [
     "src/internal/listen.ts",
     "src/internal/stream.ts",
     "src/internal/outcome.ts",
+    "src/internal/conflict.ts",
     "src/internal/block.ts",
+    "src/internal/autocommit.ts",
     "src/DbEngine.ts"
   ],
   // 4: nouns

@@ -19,11 +19,9 @@ import type { HookServices } from "./DbOptions.js"
 import { beginManual } from "./DbTransaction.js"
 import type { ManualTransaction } from "./DbTransaction.js"
 import * as Ambient from "./internal/ambient.js"
+import { autocommit, isolated } from "./internal/autocommit.js"
 import { runBatch } from "./internal/batch.js"
-import { attemptsOf, blockSpan } from "./internal/observe.js"
-import type { Attempts } from "./internal/observe.js"
 import type { BatchResult } from "./internal/batch.js"
-import { markRollbackOnly } from "./internal/block.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combinator } from "./internal/combinator.js"
 import { tokenOf, waitFor, withCommitToken } from "./internal/commitToken.js"
@@ -281,47 +279,6 @@ export const makeFacade = (service: EngineService): Session => {
   )
 }
 
-/** A session of its own, or the ambient one joined: then a failure marks the block it joins as rollback-only. */
-const autocommit = (core: EngineCore, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
-  Effect.withFiberRuntime<any, any, any>((fiber) => {
-    const entry = Ambient.entry(fiber, core)
-    const { slot } = entry
-    if (slot === undefined) {
-      return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) =>
-        around(slot, effect, options, attemptsOf(fiber))
-      )
-    }
-    if (slot.ended) return Effect.fail(slot.get().closedError())
-    return Effect.onExit(effect, (exit) =>
-      Effect.sync(() => {
-        if (Exit.isSuccess(exit) || slot.ended || slot.needsGate) return
-        const { frame } = entry
-        const unit = slot.get()
-        const joined = frame !== undefined && !frame.ended && frame.unit === unit ? frame : unit.frame
-        markRollbackOnly(joined, "an autocommit that joined the session failed")
-      })
-    )
-  })
-
-const isolated = (core: EngineCore, effect: Effect.Effect<any, any, any>, options: SessionOptions) =>
-  Effect.withFiberRuntime<any, any, any>((fiber) =>
-    Effect.flatMap(sessions.makeSlot(core, Ambient.entry(fiber, core), options, true), (slot) =>
-      around(slot, effect, options, attemptsOf(fiber))
-    )
-  )
-
-const around = (
-  slot: Slot,
-  effect: Effect.Effect<any, any, any>,
-  options: SessionOptions,
-  attempts: Attempts | undefined
-) => {
-  const whole = sessions.timed(slot, effect, options.timeout)
-  return attempts === undefined
-    ? whole
-    : blockSpan("session", slot.engine, options, attempts, () => slot.unit?.outcome ?? "none", whole)
-}
-
 /** Opens a slot whose end is that of the current scope. A commit that fails where nobody can be told is a defect. */
 const openScoped = (
   core: EngineCore,
@@ -366,7 +323,10 @@ const handleOfSlot = (core: EngineCore, slot: Slot): Effect.Effect<Session, SqlE
  * @category models
  */
 export interface SessionModule<Name extends string> extends Context.Tag<DbSession<Name>, Session> {
-  /** Runs an effect in a session: success commits, everything else rolls back. Inside a session it joins that one. */
+  /**
+   * Runs an effect in a session: success commits, everything else rolls back. Inside a session it joins that one:
+   * with options that its transaction can't honour, `PropagationError`.
+   */
   readonly autocommit: Combinator<SessionOptions, SqlError, DbEngine<Name>>
   /** Always a session and a connection of its own, which leaves an outer one untouched. */
   readonly isolated: Combinator<SessionOptions, SqlError, DbEngine<Name>>

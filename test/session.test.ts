@@ -1,6 +1,15 @@
 import { describe, it } from "@effect/vitest"
 import { Deferred, Effect, Fiber, type Layer, ManagedRuntime, Option } from "effect"
-import { Database, DbConnection, DbEngine, DbLayer, DbSession, withTransaction } from "effect-db"
+import {
+  Database,
+  DbConnection,
+  DbEngine,
+  DbError,
+  DbLayer,
+  DbSession,
+  type SessionOptions,
+  withTransaction
+} from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import {
@@ -87,6 +96,84 @@ describe("2 sessions in sessions", () => {
       const failed = Effect.ignore(DbSession.autocommit(Effect.zipRight(insert(2), Effect.fail("no"))))
       expect(yield* reason(DbSession.autocommit(Effect.zipRight(insert(1), failed)))).toBe("TransactionAborted")
       expect(yield* rows).toEqual([])
+    }))
+
+  const conflicting: ReadonlyArray<SessionOptions> = [
+    { settings: { "app.tenant": "b" } },
+    { settings: { "app.tenant": "a", "app.user": "b" } },
+    { readOnly: true },
+    { isolation: "serializable" },
+    { statementTimeout: 1000 },
+    { lockTimeout: 1000 }
+  ]
+  for (const [when, before] of [
+    ["idle", Effect.void],
+    ["active", Effect.asVoid(place)]
+  ] as const) {
+    test(`a joining autocommit with options that an ${when} session was not opened with is a PropagationError`, () =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* before
+          for (const options of conflicting) {
+            expect(yield* reason(DbSession.autocommit(insert(1), options))).toBe("PropagationError")
+            const inside = withTransaction(DbSession.autocommit(insert(1), options))
+            expect(yield* reason(inside)).toBe("PropagationError")
+          }
+          expect(yield* reason(DbSession.autocommit(insert(1), { isolation: "none" as never }))).toBe("InvalidInput")
+          yield* insert(2)
+        }),
+        { settings: { "app.tenant": "a" } }
+      ).pipe(Effect.zipRight(Effect.map(rows, (ids) => expect(ids).toEqual([2])))))
+
+    test(`a joining autocommit with options that agree with those of an ${when} session joins`, () => {
+      const options = {
+        isolation: "repeatable read",
+        settings: { "app.tenant": "a" },
+        lockTimeout: "1 second"
+      } as const
+      return DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* before
+          const outer = yield* place
+          expect(yield* DbSession.autocommit(place, { ...options, name: "inner", readOnly: false })).toEqual(outer)
+          expect(yield* reason(DbSession.autocommit(place, { settings: { "app.tenant": "b" } }))).toBe(
+            "PropagationError"
+          )
+          yield* withTransaction(
+            DbSession.autocommit(insert(1), { settings: { "app.tenant": "b" }, lockTimeout: 1000 }),
+            { settings: { "app.tenant": "b" } }
+          )
+        }),
+        options
+      )
+    })
+  }
+
+  test("a joining autocommit has its timeout, and rolls back when it is over", () =>
+    Effect.gen(function* () {
+      const late = Effect.flip(DbSession.autocommit(Effect.zipRight(insert(2), Effect.never), { timeout: 50 }))
+      const caught = Effect.map(late, (error) => expect(DbError.reason(error)?._tag).toBe("TransactionTimeout"))
+      expect(yield* reason(DbSession.autocommit(Effect.zipRight(insert(1), caught)))).toBe("TransactionAborted")
+      expect(yield* rows).toEqual([])
+    }))
+
+  test("the beforeCommit of a joining autocommit runs once, before the session's COMMIT", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const options = { beforeCommit: Effect.sync(() => log.push("hook")) }
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* DbSession.autocommit(insert(1), options)
+          yield* Effect.ignore(
+            withTransaction(Effect.zipRight(DbSession.autocommit(insert(2), options), Effect.fail(0)))
+          )
+          log.push("body")
+          yield* DbSession.commit
+          yield* insert(3)
+        })
+      )
+      expect(log).toEqual(["body", "hook"])
+      expect(yield* rows).toEqual([1, 3])
     }))
 
   for (const [name, around] of sessionForms) {

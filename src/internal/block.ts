@@ -12,6 +12,7 @@ import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
+import { conflict, framesAbove, refuse } from "./conflict.js"
 import { unitOf } from "./execute.js"
 import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
@@ -30,7 +31,7 @@ import {
   undoOpen
 } from "./session.js"
 import type { Slot } from "./slot.js"
-import { conflicts, validate } from "./transactionSql.js"
+import { validate } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Unit } from "./unit.js"
 
@@ -89,27 +90,27 @@ export class Block {
     })
 }
 
-const framesAbove = (frame: Frame): ReadonlyArray<Frame> => {
-  const frames: Array<Frame> = []
-  for (let at: Frame | undefined = frame; at !== undefined; at = at.parent) frames.push(at)
-  return frames
-}
-
 type Body = Effect.Effect<any, any, any> | ((block: Block) => Effect.Effect<any, any, any>)
+
+/** With a time limit of its own. @internal */
+export const limited = (
+  effect: Effect.Effect<any, any, any>,
+  name: string,
+  timeout: Duration.DurationInput | undefined
+): Effect.Effect<any, any, any> =>
+  timeout === undefined
+    ? effect
+    : Effect.timeoutFail(effect, { duration: timeout, onTimeout: () => lateError(name, timeout) })
+
+const lateError = (name: string, timeout: Duration.DurationInput): DbError =>
+  DbError.make("TransactionTimeout", {
+    message: `The block "${name}" did not end within ${Duration.format(timeout)}.`,
+    hint: "It was rolled back. Do less in one transaction, or raise its timeout."
+  })
 
 /** Runs the body so that `block.end` can interrupt it. Only a body that was given the block can ask for it. */
 const runBody = (block: Block, body: Body, options: BlockOptions): Effect.Effect<any, any, any> => {
-  const timed = (effect: Effect.Effect<any, any, any>): Effect.Effect<any, any, any> =>
-    options.timeout === undefined
-      ? effect
-      : Effect.timeoutFail(effect, {
-          duration: options.timeout,
-          onTimeout: () =>
-            DbError.make("TransactionTimeout", {
-              message: `The block "${block.frame.name}" did not end within ${Duration.format(options.timeout!)}.`,
-              hint: "It was rolled back. Do less in one transaction, or raise its timeout."
-            })
-        })
+  const timed = (effect: Effect.Effect<any, any, any>) => limited(effect, block.frame.name, options.timeout)
   if (Effect.isEffect(body)) return timed(body)
   const run = body as (block: Block) => Effect.Effect<any, any, any>
   return Effect.suspend(() =>
@@ -129,33 +130,6 @@ const exitOf = (
   if (block.ending !== undefined) return { exit: Exit.succeed(block.ending.value), commits: block.ending.commits }
   const outer = framesAbove(block.frame).find((frame) => frame.ending !== undefined)
   return { exit, commits: outer?.ending?.commits ?? false }
-}
-
-const refuse = (message: string, hint: string): Effect.Effect<never, DbError> =>
-  Effect.fail(DbError.make("PropagationError", { message, hint }))
-
-/** Options that the open transaction can't honour any more. */
-const conflict = (
-  unit: Unit,
-  frame: Frame,
-  options: BlockOptions,
-  joins: boolean
-): Effect.Effect<never, DbError> | undefined => {
-  const readOnly = unit.options.readOnly === true || framesAbove(frame).some((_) => _.options.readOnly === true)
-  const current = { ...unit.options, readOnly: readOnly ? true : unit.options.readOnly }
-  // A savepoint can be read-only inside a transaction that is not.
-  const wanted = !joins && options.readOnly === true ? { ...options, readOnly: undefined } : options
-  const name =
-    conflicts(current, wanted) ??
-    (joins
-      ? (["settings", "statementTimeout", "lockTimeout"] as const).find((_) => options[_] !== undefined)
-      : undefined)
-  return name === undefined
-    ? undefined
-    : refuse(
-        `The open transaction of the session "${unit.name}" can't honour the option ${name} of a block inside it.`,
-        'Open the session with it, or use propagation: "requiresNew".'
-      )
 }
 
 /** Opens an inner block when it is its turn, for a caller that can't be interrupted otherwise. */
