@@ -394,6 +394,26 @@ describe("transactions", () => {
       })
   )
 
+  wired(database, "what fails in a block that has ended already is the first cause of what fails after it", one, (at) =>
+    Effect.gen(function* () {
+      const work = DbSession.autocommit(
+        Effect.gen(function* () {
+          const slow = "SELECT 1 / (SELECT count(*) FROM pg_sleep(0.2) WHERE false)"
+          const daemon = yield* withTransaction(
+            Effect.zipRight(insert(1), forkUntil(at, executes(/pg_sleep/), run(slow)))
+          )
+          yield* Effect.ignore(Fiber.join(daemon))
+          yield* run("SELECT 'after'")
+        })
+      )
+      const reason = yield* reasonOf(work)
+      expect(reason._tag).toBe("TransactionAborted")
+      expect((reason as { firstError?: DbError }).firstError?.reason.sqlState).toBe("22012")
+      expect(yield* ids).toEqual([])
+      yield* recovers(at)
+    })
+  )
+
   wired(
     database,
     "FAULTS 26: a session interrupted while its siblings' statements run leaves nothing behind",

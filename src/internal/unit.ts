@@ -221,8 +221,11 @@ export class Unit implements PathState {
     if (error.reason.sqlState === undefined && error.reason._tag !== "TransactionAborted") return error
     this.aborted = true
     if (this.firstFailed === undefined) {
-      frame.failure = error
-      frame.failedStatement = command.text
+      // Its block may be over: what has failed then is the one around it.
+      let at = frame
+      while (at.parent !== undefined && at.parent.child !== at) at = at.parent
+      at.failure = error
+      at.failedStatement = command.text
       return error
     }
     return error.reason._tag === "TransactionAborted" ? this.abortedError(frame) : error
