@@ -311,6 +311,23 @@ describe("27 afterCommit", () => {
       expect(sent).toEqual(["sent"])
     }))
 
+  test("an explicit commit or rollback without a transaction does nothing, and leaves them to the next", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* note(log, "it")
+          yield* DbSession.commit
+          yield* DbSession.rollback
+          expect(log).toEqual([])
+          yield* insert(1)
+          yield* DbSession.commit
+          expect(log).toEqual(["it committed"])
+        })
+      )
+      expect(log).toEqual(["it committed"])
+    }))
+
   test("a session without a transaction has nothing to commit: its hooks run all the same at its end", () =>
     Effect.gen(function* () {
       const log: Array<string> = []

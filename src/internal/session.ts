@@ -148,7 +148,8 @@ export const commit = (slot: Slot, unit: Unit): Effect.Effect<void, SqlError> =>
     const refused = busy(unit, "commit")
     if (refused !== undefined) return Effect.fail(refused)
     const ready = Effect.zipRight(runBefore(slot, unit, undefined), endings.whenQuiet(unit))
-    return Effect.zipRight(restore(ready), settleOpen(unit, [unit.frame], unit.frame))
+    const end = Effect.suspend(() => (unit.hasToEnd ? settleOpen(unit, [unit.frame], unit.frame) : Effect.void))
+    return Effect.zipRight(restore(ready), end)
   })
 
 /** What comes before COMMIT, then the end: a rollback, when that has gone wrong. @internal */
@@ -187,7 +188,8 @@ export const undoReleased = (unit: Unit, why: DbError, giveBack: Effect.Effect<v
 export const rollback = (unit: Unit): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
     const refused = busy(unit, "roll back")
-    return refused === undefined ? Effect.uninterruptible(undoOpen(unit, [unit.frame])) : Effect.fail(refused)
+    if (refused !== undefined) return Effect.fail(refused)
+    return unit.hasToEnd ? Effect.uninterruptible(undoOpen(unit, [unit.frame])) : Effect.void
   })
 
 /** Rolls back, gives the connection back and empties the slot: the next use is a new session. @internal */
