@@ -265,7 +265,7 @@ export const beginManual = (
   savepoint: boolean
 ): Effect.Effect<ManualTransaction, SqlError> =>
   Effect.suspend(() => {
-    const refused = validate(options)
+    const refused = validateManual(options)
     if (refused !== undefined) return Effect.fail(refused)
     return Effect.uninterruptibleMask((restore) => {
       const kind = savepoint || unit.open || at.top.kind !== "session" ? "savepoint" : "transaction"
@@ -278,6 +278,15 @@ export const beginManual = (
       })
     })
   })
+
+/** Nobody is there to be interrupted when the time is over. */
+const validateManual = (options: TransactionOptions): DbError | undefined =>
+  options.timeout === undefined
+    ? validate(options)
+    : DbError.make("InvalidInput", {
+        message: "The option timeout has no effect to limit in a block that is opened by hand or for a scope",
+        hint: "Use withTransaction or a session with a timeout, or statementTimeout."
+      })
 
 const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effect.Effect<void, SqlError> => {
   if (frame.ended) {
@@ -309,7 +318,7 @@ const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effe
 const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Transaction, SqlError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime<Transaction, SqlError, Scope.Scope>((fiber) => {
-      const refused = validate(options)
+      const refused = validateManual(options)
       if (refused !== undefined) return Effect.fail(refused)
       const entry = Ambient.entry(fiber, core)
       return Effect.flatMap(Effect.scope, (scope) => {
