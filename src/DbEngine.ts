@@ -98,9 +98,9 @@ export interface EngineService {
   /** The host that new connections go to; with several, the first. */
   readonly host: DbHost
   /**
-   * Goes over to another host. The same target: nothing happens. Another: sessions that hold a connection finish on
-   * the old host, the next one uses the new, and the old pool closes when all have come back. A suspended engine stays
-   * so. A closed one refuses with `PoolClosed`.
+   * Goes over to another host; without a port, on the same one. The same target: nothing happens. Another: sessions
+   * that hold a connection finish on the old host, the next one uses the new, and the old pool closes when all have come
+   * back. A suspended engine stays so. A closed one refuses with `PoolClosed`.
    */
   readonly changeHost: (target: DbHost | ReadonlyArray<DbHost>) => Effect.Effect<void, SqlError>
   /** One round trip on a connection of the pool. */
@@ -208,9 +208,12 @@ const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
 export const makeService = (core: EngineCore): EngineService => {
   const changeHost = (target: DbHost | ReadonlyArray<DbHost>): Effect.Effect<void, SqlError> =>
     Effect.suspend(() => {
-      const hosts = (Array.isArray(target) ? (target as ReadonlyArray<DbHost>) : [target as DbHost]).map((_) => ({
-        host: _.host,
-        port: _.port ?? 5432
+      const now = core.config.target.hosts
+      const given: ReadonlyArray<DbHost> = Array.isArray(target) ? target : [target]
+      // A port that is not given stays as it is: that of this host, if it is one already.
+      const hosts = given.map(({ host, port }, at) => ({
+        host,
+        port: port ?? (now[at]?.host === host ? now[at] : (now.find((_) => _.host === host) ?? now[0]!)).port
       }))
       const wrong = hosts.find((_) => typeof _.host !== "string" || _.host === "" || !(_.port > 0 && _.port < 65536))
       if (hosts.length === 0 || wrong !== undefined) {

@@ -32,7 +32,7 @@ import type { IsolationLevel } from "./internal/transactionSql.js"
  */
 export interface DbHost {
   readonly host: string
-  /** Default: 5432. */
+  /** Default: the option `port`, else 5432; in `changeHost` the port as it is. */
   readonly port?: number | undefined
 }
 

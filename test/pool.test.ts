@@ -929,6 +929,35 @@ describe("changeHost", () => {
       }).pipe(Effect.provide(context))
     })
   )
+
+  it.scopedLive("the same target without its port: nothing happens", () =>
+    Effect.gen(function* () {
+      const { context, proxy } = yield* two
+      yield* Effect.gen(function* () {
+        yield* run("SELECT 1")
+        yield* DbEngine.changeHost({ host: proxy.host })
+        yield* run("SELECT 1")
+        yield* DbEngine.changeHost([{ host: proxy.host }])
+        yield* run("SELECT 1")
+        expect(proxy.accepted).toBe(1)
+        expect((yield* DbEngine).host).toEqual({ host: proxy.host, port: proxy.port })
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("of a host without a port the port stays as it is", () =>
+    Effect.gen(function* () {
+      const engine = yield* DbEngine.make({ host: "db-1", port: 6001 })
+      yield* engine.changeHost({ host: "db-2" })
+      expect(engine.host).toEqual({ host: "db-2", port: 6001 })
+      yield* engine.changeHost({ host: "db-2", port: 6002 })
+      yield* engine.changeHost([{ host: "db-3" }, { host: "db-4", port: 6004 }])
+      expect(engine.host).toEqual({ host: "db-3", port: 6002 })
+      // Of a host that is a target already, its own.
+      yield* engine.changeHost({ host: "db-4" })
+      expect(engine.host).toEqual({ host: "db-4", port: 6004 })
+    })
+  )
 })
 
 describe("FAULTS 12: closing an engine", () => {
