@@ -48,7 +48,7 @@ export interface LayerModule<Name extends string> {
   ) => Layer.Layer<Provided<Name>, SqlError | ConfigError.ConfigError>
   /**
    * The same from the environment: `DATABASE_URL`, else libpq's `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD` and
-   * `PGDATABASE`.
+   * `PGDATABASE`. An empty one counts as none.
    */
   readonly env: Layer.Layer<Provided<Name>, SqlError | ConfigError.ConfigError>
 }
@@ -74,16 +74,25 @@ export const contextOf = <Name extends string>(
   ) as Context.Context<Provided<Name>>
 }
 
+/** As for libpq, an empty variable is none. */
+const variable = (name: string): Config.Config<Option.Option<string>> => Config.option(Config.nonEmptyString(name))
+
+const secret = (name: string): Config.Config<Option.Option<Redacted.Redacted>> =>
+  Config.map(variable(name), Option.map(Redacted.make))
+
 const fromEnv: Config.Config<DbOptions> = Config.all({
-  url: Config.option(Config.redacted("DATABASE_URL")),
-  host: Config.option(Config.string("PGHOST")),
-  port: Config.option(Config.integer("PGPORT")),
-  username: Config.option(Config.string("PGUSER")),
-  password: Config.option(Config.redacted("PGPASSWORD")),
-  database: Config.option(Config.string("PGDATABASE"))
+  url: secret("DATABASE_URL"),
+  host: variable("PGHOST"),
+  // The empty text is a number: 0.
+  port: Config.zipWith(variable("PGPORT"), Config.option(Config.integer("PGPORT")), (set, port) =>
+    Option.zipRight(set, port)
+  ),
+  username: variable("PGUSER"),
+  password: secret("PGPASSWORD"),
+  database: variable("PGDATABASE")
 }).pipe(
   Config.map(({ url, ...rest }): DbOptions => {
-    if (Option.isSome(url)) return { url: Redacted.make(Redacted.value(url.value)) }
+    if (Option.isSome(url)) return { url: url.value }
     return {
       host: Option.getOrUndefined(rest.host),
       port: Option.getOrUndefined(rest.port),

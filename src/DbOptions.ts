@@ -289,35 +289,30 @@ export const resolveTarget = Effect.fnUntraced(function* (
     options.url === undefined ? undefined : Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
   const [url, urlHosts] = text === undefined ? [undefined, []] : splitHosts(text)
   const parsed = url === undefined ? undefined : yield* parseUrl(url)
-  const env = process.env
+  // As for libpq, an empty one is none.
+  const env = (name: string): string | undefined => process.env[name] || undefined
   const given = options.hosts ?? (options.host !== undefined ? [{ host: options.host, port: options.port }] : urlHosts)
   if (options.hosts !== undefined && options.hosts.length === 0) {
     return yield* Effect.fail(bad("The option hosts is empty.", "Name at least one host, or leave it out."))
   }
-  const defaultPort = yield* port(options.port ?? (parsed?.port || undefined) ?? env.PGPORT ?? 5432)
+  const defaultPort = yield* port(options.port ?? (parsed?.port || undefined) ?? env("PGPORT") ?? 5432)
   const raw: ReadonlyArray<DbHost> =
-    given.length > 0 ? given : [{ host: options.path ?? (parsed?.host || undefined) ?? env.PGHOST ?? "localhost" }]
+    given.length > 0 ? given : [{ host: options.path ?? (parsed?.host || undefined) ?? env("PGHOST") ?? "localhost" }]
   const hosts: Array<{ readonly host: string; readonly port: number }> = []
   for (const one of raw)
     hosts.push({ host: one.host, port: one.port === undefined ? defaultPort : yield* port(one.port) })
   const secret = options.password
-  const urlPassword = parsed?.password
+  const plainPassword = parsed?.password || env("PGPASSWORD")
   const password: Target["password"] =
     secret === undefined
-      ? Effect.succeed(
-          urlPassword
-            ? Redacted.make(urlPassword)
-            : env.PGPASSWORD !== undefined
-              ? Redacted.make(env.PGPASSWORD)
-              : undefined
-        )
+      ? Effect.succeed(plainPassword === undefined ? undefined : Redacted.make(plainPassword))
       : Redacted.isRedacted(secret)
         ? Effect.succeed(secret)
         : secret
   return {
     hosts,
-    database: options.database ?? parsed?.database ?? env.PGDATABASE,
-    username: options.username ?? parsed?.user ?? env.PGUSER,
+    database: options.database ?? parsed?.database ?? env("PGDATABASE"),
+    username: options.username ?? parsed?.user ?? env("PGUSER"),
     password,
     ssl: options.ssl ?? (parsed?.ssl as boolean | ConnectionOptions | undefined),
     attrs: parsed?.["target_session_attrs"] as string | undefined

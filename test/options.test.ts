@@ -1,7 +1,8 @@
 import { describe, expect, it } from "@effect/vitest"
-import { Effect } from "effect"
+import { Effect, Redacted } from "effect"
 import { Database, DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
+import { quietly } from "./support/programs.js"
 
 const database = testDatabase()
 
@@ -144,4 +145,76 @@ describe("options that can't be meant", () => {
       { discard: true }
     )
   })
+})
+
+describe("DbLayer.env", () => {
+  const names = ["DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE"]
+  /** Of these names the process has those variables and no others. */
+  const withVariables = <A, E, R>(variables: Record<string, string>, effect: Effect.Effect<A, E, R>) =>
+    Effect.acquireUseRelease(
+      Effect.sync(() => {
+        const before = { ...process.env }
+        for (const name of names) delete process.env[name]
+        Object.assign(process.env, variables)
+        return before
+      }),
+      () => effect,
+      (before) =>
+        Effect.sync(() => {
+          for (const name of names) delete process.env[name]
+          Object.assign(process.env, before)
+        })
+    )
+  const where = (variables: Record<string, string>) =>
+    Effect.flatMap(DbEngine, ({ sql }) => sql<{ database: string }>`SELECT current_database() AS database`).pipe(
+      Effect.map(([row]) => row!.database),
+      Effect.provide(quietly(DbLayer.env)),
+      (effect) => withVariables(variables, effect)
+    )
+  const all = {
+    PGHOST: database.host,
+    PGPORT: String(database.port),
+    PGUSER: database.user,
+    PGPASSWORD: Redacted.value(database.password),
+    PGDATABASE: database.database
+  }
+  const empty = Object.fromEntries(names.map((name) => [name, ""]))
+
+  it.live("DATABASE_URL wins over the others, unless it is empty", () =>
+    Effect.gen(function* () {
+      expect(yield* where({ ...all, PGPORT: "1", DATABASE_URL: database.url })).toBe(database.database)
+      expect(yield* where({ ...all, DATABASE_URL: "" })).toBe(database.database)
+    })
+  )
+
+  it.live("an empty variable is as none", () =>
+    Effect.gen(function* () {
+      expect(yield* where({ ...empty, DATABASE_URL: database.url })).toBe(database.database)
+      // As libpq: the database with the name of the user, where there is one.
+      const [own] = yield* database.query("SELECT FROM pg_database WHERE datname = $1", [database.user])
+      if (own !== undefined) expect(yield* where({ ...all, PGDATABASE: "" })).toBe(database.user)
+    })
+  )
+
+  for (const [name, options] of [
+    ["DbLayer.env", undefined],
+    ["the options", {}]
+  ] as const) {
+    it.scopedLive(`empty variables are as none: ${name} mean libpq's host and port`, () =>
+      Effect.gen(function* () {
+        const layer = quietly(options === undefined ? DbLayer.env : DbLayer(options))
+        const host = Effect.provide(
+          Effect.map(DbEngine, ({ host }) => host),
+          layer
+        )
+        expect(yield* withVariables(empty, host)).toEqual({ host: "localhost", port: 5432 })
+      })
+    )
+  }
+
+  it.live("one that is no number is an error of the configuration", () =>
+    Effect.map(Effect.flip(where({ ...all, PGPORT: "abc" })), (error) => {
+      expect(String(error)).toContain("Expected an integer value")
+    })
+  )
 })
