@@ -1,6 +1,6 @@
 import { describe, expect, it } from "@effect/vitest"
-import { Effect, Layer, Option } from "effect"
-import { DbEngine, DbError, DbLayer, DbQuery, DbSession, withTransaction } from "effect-db"
+import { Effect, Fiber, Layer, Option } from "effect"
+import { DbConnection, DbEngine, DbError, DbLayer, DbQuery, DbSession, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { query, testDatabase } from "./support/database.js"
 
@@ -139,6 +139,85 @@ describe("DbTest.sandbox", () => {
         const rows = yield* sql<{ tenant: string }>`SELECT current_setting('app.tenant', true) AS tenant`
         expect(rows[0]?.tenant ?? "").toBe("")
       })
+    )
+  )
+
+  it.live("a batch outside of a session is a transaction of its own: what follows goes on", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const add = (name: string) => sql`INSERT INTO users (name) VALUES (${name})`
+        yield* DbSession.batch([add("ada"), add("bob"), add("eve")])
+        expect(yield* names).toBe("ada bob eve")
+        yield* DbSession.batch([add("gus")])
+        yield* DbConnection.withConnection(DbSession.batch([add("hal"), add("ida")]))
+        yield* DbSession.isolated(DbSession.batch([add("joe"), add("kim")]))
+        expect(yield* names).toBe("ada bob eve gus hal ida joe kim")
+      })
+    )
+  )
+
+  it.live("a batch that fails is undone as a whole, and its error is the first", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const add = (name: string) => sql`INSERT INTO users (name) VALUES (${name})`
+        yield* add("ada")
+        for (const batch of [
+          [add("bob"), add("ada"), add("eve")],
+          [add("ada"), add("bob")],
+          [add("bob"), add("eve"), add("ada")]
+        ]) {
+          const error = yield* Effect.flip(DbSession.batch(batch))
+          expect(DbError.reason(error)?._tag).toBe("UniqueViolation")
+          expect(yield* names).toBe("ada")
+        }
+      })
+    )
+  )
+
+  it.live("batches of several fibers, and of a sandbox in the sandbox", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const add = (name: string) =>
+          Effect.flatMap(DbEngine, ({ sql }) =>
+            DbSession.batch([`${name}1`, `${name}2`].map((_) => sql`INSERT INTO users (name) VALUES (${_})`))
+          )
+        yield* Effect.forEach(["a", "b", "c"], add, { concurrency: "unbounded" })
+        yield* DbTest.sandbox(
+          Effect.gen(function* () {
+            yield* add("d")
+            yield* Effect.ignore(add("a"))
+            expect(yield* names).toBe("a1 a2 b1 b2 c1 c2 d1 d2")
+          })
+        )
+        expect(yield* names).toBe("a1 a2 b1 b2 c1 c2")
+      })
+    )
+  )
+
+  it.live("what is interrupted before it is sent does not hold up the rest", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const early = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+          Effect.flatMap(Effect.fork(effect), (fiber) => Effect.zipRight(Effect.yieldNow(), Fiber.interrupt(fiber)))
+        yield* early(insert("ada"))
+        yield* early(DbSession.batch([sql`INSERT INTO users (name) VALUES ('bob')`, sql`SELECT 1`]))
+        yield* DbSession.autocommit(Effect.zipRight(early(insert("eve")), insert("gus")))
+        yield* DbSession.autocommit(early(insert("hal")))
+        // The second waits in the line of the sandbox, for the transaction of the first.
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert("ida")
+            const slow = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
+            yield* early(DbSession.isolated(Effect.zipRight(insert("joe"), insert("kim"))))
+            yield* early(DbConnection.withConnection(DbSession.detach(insert("joe"))))
+            yield* Fiber.join(slow)
+          })
+        )
+        expect(yield* names).toBe("gus ida")
+      }).pipe(Effect.timeout("10 seconds"))
     )
   )
 

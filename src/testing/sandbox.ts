@@ -17,11 +17,9 @@ const settled = 3
 
 interface Entry {
   readonly wire: VirtualWire
-  readonly opens: boolean
-  readonly go: () => void
+  /** `opens`: it is the first of its transaction. */
+  readonly go: (opens: boolean) => void
 }
-
-let savepoints = 0
 
 /** The real connection, and whose transaction is innermost on it. */
 export class Sandbox {
@@ -49,8 +47,8 @@ export class Sandbox {
     }
   }
 
-  private admits(entry: Entry): boolean {
-    return entry.opens ? this.running === 0 : this.stack[this.stack.length - 1] === entry.wire
+  private admits({ wire }: Entry): boolean {
+    return wire.open ? this.stack[this.stack.length - 1] === wire : this.running === 0
   }
 
   private pump(): void {
@@ -58,8 +56,9 @@ export class Sandbox {
       const at = this.queue.findIndex((_) => this.admits(_))
       if (at === -1) return
       const [entry] = this.queue.splice(at, 1)
-      if (entry!.opens) this.stack.push(entry!.wire)
-      entry!.go()
+      const opens = !entry!.wire.open
+      if (opens) this.stack.push(entry!.wire)
+      entry!.go(opens)
     }
   }
 
@@ -93,6 +92,8 @@ export class Sandbox {
   }
 }
 
+let savepoints = 0
+
 const noResult = (command: string) => ({ command, rowCount: null, oid: 0, rows: [], fields: [] })
 
 /** What the engine takes for a raw connection. */
@@ -101,7 +102,10 @@ export class VirtualWire {
   dirty = false
   lastUsed = Date.now()
   readonly listeners: Wire["listeners"]
+  /** Of the transaction that it is in. */
   private savepoint: string | undefined = undefined
+  /** It was sent. */
+  private begun = false
   private readonly before: Array<readonly [name: string, value: string]> = []
   private readonly clones = new WeakMap<Command, Command>()
   private readonly leavers = new WeakMap<Command, () => void>()
@@ -124,8 +128,13 @@ export class VirtualWire {
     return this.sandbox.real.dead
   }
 
+  /** The statements of its transaction come behind each other, and nobody else's in between. */
+  get open(): boolean {
+    return this.savepoint !== undefined
+  }
+
   get status(): "I" | "T" | "E" {
-    return this.savepoint === undefined ? "I" : this.sandbox.real.status
+    return this.open ? this.sandbox.real.status : "I"
   }
 
   get idle(): boolean {
@@ -148,27 +157,52 @@ export class VirtualWire {
   submit(command: Command): void {
     this.outstanding++
     command.state = queued
-    const opens = this.savepoint === undefined && command.text !== "COMMIT" && command.text !== "ROLLBACK"
-    if (opens) this.savepoint = `effect_db_sandbox_${++savepoints}`
-    else if (this.savepoint === undefined) return this.finish(command, undefined, command.text)
-    const go = (): void => {
-      if (command.solo && command.text === "COMMIT") return this.commit(command)
-      if (command.solo && command.text === "ROLLBACK") return this.rollback(command)
-      if (command.solo && command.text === "BEGIN") return this.open(command)
-      if (command.solo && opens) return this.alone(command)
-      return this.inside(command)
+    // A batch goes on with its last one.
+    if (command.more) return
+    const commands = command.batch ?? [command]
+    const leave = this.sandbox.enter({ wire: this, go: (opens) => this.go(command, commands, opens) })
+    this.leavers.set(command, leave)
+  }
+
+  private go(command: Command, commands: ReadonlyArray<Command>, opens: boolean): void {
+    const { solo, text } = command
+    const ends = solo && (text === "COMMIT" || text === "ROLLBACK")
+    if (opens) {
+      this.savepoint = `effect_db_sandbox_${++savepoints}`
+      if (solo && text === "BEGIN") return this.begin(command)
+      if (solo && !ends) return this.alone(commands)
     }
-    this.leavers.set(command, this.sandbox.enter({ wire: this, opens, go }))
+    if (!ends) return this.inside(commands)
+    // There is nothing to end.
+    if (!this.begun) {
+      this.close()
+      return this.finish(command, undefined, text)
+    }
+    return text === "COMMIT" ? this.commit(command) : this.rollback(command)
   }
 
   interrupt(command: Command): boolean {
     if (command.settled) return false
+    const commands = command.batch ?? [command]
     const clone = this.clones.get(command)
-    if (clone !== undefined) return this.sandbox.real.interrupt(clone)
-    this.leavers.get(command)?.()
+    if (clone === undefined) {
+      this.leavers.get(command)?.()
+      for (const one of commands) this.withdraw(one)
+      return false
+    }
+    if (this.sandbox.real.interrupt(clone)) return true
+    // Taken back before it was sent, and with it the savepoint that it would have brought along.
+    if (clone.settled) {
+      for (const one of commands) this.withdraw(one)
+      if (!this.begun && this.idle) this.close()
+      for (const _ of commands) this.sandbox.end()
+    }
+    return false
+  }
+
+  private withdraw(command: Command): void {
     command.state = settled
     this.over()
-    return false
   }
 
   private over(): void {
@@ -184,11 +218,13 @@ export class VirtualWire {
 
   private close(): void {
     this.savepoint = undefined
+    this.begun = false
     this.before.length = 0
     this.sandbox.leave(this)
   }
 
-  private open(command: Command): void {
+  private begin(command: Command): void {
+    this.begun = true
     this.sandbox.control(`SAVEPOINT ${this.savepoint}`, "BEGIN", (error) => {
       if (error !== undefined) this.close()
       this.finish(command, error, "BEGIN")
@@ -229,17 +265,25 @@ export class VirtualWire {
       .join("")
   }
 
-  /** An implicit statement: a transaction of one statement. */
-  private alone(command: Command): void {
-    const savepoint = this.savepoint
+  /** An implicit statement, or a batch: a transaction of its own. */
+  private alone(commands: ReadonlyArray<Command>): void {
+    const [first] = commands
+    const last = commands[commands.length - 1]
+    const { savepoint } = this
     const owner: Owner = {
-      takePrefix: () => [
-        { text: `SAVEPOINT ${savepoint}`, params: [], opens: false, named: false, as: "" },
-        ...this.translated(command.owner?.takePrefix() ?? [])
-      ]
+      takePrefix: () => {
+        this.begun = true
+        return [
+          { text: `SAVEPOINT ${savepoint}`, params: [], opens: false, named: false, as: "" },
+          ...this.translated(first!.owner?.takePrefix() ?? [])
+        ]
+      }
     }
-    this.forward(command, owner, (error, settle) => {
-      if (error !== undefined && !this.sandbox.real.dead) return this.undo("", settle)
+    let failure: DbError | undefined = undefined
+    this.forward(commands, owner, (command, error, settle) => {
+      failure ??= error
+      if (command !== last) return settle()
+      if (failure !== undefined && !this.sandbox.real.dead) return this.undo("", settle)
       this.sandbox.control(`RELEASE SAVEPOINT ${savepoint}${this.restore()}`, "", () => {
         this.close()
         settle()
@@ -247,56 +291,65 @@ export class VirtualWire {
     })
   }
 
-  private inside(command: Command): void {
-    const { owner } = command
+  private inside(commands: ReadonlyArray<Command>): void {
+    const owner = commands[0]!.owner
     const translated: Owner | undefined =
       owner === undefined ? undefined : { takePrefix: () => this.translated(owner.takePrefix()) }
-    this.forward(command, translated, (_, settle) => settle())
+    this.forward(commands, translated, (_, __, settle) => settle())
   }
 
-  /** The same statement on the real connection, whose progress is the original's. */
+  /** The same statements on the real connection, whose progress is that of the originals. */
   private forward(
-    command: Command,
+    commands: ReadonlyArray<Command>,
     owner: Owner | undefined,
-    after: (error: DbError | undefined, settle: () => void) => void
+    after: (command: Command, error: DbError | undefined, settle: () => void) => void
   ): void {
-    this.sandbox.begin()
-    const clone: Command = new Command(
-      command.text,
-      command.params,
-      command.rowMode,
-      false,
-      command.prepare,
-      command.simple,
-      owner,
-      (error, result, multiple) => {
-        after(error, () => {
-          command.state = settled
-          this.over()
-          command.done(error, result, multiple)
-        })
-        this.sandbox.end()
+    const batch: Array<Command> = []
+    commands.forEach((command, at) => {
+      this.sandbox.begin()
+      const clone: Command = new Command(
+        command.text,
+        command.params,
+        command.rowMode,
+        false,
+        command.prepare,
+        command.simple,
+        at === 0 ? owner : undefined,
+        (error, result, multiple) => {
+          after(command, error, () => {
+            command.state = settled
+            this.over()
+            command.done(error, result, multiple)
+          })
+          this.sandbox.end()
+        }
+      )
+      clone.copy = command.copy
+      clone.scope = command.scope
+      clone.watch = command.watch
+      clone.as = command.as
+      clone.more = command.more
+      if (command.batch !== undefined) {
+        clone.batch = batch
+        batch.push(clone)
       }
-    )
-    clone.copy = command.copy
-    clone.scope = command.scope
-    clone.watch = command.watch
-    clone.as = command.as
-    this.clones.set(command, clone)
-    // Until the end its state is what its owner asks about.
-    let state = -1
-    Object.defineProperty(command, "state", {
-      get: () => (state === settled ? settled : clone.state === settled ? 2 : clone.state),
-      set: (next: number) => {
-        state = next
-      }
+      this.clones.set(command, clone)
+      // Until the end its state is what its owner asks about.
+      let state = -1
+      Object.defineProperty(command, "state", {
+        get: () => (state === settled ? settled : clone.state === settled ? 2 : clone.state),
+        set: (next: number) => {
+          state = next
+        }
+      })
+      this.sandbox.submit(clone)
     })
-    this.sandbox.submit(clone)
   }
 
   private translated(controls: ReadonlyArray<Control>): ReadonlyArray<Control> {
     return controls.flatMap((control): ReadonlyArray<Control> => {
       if (control.opens) {
+        this.begun = true
         const savepoint: Control = {
           ...control,
           text: `SAVEPOINT ${this.savepoint}`,
@@ -373,7 +426,7 @@ class VirtualPool {
   give(wire: Wire): void {
     const virtual = wire as unknown as VirtualWire
     if (!this.lent.delete(virtual)) return
-    if (virtual.status !== "I") {
+    if (virtual.open) {
       virtual.submit(new Command("ROLLBACK", [], "array", true, false, false, undefined, () => {}))
     }
   }
