@@ -221,6 +221,104 @@ describe("DbTest.sandbox", () => {
     )
   )
 
+  for (const text of [
+    "INSERT INTO users VALUES ('ada'); COMMIT; INSERT INTO users VALUES ('bob')",
+    "INSERT INTO users VALUES ('ada'); rollback; INSERT INTO users VALUES ('bob')",
+    "begin; INSERT INTO users VALUES ('ada'); end",
+    "/* ; */ START TRANSACTION; INSERT INTO users VALUES ('ada'); COMMIT AND CHAIN",
+    "-- one\nabort; INSERT INTO users VALUES ('bob')",
+    "INSERT INTO users VALUES ('ada; '); COMMIT",
+    "PREPARE TRANSACTION 'ada'",
+    "COMMIT PREPARED 'ada'",
+    "COMMIT AND CHAIN",
+    "BEGIN READ ONLY"
+  ]) {
+    it.live(`a text that ends transactions is refused before it ends the sandbox's: ${text.replace(/\s+/g, " ")}`, () =>
+      sandboxed(
+        Effect.gen(function* () {
+          const { sql } = yield* DbEngine
+          const run = sql.unsafe(text)
+          for (const way of [run, DbConnection.withConnection(run), DbSession.autocommit(run), DbTest.sandbox(run)]) {
+            const error = yield* Effect.flip(way)
+            expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+            expect(error.message).toContain("DbTest.database")
+          }
+          yield* insert("after")
+          expect(yield* names).toBe("after")
+        })
+      )
+    )
+  }
+
+  it.live("a statement of a batch that ends transactions is refused, with all of the batch", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const batch = [sql`INSERT INTO users VALUES ('ada')`, sql`COMMIT`, sql`INSERT INTO users VALUES ('bob')`]
+        expect(DbError.reason(yield* Effect.flip(DbSession.batch(batch)))?._tag).toBe("InvalidInput")
+        expect(yield* names).toBe("")
+      })
+    )
+  )
+
+  it.live("a COMMIT or ROLLBACK in a session is refused, and the session goes on", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        for (const text of ["COMMIT", "commit work", "END;", "ROLLBACK", "abort"]) {
+          yield* DbSession.autocommit(
+            Effect.gen(function* () {
+              yield* insert(text)
+              expect(DbError.reason(yield* Effect.flip(sql.unsafe(text)))?._tag).toBe("InvalidInput")
+            })
+          )
+          yield* Effect.ignore(
+            DbSession.autocommit(Effect.all([insert("no"), Effect.ignore(sql.unsafe(text)), Effect.fail("no")]))
+          )
+        }
+        expect(yield* names).toBe("COMMIT END; ROLLBACK abort commit work")
+      })
+    )
+  )
+
+  it.live("plays BEGIN, COMMIT and ROLLBACK on a connection, however they are written", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const on = (...texts: ReadonlyArray<string>) =>
+          DbConnection.withConnection(Effect.forEach(texts, (text) => sql.unsafe(text)))
+        const add = (name: string) => `INSERT INTO users VALUES ('${name}')`
+        yield* on("begin", add("a"), "commit")
+        yield* on("START TRANSACTION;", add("b"), "END")
+        yield* on("BEGIN WORK", add("c"), "ROLLBACK WORK")
+        yield* on("begin transaction", add("d"), "abort -- all of it")
+        yield* on("begin", add("e"), "begin", add("f"), "rollback")
+        yield* on("begin", add("g"))
+        yield* on("commit", "rollback", add("h"))
+        yield* on("begin", add("i"), "savepoint s", add("j"), "rollback to s", "release s", "commit")
+        expect(yield* names).toBe("a b h i")
+      })
+    )
+  )
+
+  it.live("words that only look like the end of a transaction are not refused", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        yield* sql.unsafe("INSERT INTO users VALUES ('; commit'); INSERT INTO users VALUES ('; rollback;')")
+        yield* sql.unsafe('SELECT 1 AS commit; /* commit; */ SELECT 2 AS "; end"; -- ; abort')
+        yield* sql.unsafe("DO $$ BEGIN PERFORM 1; END; $$; SELECT CASE WHEN true THEN 1 END")
+        yield* sql.unsafe(
+          "CREATE FUNCTION two() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END; SELECT two()"
+        )
+        expect(yield* names).toBe("; commit ; rollback;")
+        // What a procedure commits is refused by the server.
+        yield* sql.unsafe("CREATE PROCEDURE ends() LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$")
+        expect(DbError.reason(yield* Effect.flip(sql`CALL ends()`))?.sqlState).toBe("2D000")
+      })
+    )
+  )
+
   it.live("sandboxes nest", () =>
     sandboxed(
       Effect.gen(function* () {
