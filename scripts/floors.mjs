@@ -29,6 +29,7 @@ export const floors = [
     "src/internal/undisturbed.ts",
     "src/internal/ambient.ts",
     "src/internal/promised.ts",
+    "src/internal/instead.ts",
     "src/internal/telemetry.ts"
   ],
   // 2: wire

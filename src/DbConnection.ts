@@ -12,12 +12,13 @@ import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import type * as Pg from "pg"
 import { DbError } from "./DbError.js"
-import { borrow, coreOf, viewOf } from "./DbEngine.js"
+import { borrow, coreHere, coreOf, viewOf } from "./DbEngine.js"
 import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
 import * as Ambient from "./internal/ambient.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combinator } from "./internal/combinator.js"
 import type { EngineCore } from "./internal/engine.js"
+import { engineFor } from "./internal/instead.js"
 import { Root, topOf, without } from "./internal/lease.js"
 import type { Stacked } from "./internal/lease.js"
 import { undoReleased } from "./internal/session.js"
@@ -298,8 +299,9 @@ export interface DbConnection<Name extends string = "default"> {
   readonly "effect-db/DbConnection": Name
 }
 
-const currentOf = (core: EngineCore): Effect.Effect<Option.Option<Handle>> =>
+const currentOf = (given: EngineCore): Effect.Effect<Option.Option<Handle>> =>
   Effect.withFiberRuntime((fiber) => {
+    const core = engineFor(fiber, given)
     const entry = Ambient.entry(fiber, core)
     const top = entry.orphan ?? topOf(entry.stack)
     if (top === undefined) return Effect.succeed(Option.none())
@@ -342,19 +344,20 @@ export const make = <Name extends string>(
 ): ConnectionModule<Name> => {
   const tag = Context.GenericTag<DbConnection<Name>, Connection>(`effect-db/DbConnection/${name}`)
   const withCore = <A, E, R>(f: (core: EngineCore) => Effect.Effect<A, E, R>) =>
-    Effect.flatMap(engine, (service) => f(coreOf(service)))
+    Effect.flatMap(engine, (service) => coreHere(service, f))
   const facade = <A, E>(f: (connection: Connection) => Effect.Effect<A, E>) =>
     Effect.flatMap(engine, (service) => f(makeFacade(service)))
   const layer = (options: ConnectionOptions = {}): Layer.Layer<DbConnection<Name>, SqlError, DbEngine<Name>> =>
     Layer.scopedContext(
-      Effect.flatMap(engine, (service) => {
-        const core = coreOf(service)
-        return Effect.flatMap(open(core, options), (handle) =>
-          Effect.map(Ambient.context(core, "connection", push(handle)), (context) =>
-            Context.merge(Context.make(tag, makeFacade(service)), context)
+      Effect.flatMap(engine, (service) =>
+        coreHere(service, (core) =>
+          Effect.flatMap(open(core, options), (handle) =>
+            Effect.map(Ambient.context(core, "connection", push(handle)), (context) =>
+              Context.merge(Context.make(tag, makeFacade(service)), context)
+            )
           )
         )
-      })
+      )
     )
   return Object.assign(tag, {
     acquire: (options: ConnectionOptions = {}) => withCore((core) => acquire(core, options)),
@@ -362,7 +365,7 @@ export const make = <Name extends string>(
       withCore((core) => withConnection(core, effect, options))
     ),
     layer,
-    current: withCore((core) => currentOf(core)),
+    current: Effect.flatMap(engine, (service) => currentOf(coreOf(service))),
     pid: facade((_) => _.pid),
     status: facade((_) => _.status),
     raw: facade((_) => _.raw),

@@ -9,6 +9,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { DbError } from "./DbError.js"
 import { resolve } from "./DbOptions.js"
 import type { DbHost, DbOptions, HookServices } from "./DbOptions.js"
@@ -17,6 +18,7 @@ import { executeApart } from "./internal/execute.js"
 import { ambientBound } from "./internal/execute.js"
 import { withTransaction } from "./internal/block.js"
 import { health } from "./internal/health.js"
+import { withEngine } from "./internal/instead.js"
 import { listen } from "./internal/listen.js"
 import { Root } from "./internal/lease.js"
 import type { Bound } from "./internal/execute.js"
@@ -127,6 +129,15 @@ export const coreOf = (engine: EngineService): EngineCore => {
   return core
 }
 
+/** Goes on with the engine that is meant where it runs: what stands in its place there, if anything does. @internal */
+export const coreHere = <A, E, R>(
+  engine: EngineService,
+  f: (core: EngineCore) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E, R> => {
+  const core = coreOf(engine)
+  return core.replaced ? withEngine(core, f) : f(core)
+}
+
 const compilers = new WeakMap<EngineCore, Statement.Compiler>()
 
 const compilerOf = (core: EngineCore): Statement.Compiler => {
@@ -136,18 +147,21 @@ const compilerOf = (core: EngineCore): Statement.Compiler => {
 }
 
 /** The client of an engine, of a session handle, of a connection. @internal */
-export const viewOf = (core: EngineCore, bound: Bound): DbSql =>
-  makeView(
+export const viewOf = (core: EngineCore, bound: Bound): DbSql => {
+  // A handle is one session's or one connection's, whatever stands in the place of its engine.
+  const at: typeof withEngine = bound._tag === "Ambient" ? withEngine : (core, f) => f(core)
+  return makeView(
     {
       engine: core,
       bound,
-      withTransaction: (effect) => withTransaction(core, effect, {}),
-      stream: (bound, text, params, watch) => streamRows(core, bound, text, params, watch),
-      reserve: reserve(core),
-      listen: (channel) => listen(core, channel)
+      withTransaction: (effect) => at(core, (core) => withTransaction(core, effect, {})),
+      stream: streamRows,
+      reserve: at(core, reserve),
+      listen: (channel) => Stream.unwrap(at(core, (core) => Effect.succeed(listen(core, channel))))
     },
     compilerOf(core)
   )
+}
 
 /** A connection that nobody reuses, until the scope closes. */
 const reserve = (core: EngineCore): Effect.Effect<Bound, DbError, Scope.Scope> =>
@@ -206,6 +220,7 @@ const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
 
 /** @internal */
 export const makeService = (core: EngineCore): EngineService => {
+  const inPlace = <A, E>(f: (core: EngineCore) => Effect.Effect<A, E>): Effect.Effect<A, E> => withEngine(core, f)
   const changeHost = (target: DbHost | ReadonlyArray<DbHost>): Effect.Effect<void, SqlError> =>
     Effect.suspend(() => {
       const now = core.config.target.hosts
@@ -224,9 +239,11 @@ export const makeService = (core: EngineCore): EngineService => {
           })
         )
       }
-      if (core.closed) return Effect.fail(poolClosed())
-      core.changeHost(hosts)
-      return Effect.void
+      return inPlace((core) => {
+        if (core.closed) return Effect.fail(poolClosed())
+        core.changeHost(hosts)
+        return Effect.void
+      })
     })
   const service: EngineService = {
     name: core.name,
@@ -235,12 +252,12 @@ export const makeService = (core: EngineCore): EngineService => {
       return core.host
     },
     changeHost,
-    ping: Effect.asVoid(executeApart(core, "SELECT 1", [])),
-    stats: Effect.sync(() => core.stats),
-    health: health(core),
-    evictAll: Effect.sync(() => core.pool().evictAll()),
-    suspend: Effect.sync(() => core.pool().suspend()),
-    resume: Effect.sync(() => core.pool().resume())
+    ping: inPlace((core) => Effect.asVoid(executeApart(core, "SELECT 1", []))),
+    stats: inPlace((core) => Effect.sync(() => core.stats)),
+    health: inPlace(health),
+    evictAll: inPlace((core) => Effect.sync(() => core.pool().evictAll())),
+    suspend: inPlace((core) => Effect.sync(() => core.pool().suspend())),
+    resume: inPlace((core) => Effect.sync(() => core.pool().resume()))
   }
   cores.set(service, core)
   return service

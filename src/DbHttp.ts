@@ -26,6 +26,7 @@ import type { DbEngine } from "./DbEngine.js"
 import { DbEngine as DefaultEngine } from "./Default.js"
 import type { SessionOptions } from "./DbSession.js"
 import * as Ambient from "./internal/ambient.js"
+import { engineFor } from "./internal/instead.js"
 import { isToken, tokenOf } from "./internal/commitToken.js"
 import type { EngineCore } from "./internal/engine.js"
 import { endSlot, inSlot, makeSlot, runBefore } from "./internal/session.js"
@@ -293,7 +294,8 @@ export const middleware =
     }
     return Effect.flatMap(Effect.all(tags as ReadonlyArray<typeof DefaultEngine>), (services) =>
       Effect.withFiberRuntime<HttpServerResponse.HttpServerResponse, E | SqlError, any>((fiber) => {
-        const fresh = [...new Set(services.map(coreOf))].filter((core) => Ambient.entry(fiber, core).slot === undefined)
+        const cores = services.map((service) => engineFor(fiber, coreOf(service)))
+        const fresh = [...new Set(cores)].filter((core) => Ambient.entry(fiber, core).slot === undefined)
         if (fresh.length === 0) return app as App
         const routed = fiber.currentContext.unsafeMap.has(HttpRouter.RouteContext.key)
         return Effect.uninterruptibleMask((restore) =>

@@ -20,6 +20,7 @@ import type { DbOptions } from "./DbOptions.js"
 import type { CommitToken } from "./DbSession.js"
 import * as Ambient from "./internal/ambient.js"
 import { later, tokenOf, waitFor } from "./internal/commitToken.js"
+import { inPlaceOf, withEngine } from "./internal/instead.js"
 
 /**
  * The engines of a program by name.
@@ -105,13 +106,26 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions>
     })
   )
 
-/** Gives an effect that was written for one database the services of another engine. */
+/**
+ * Gives an effect that was written for one database the services of another engine, and puts that engine in the place of
+ * those that it has captured.
+ */
 const instead = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   service: EngineService,
   { DbConnection, DbEngine, DbSession, name }: Database.Database<any> = Database.make("default")
-): Effect.Effect<A, E, Exclude<R, Provided<"default">>> =>
-  Effect.provide(effect, contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service))
+): Effect.Effect<A, E, Exclude<R, Provided<"default">>> => {
+  const inside = Effect.provide(
+    effect,
+    contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
+  )
+  return Effect.contextWithEffect((context: Context.Context<never>) => {
+    const here = Context.getOption(context, DbEngine as never) as Option.Option<EngineService>
+    return Option.isNone(here)
+      ? inside
+      : withEngine(coreOf(here.value), (core) => inPlaceOf(inside, name, core, coreOf(service)))
+  })
+}
 
 /** An engine by name. What has taken its place around here, the sandbox of a test, counts before the registry's own. */
 const engineOf = (name: string): Effect.Effect<EngineService, SqlError, DbRegistry> =>
@@ -128,7 +142,9 @@ const engineOf = (name: string): Effect.Effect<EngineService, SqlError, DbRegist
 /**
  * Runs an effect that was written for the default database on another one: by its vocabulary, which the compiler
  * checks, or by a name that is known at run time only, where an unknown one is `InvalidInput`. Sessions stay apart:
- * a session of the default database is not touched inside.
+ * a session of the default database is not touched inside. Services that the effect has from elsewhere run there too,
+ * with the `DbSession`, `DbEngine` or `SqlClient` that they were built with; a handle of one session or connection stays
+ * where it was opened.
  *
  * @since 0.1.0
  * @category combinators
@@ -203,10 +219,11 @@ const onReplica = (effect: Effect.Effect<any, any, any>, options: ReadOnlyOption
     const registry = yield* DbRegistry
     const vocabulary = Database.make(options.database?.name ?? "default")
     const here = yield* vocabulary.DbEngine
+    const primary = yield* withEngine(coreOf(here), Effect.succeed)
     // A sandbox has taken the place of the one that has a replica.
-    const known = Option.contains(yield* Effect.option(registry.get(here.name)), here)
-    const replica = known ? registry.replicas.get(here.name) : undefined
-    const primary = coreOf(here)
+    const known = yield* Effect.option(registry.get(primary.name))
+    const replica =
+      Option.isSome(known) && coreOf(known.value) === primary ? registry.replicas.get(primary.name) : undefined
     const { after, slot } = yield* Effect.withFiberRuntime<Ambient.Entry>((fiber) =>
       Effect.succeed(Ambient.entry(fiber, primary))
     )

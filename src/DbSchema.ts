@@ -8,9 +8,10 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { DbError } from "./DbError.js"
-import { coreOf } from "./DbEngine.js"
+import { coreHere, coreOf } from "./DbEngine.js"
 import type { DbEngine, EngineService } from "./DbEngine.js"
 import * as Ambient from "./internal/ambient.js"
+import { engineFor } from "./internal/instead.js"
 import { checkIdentifier, quoteIdentifier } from "./internal/input.js"
 
 /**
@@ -120,7 +121,7 @@ export const make = <Name extends string>(
         Effect.flatMap(engine, (service) => {
           const text = pathOf(path)
           return typeof text === "string"
-            ? Ambient.locally(effect, coreOf(service), (entry) => ({ ...entry, [level]: text }))
+            ? coreHere(service, (core) => Ambient.locally(effect, core, (entry) => ({ ...entry, [level]: text })))
             : Effect.fail(text)
         })
       return args.length === 2
@@ -128,7 +129,9 @@ export const make = <Name extends string>(
         : (effect: Effect.Effect<any, any, any>) => within(effect, args[0])
     }) as WithinSchema<Name>
   const ambient = Effect.flatMap(engine, (service) =>
-    Effect.withFiberRuntime<Ambient.Entry>((fiber) => Effect.succeed(Ambient.entry(fiber, coreOf(service))))
+    Effect.withFiberRuntime<Ambient.Entry>((fiber) =>
+      Effect.succeed(Ambient.entry(fiber, engineFor(fiber, coreOf(service))))
+    )
   )
   const run = (schema: string, textOf: (quoted: string) => string): Effect.Effect<void, SqlError, DbEngine<Name>> =>
     Effect.flatMap(engine, ({ sql }) => {

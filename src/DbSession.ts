@@ -13,7 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { DbError } from "./DbError.js"
-import { coreOf, viewOf } from "./DbEngine.js"
+import { coreHere, coreOf, viewOf } from "./DbEngine.js"
 import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
 import type { HookServices } from "./DbOptions.js"
 import { beginManual } from "./DbTransaction.js"
@@ -29,6 +29,7 @@ import type { EngineCore } from "./internal/engine.js"
 import * as every from "./internal/everySession.js"
 import { unitOf } from "./internal/execute.js"
 import type { Frame } from "./internal/frame.js"
+import { engineFor, withEngine } from "./internal/instead.js"
 import * as sessions from "./internal/session.js"
 import type { Slot } from "./internal/slot.js"
 import type { TransactionOptions } from "./internal/transactionSql.js"
@@ -173,7 +174,7 @@ const makeSession = (
   find: (what: string) => Effect.Effect<At, DbError>,
   whenNone: Effect.Effect<boolean>,
   sql: () => DbSql,
-  core: EngineCore,
+  at: <A, E>(f: (core: EngineCore) => Effect.Effect<A, E>) => Effect.Effect<A, E>,
   use: Session["use"]
 ): Session => {
   let view: DbSql | undefined = undefined
@@ -215,13 +216,15 @@ const makeSession = (
     savepoint: (options) =>
       Effect.flatMap(find("open a savepoint in"), (at) => beginManual(at.slot, at.unit, at.frame, options ?? {}, true)),
     use,
-    batch: (statements) => use(runBatch(core, statements)),
-    commitToken: Effect.flatMap(find("ask for the commits of"), ({ slot, unit }) => tokenOf(core, slot.writes, unit)),
+    batch: (statements) => use(at((core) => runBatch(core, statements))),
+    commitToken: Effect.flatMap(find("ask for the commits of"), ({ slot, unit }) =>
+      tokenOf(slot.engine, slot.writes, unit)
+    ),
     waitFor: (token, options) =>
       Effect.flatMap(whenNone, (none) =>
         none
-          ? waitFor(core, token, options?.timeout)
-          : Effect.flatMap(find("wait in"), (at) => waitFor(core, token, options?.timeout, at))
+          ? at((core) => waitFor(core, token, options?.timeout))
+          : Effect.flatMap(find("wait in"), (at) => waitFor(at.slot.engine, token, options?.timeout, at))
       ),
     beforeCommit: hook((at, hook) => void at.frame.top.beforeCommit.push(hook), false),
     afterCommit: hook((at, hook) => void at.frame.top.afterCommit.push(hook), true),
@@ -250,7 +253,7 @@ const handleOf = (core: EngineCore, slot: Slot, unit: Unit): Session =>
       }),
     Effect.sync(() => unit.ended),
     () => viewOf(core, { _tag: "Slot", slot, unit }),
-    core,
+    (f) => f(core),
     <A, E, R>(effect: Effect.Effect<A, E, R>) =>
       Effect.suspend((): Effect.Effect<A, E | SqlError, R> =>
         unit.ended || slot.ended
@@ -266,15 +269,15 @@ export const makeFacade = (service: EngineService): Session => {
     core.name,
     (what) =>
       Effect.withFiberRuntime((fiber) => {
-        const entry = Ambient.entry(fiber, core)
+        const entry = Ambient.entry(fiber, engineFor(fiber, core))
         return entry.slot === undefined ? Effect.fail(noSession(what)) : resolved(entry.slot, entry.frame)
       }),
     Effect.withFiberRuntime((fiber) => {
-      const { slot } = Ambient.entry(fiber, core)
+      const { slot } = Ambient.entry(fiber, engineFor(fiber, core))
       return Effect.succeed(slot === undefined || slot.ended)
     }),
     () => service.sql,
-    core,
+    (f) => withEngine(core, f),
     (effect) => effect
   )
 }
@@ -383,7 +386,7 @@ export const make = <Name extends string>(
 ): SessionModule<Name> => {
   const tag = Context.GenericTag<DbSession<Name>, Session>(`effect-db/DbSession/${name}`)
   const withCore = <A, E, R>(f: (core: EngineCore) => Effect.Effect<A, E, R>) =>
-    Effect.flatMap(engine, (service) => f(coreOf(service)))
+    Effect.flatMap(engine, (service) => coreHere(service, f))
   const facade = <A, E, R>(f: (session: Session) => Effect.Effect<A, E, R>) =>
     Effect.flatMap(engine, (service) => f(makeFacade(service)))
   return Object.assign(tag, {
@@ -419,16 +422,17 @@ export const make = <Name extends string>(
       ),
     layer: (options: SessionOptions = {}) =>
       Layer.scopedContext(
-        Effect.flatMap(engine, (service) => {
-          const core = coreOf(service)
-          return Effect.flatMap(
-            openScoped(core, options, true, () => Effect.void),
-            (slot) =>
-              Effect.map(Ambient.context(core, "session", sessions.inSlot(slot)), (context) =>
-                Context.merge(Context.make(tag, makeFacade(service)), context)
-              )
+        Effect.flatMap(engine, (service) =>
+          coreHere(service, (core) =>
+            Effect.flatMap(
+              openScoped(core, options, true, () => Effect.void),
+              (slot) =>
+                Effect.map(Ambient.context(core, "session", sessions.inSlot(slot)), (context) =>
+                  Context.merge(Context.make(tag, makeFacade(service)), context)
+                )
+            )
           )
-        })
+        )
       ),
     current: withCore((core) =>
       Effect.withFiberRuntime<Option.Option<Session>, SqlError>((fiber) => {

@@ -11,7 +11,7 @@ import * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { DbError } from "./DbError.js"
-import { coreOf } from "./DbEngine.js"
+import { coreHere, coreOf } from "./DbEngine.js"
 import type { DbEngine, EngineService } from "./DbEngine.js"
 import * as Ambient from "./internal/ambient.js"
 import * as blocks from "./internal/block.js"
@@ -19,6 +19,7 @@ import { combinator } from "./internal/combinator.js"
 import type { Combined, CombinatorRest, Known } from "./internal/combinator.js"
 import * as endings from "./internal/ending.js"
 import type { EngineCore } from "./internal/engine.js"
+import { engineFor } from "./internal/instead.js"
 import { unitOf } from "./internal/execute.js"
 import type { Frame } from "./internal/frame.js"
 import { beforeEnd, endSlot, inSlot, makeSlot, runBefore, settleOpen, undoOpen } from "./internal/session.js"
@@ -233,7 +234,7 @@ const transactional = <Options extends object>(
   engine: Context.Tag<any, EngineService>
 ): ((...args: ReadonlyArray<any>) => any) => {
   const go = (arg: unknown, options: Options): AnyEffect =>
-    Effect.flatMap(engine, (service) => run(coreOf(service), bodyOf(arg), options))
+    Effect.flatMap(engine, (service) => coreHere(service, (core) => run(core, bodyOf(arg), options)))
   const ofEffect = combinator<Options, never, never>(go) as (...args: ReadonlyArray<any>) => any
   return (arg, ...rest) =>
     typeof arg === "function" && !Effect.isEffect(arg)
@@ -368,7 +369,7 @@ export const make = <Name extends string>(
 ): TransactionModule<Name> => ({
   current: Effect.flatMap(engine, (service) =>
     Effect.withFiberRuntime((fiber) => {
-      const { frame, slot } = Ambient.entry(fiber, coreOf(service))
+      const { frame, slot } = Ambient.entry(fiber, engineFor(fiber, coreOf(service)))
       // A block that was begun by hand belongs to no fiber: it is found through the session.
       const at = (frame ?? slot?.unit?.frame)?.top
       return Effect.succeed(
@@ -380,7 +381,7 @@ export const make = <Name extends string>(
   ),
   setRollbackOnly: Effect.flatMap(engine, (service) =>
     Effect.withFiberRuntime<void, SqlError>((fiber) => {
-      const { frame, slot } = Ambient.entry(fiber, coreOf(service))
+      const { frame, slot } = Ambient.entry(fiber, engineFor(fiber, coreOf(service)))
       if (slot === undefined) {
         return Effect.fail(
           DbError.make("NoSession", {
@@ -395,5 +396,5 @@ export const make = <Name extends string>(
       return Effect.void
     })
   ),
-  scoped: (options) => Effect.flatMap(engine, (service) => scoped(coreOf(service), options ?? {}))
+  scoped: (options) => Effect.flatMap(engine, (service) => coreHere(service, (core) => scoped(core, options ?? {})))
 })

@@ -2,7 +2,7 @@ import { HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { describe, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber, Layer, Logger, LogLevel, type Scope } from "effect"
+import { Deferred, Effect, Exit, Fiber, Layer, Logger, LogLevel, Option, type Scope } from "effect"
 import {
   Database,
   DbConnection,
@@ -14,6 +14,7 @@ import {
   DbTransaction,
   withTransaction
 } from "effect-db"
+import { DbTest } from "effect-db/testing"
 import { createServer } from "node:http"
 import type { AddressInfo } from "node:net"
 import { expect } from "vitest"
@@ -288,6 +289,113 @@ describe("using", () => {
       }))
   }
 
+  const name = (sql: SqlClient.SqlClient) =>
+    Effect.map(sql<{ name: string }>`SELECT current_database() AS name`, ([row]) => row!.name)
+
+  for (const [form, onOther] of forms) {
+    test(`${form}: services that were built before run on the other database as well`, () =>
+      Effect.gen(function* () {
+        const db = yield* DbSession
+        const engine = yield* DbEngine
+        const client = yield* SqlClient.SqlClient
+        const context = yield* Effect.context<DbEngine>()
+        const all = Effect.all([
+          name(db.sql),
+          name(engine.sql),
+          name(client),
+          DbSession.autocommit(name(db.sql)),
+          DbSession.detach(name(db.sql)),
+          Effect.provide(DbSession.autocommit(name(client)), context),
+          client.withTransaction(name(client)),
+          Effect.fork(name(client)).pipe(Effect.flatMap(Fiber.join)),
+          Effect.map(db.batch([db.sql<{ name: string }>`SELECT current_database() AS name`]), ([[row]]) => row!.name)
+        ])
+        expect([...new Set(yield* onOther(all))]).toEqual([other.database])
+        expect([...new Set(yield* all)]).toEqual([database.database])
+        yield* onOther(DbSession.autocommit(Effect.zipRight(db.sql`INSERT INTO t (id) VALUES (1)`, db.commit)))
+        yield* Effect.ignore(onOther(Effect.fail("no")))
+        expect([yield* rows, yield* othersRows]).toEqual([[], [1]])
+        expect(yield* name(client)).toBe(database.database)
+      }))
+  }
+
+  test("services that were built before: the default one by its name is theirs again", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      const analytics = yield* Analytics.DbEngine
+      const both = Effect.all([name(sql), which, name(analytics.sql), whichOther])
+      const there = [other.database, other.database, other.database, other.database]
+      const home = [database.database, database.database, other.database, other.database]
+      const nested = Effect.all([both, DbRegistry.using(both, "default"), both])
+      expect(yield* DbRegistry.using(nested, "analytics")).toEqual([there, home, there])
+      const twice = DbRegistry.using(DbRegistry.using(both, "default"), "analytics")
+      expect(yield* DbRegistry.using(twice, "analytics")).toEqual(home)
+      expect(yield* both).toEqual(home)
+    }))
+
+  test("services that were built before: a session here is not touched, and comes back", () =>
+    Effect.gen(function* () {
+      const db = yield* DbSession
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          const handle = Option.getOrThrow(yield* DbSession.current)
+          yield* DbRegistry.using(
+            Effect.gen(function* () {
+              expect(yield* db.state).toBe("closed")
+              yield* db.sql`INSERT INTO t (id) VALUES (2)`
+              // A handle is that session's for good.
+              yield* handle.sql`INSERT INTO t (id) VALUES (3)`
+              yield* handle.batch([handle.sql`INSERT INTO t (id) VALUES (4)`])
+            }),
+            "analytics"
+          )
+          yield* db.sql`INSERT INTO t (id) VALUES (5)`
+          expect(yield* othersRows).toEqual([2])
+        })
+      )
+      expect(yield* rows).toEqual([1, 3, 4, 5])
+    }))
+
+  test("what is opened there in an outer scope stays open", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        yield* DbRegistry.using(DbSession.scoped(), "analytics")
+        yield* DbRegistry.using(sql`INSERT INTO t (id) VALUES (1)`, "analytics")
+        expect(yield* Analytics.DbSession.state).toBe("active")
+        expect(yield* othersRows).toEqual([])
+      })
+    ).pipe(
+      Effect.zipRight(othersRows),
+      Effect.map((ids) => expect(ids).toEqual([1]))
+    ))
+
+  test("in sandboxes services that were built before stay in that of the database that they run on", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      const add = (id: number) => DbSession.autocommit(sql`INSERT INTO t (id) VALUES (${id})`)
+      const ids = Effect.map(sql<{ id: number }>`SELECT id FROM t ORDER BY id`, (found) => found.map((_) => _.id))
+      const inBoth = Effect.gen(function* () {
+        yield* add(1)
+        yield* DbRegistry.using(add(2), "analytics")
+        yield* DbRegistry.using(Effect.zipRight(add(3), DbRegistry.using(add(4), "default")), "analytics")
+        yield* Analytics.DbSession.autocommit(intoOther(5))
+        expect([yield* ids, yield* DbRegistry.using(ids, "analytics")]).toEqual([
+          [1, 4],
+          [2, 3, 5]
+        ])
+        expect(yield* DbRegistry.readOnly(ids)).toEqual([1, 4])
+      })
+      yield* inBoth.pipe(DbTest.of(Analytics).sandbox, DbTest.sandbox)
+      yield* inBoth.pipe(DbTest.sandbox, DbTest.of(Analytics).sandbox)
+      // A sandbox of what the default database is there.
+      yield* DbRegistry.using(DbTest.sandbox(Effect.all([add(6), intoOther(7)])), "analytics")
+      expect([yield* rows, yield* othersRows]).toEqual([[], []])
+      yield* Effect.all([add(8), DbRegistry.using(add(9), "analytics")])
+      expect([yield* rows, yield* othersRows]).toEqual([[8], [9]])
+    }))
+
   test("the default one by its name, inside of another", () =>
     Effect.gen(function* () {
       const there = Effect.zip(which, DbRegistry.using(which, "default"))
@@ -348,6 +456,25 @@ describe("readOnly", () => {
         }),
         { readOnly: true }
       ),
+    { registry }
+  )
+
+  test(
+    "services that were built before read from the replica as well, and stay where it stays",
+    () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const name = Effect.map(sql<{ name: string }>`SELECT current_database() AS name`, ([row]) => row!.name)
+        expect(yield* DbRegistry.readOnly(name)).toBe(other.database)
+        expect(yield* DbRegistry.readOnly(DbRegistry.readOnly(name))).toBe(other.database)
+        expect(yield* DbRegistry.readOnly(DbRegistry.using(name, "default"))).toBe(database.database)
+        expect(yield* DbTest.sandbox(DbRegistry.readOnly(name))).toBe(database.database)
+        expect(yield* DbSession.autocommit(Effect.zipRight(name, DbRegistry.readOnly(name)))).toBe(database.database)
+        const token = yield* DbSession.withCommitToken(DbSession.autocommit(sql`INSERT INTO t (id) VALUES (1)`))
+        const after = Option.getOrUndefined(token[1])
+        expect(yield* DbRegistry.readOnly(name, { after })).toBe(other.database)
+        expect(yield* name).toBe(database.database)
+      }),
     { registry }
   )
 

@@ -1,6 +1,21 @@
+import * as Reactivity from "@effect/experimental/Reactivity"
+import * as PgClient from "@effect/sql-pg/PgClient"
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
 import { describe, expect, it } from "@effect/vitest"
-import { Effect, Fiber, Layer, Option } from "effect"
-import { DbConnection, DbEngine, DbError, DbLayer, DbQuery, DbSession, withTransaction } from "effect-db"
+import { Effect, Fiber, Layer, Option, Redacted, Runtime, Stream } from "effect"
+import {
+  atomic,
+  DbConnection,
+  DbEngine,
+  DbError,
+  DbLayer,
+  DbQuery,
+  DbSchema,
+  DbSession,
+  DbTransaction,
+  withTransaction
+} from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { query, testDatabase } from "./support/database.js"
 
@@ -340,6 +355,270 @@ describe("DbTest.sandbox", () => {
       Effect.tap((error) => Effect.sync(() => expect(error).toBe("no"))),
       Effect.zipRight(query<{ n: number }>(database.url, "SELECT count(*)::int AS n FROM users")),
       Effect.tap((rows) => Effect.sync(() => expect(rows[0]?.n).toBe(0)))
+    )
+  )
+})
+
+/** As most programs have them: what a service needs is captured when its layer is built. */
+class Users extends Effect.Service<Users>()("test/Users", {
+  effect: Effect.gen(function* () {
+    const db = yield* DbSession
+    const engine = yield* DbEngine
+    const connection = yield* DbConnection
+    const client = yield* SqlClient.SqlClient
+    const context = yield* Effect.context<DbEngine | DbSession>()
+    const one = (sql: SqlClient.SqlClient, name: string) => sql`INSERT INTO users (name) VALUES (${name})`
+    const captured = <A, E>(effect: Effect.Effect<A, E, DbEngine | DbSession>) => Effect.provide(effect, context)
+    const inserts = {
+      implicit: (name: string) => one(db.sql, name),
+      autocommit: (name: string) => captured(DbSession.autocommit(one(db.sql, name))),
+      isolated: (name: string) => captured(DbSession.isolated(one(engine.sql, name))),
+      transaction: (name: string) => client.withTransaction(one(client, name)),
+      withTransaction: (name: string) => captured(withTransaction(one(client, name))),
+      atomic: (name: string) => captured(atomic(one(client, name))),
+      committed: (name: string) => captured(DbSession.autocommit(Effect.zipRight(one(db.sql, name), db.commit))),
+      batch: (name: string) => db.batch([one(db.sql, name), db.sql`SELECT 1`]),
+      raw: (name: string) => Effect.asVoid(one(client, name).raw),
+      values: (name: string) => Effect.asVoid(one(client, name).values),
+      stream: (name: string) =>
+        Stream.runDrain(client`INSERT INTO users (name) VALUES (${name}) RETURNING name`.stream),
+      reserved: (name: string) =>
+        Effect.scoped(
+          Effect.flatMap(client.reserve, (_) => _.executeRaw("INSERT INTO users (name) VALUES ($1)", [name]))
+        ),
+      connection: (name: string) =>
+        captured(DbConnection.withConnection(Effect.zipRight(connection.pid, one(client, name)))),
+      scoped: (name: string) => captured(Effect.scoped(Effect.zipRight(DbSession.scoped(), one(client, name)))),
+      made: (name: string) =>
+        captured(Effect.scoped(Effect.flatMap(DbSession.make({ autocommit: true }), (_) => one(_.sql, name)))),
+      block: (name: string) => captured(Effect.scoped(Effect.zipRight(DbTransaction.scoped(), one(client, name)))),
+      layered: (name: string) => captured(Effect.provide(one(client, name), DbSession.layer())),
+      detached: (name: string) => DbSession.autocommit(DbSession.detach(one(client, name))),
+      daemon: (name: string) => Effect.flatMap(Effect.forkDaemon(one(client, name)), Fiber.join),
+      copied: (name: string) => DbQuery.copyFrom(client`COPY users (name) FROM STDIN`, Stream.make(`${name}\n`)),
+      prepared: (name: string) => one(client, name).unprepared
+    } satisfies Record<string, (name: string) => Effect.Effect<unknown, SqlError, DbEngine>>
+    return { db, engine, client, captured, inserts }
+  })
+}) {}
+
+const ways = [
+  "implicit",
+  "autocommit",
+  "isolated",
+  "transaction",
+  "withTransaction",
+  "atomic",
+  "committed",
+  "batch",
+  "raw",
+  "values",
+  "stream",
+  "reserved",
+  "connection",
+  "scoped",
+  "made",
+  "block",
+  "layered",
+  "detached",
+  "daemon",
+  "copied",
+  "prepared"
+] as const
+
+/** As `sandboxed`, with a service that was built before the sandbox and knows nothing of it. */
+const withUsers = <A, E>(
+  effect: Effect.Effect<A, E, DbEngine | DbSession | DbConnection | Users | SqlClient.SqlClient>
+) =>
+  Effect.gen(function* () {
+    const { sql } = yield* DbEngine
+    yield* sql`DROP TABLE IF EXISTS users`
+    yield* sql`CREATE TABLE users (name text PRIMARY KEY)`
+    yield* effect
+    expect(yield* query(database.url, "SELECT name FROM users")).toEqual([])
+    expect((yield* DbEngine.stats).used).toBe(0)
+    // And outside again it is what it was.
+    const users = yield* Users
+    yield* users.inserts.implicit("outside")
+    yield* users.inserts.autocommit("outside too")
+    expect(yield* query(database.url, "SELECT name FROM users")).toHaveLength(2)
+  }).pipe(Effect.provide(Layer.provideMerge(Users.Default, DbLayer({ url: database.url }))))
+
+describe("services that were built outside of the sandbox", () => {
+  for (const way of ways) {
+    it.live(`stay inside, whatever they do: ${way}`, () =>
+      withUsers(
+        Effect.gen(function* () {
+          const users = yield* Users
+          yield* DbTest.sandbox(
+            Effect.gen(function* () {
+              yield* users.inserts[way]("ada")
+              expect(yield* names).toBe("ada")
+              const rows = yield* users.client`SELECT name FROM users`
+              expect(rows).toEqual([{ name: "ada" }])
+            })
+          )
+          yield* Effect.ignore(DbTest.sandbox(Effect.zipRight(users.inserts[way]("ada"), Effect.fail("no"))))
+        })
+      )
+    )
+  }
+
+  it.live("are in the session of the test, and what they roll back is rolled back", () =>
+    withUsers(
+      Effect.gen(function* () {
+        const users = yield* Users
+        yield* DbTest.sandbox(
+          Effect.gen(function* () {
+            yield* DbSession.autocommit(
+              Effect.gen(function* () {
+                yield* users.inserts.implicit("ada")
+                expect(yield* users.db.state).toBe("active")
+                yield* users.db.rollback
+                yield* users.inserts.implicit("bob")
+              })
+            )
+            yield* Effect.ignore(
+              DbSession.autocommit(Effect.zipRight(users.inserts.autocommit("eve"), Effect.fail("no")))
+            )
+            yield* Effect.ignore(users.captured(withTransaction(Effect.zipRight(insert("gus"), Effect.fail("no")))))
+            expect(yield* names).toBe("bob")
+            expect((yield* users.engine.stats).used).toBe(0)
+          })
+        )
+      })
+    )
+  )
+
+  it.live("stay inside of the innermost sandbox", () =>
+    withUsers(
+      Effect.gen(function* () {
+        const users = yield* Users
+        yield* DbTest.sandbox(
+          Effect.gen(function* () {
+            const between = yield* Effect.provide(Users, Users.Default)
+            yield* users.inserts.autocommit("ada")
+            yield* DbTest.sandbox(
+              Effect.gen(function* () {
+                yield* users.inserts.autocommit("bob")
+                yield* between.inserts.autocommit("eve")
+                yield* DbSession.detach(users.inserts.implicit("gus"))
+                expect(yield* names).toBe("ada bob eve gus")
+                yield* users.captured(DbTest.sandbox(users.inserts.implicit("hal")))
+                expect(yield* names).toBe("ada bob eve gus")
+              })
+            )
+            yield* between.inserts.autocommit("ida")
+            expect(yield* names).toBe("ada ida")
+          })
+        )
+      })
+    )
+  )
+
+  it.live("stay inside with the fibers, the timeouts and the races of the test", () =>
+    withUsers(
+      Effect.gen(function* () {
+        const users = yield* Users
+        yield* DbTest.sandbox(
+          Effect.gen(function* () {
+            yield* Effect.forEach(["a", "b", "c"], users.inserts.autocommit, { concurrency: "unbounded" })
+            yield* Effect.timeout(users.inserts.autocommit("d"), "5 seconds")
+            yield* Effect.race(users.inserts.autocommit("e"), Effect.never)
+            const runtime = yield* Effect.runtime()
+            yield* Effect.promise(() => Runtime.runPromise(runtime)(users.inserts.autocommit("f")))
+            yield* Stream.runDrain(
+              Stream.mapEffect(Stream.make("g", "h"), users.inserts.autocommit, { concurrency: 2 })
+            )
+            expect(yield* names).toBe("a b c d e f g h")
+          })
+        )
+      })
+    )
+  )
+
+  it.live("two tests at the same time each see their own", () =>
+    withUsers(
+      Effect.gen(function* () {
+        const users = yield* Users
+        const one = (name: string) =>
+          DbTest.sandbox(
+            Effect.gen(function* () {
+              yield* users.inserts.autocommit(name)
+              yield* Effect.sleep("20 millis")
+              expect(yield* names).toBe(name)
+            })
+          )
+        yield* Effect.forEach(["ada", "bob", "eve"], one, { concurrency: "unbounded" })
+      })
+    )
+  )
+
+  it.live("a session around the sandbox is not touched, and not committed by commitAll", () =>
+    withUsers(
+      Effect.gen(function* () {
+        const users = yield* Users
+        yield* Effect.ignore(
+          DbSession.autocommit(
+            Effect.gen(function* () {
+              yield* users.inserts.implicit("outer")
+              yield* DbTest.sandbox(
+                Effect.gen(function* () {
+                  expect(yield* users.db.state).toBe("closed")
+                  yield* users.inserts.autocommit("ada")
+                  yield* DbSession.commitAll
+                  expect(yield* names).toBe("ada")
+                })
+              )
+              expect(yield* users.db.state).toBe("active")
+              return yield* Effect.fail("no")
+            })
+          )
+        )
+      })
+    )
+  )
+
+  it.live("what a client of somebody else's does in a sandbox is its own business", () =>
+    withUsers(
+      Effect.gen(function* () {
+        const foreign = yield* PgClient.make({ url: Redacted.make(database.url) })
+        yield* DbTest.sandbox(
+          Effect.gen(function* () {
+            expect(yield* foreign`SELECT 1 AS n`).toEqual([{ n: 1 }])
+            expect(yield* foreign.withTransaction(foreign`SELECT 1 AS n`)).toEqual([{ n: 1 }])
+          })
+        )
+      }).pipe(Effect.scoped, Effect.provide(Reactivity.layer))
+    )
+  )
+
+  it.live("the trace of a sandbox hears them, and names of tenants go along", () =>
+    withUsers(
+      Effect.gen(function* () {
+        const users = yield* Users
+        const { sql } = yield* DbEngine
+        yield* sql`CREATE SCHEMA IF NOT EXISTS acme`
+        yield* sql`DROP TABLE IF EXISTS acme.users`
+        yield* sql`CREATE TABLE acme.users (name text)`
+        yield* DbTest.sandbox(
+          Effect.gen(function* () {
+            const [, trace] = yield* DbTest.trace(users.inserts.autocommit("ada"))
+            expect(trace.statements).toEqual(["BEGIN", "INSERT INTO users (name) VALUES ($1)", "COMMIT"])
+            yield* DbSchema.withTenant(users.inserts.autocommit("bob"), "acme")
+            expect(yield* sql`SELECT name FROM acme.users`).toEqual([{ name: "bob" }])
+          })
+        )
+        yield* DbSchema.withTenant(
+          DbTest.sandbox(
+            Effect.gen(function* () {
+              yield* users.inserts.autocommit("eve")
+              expect(yield* DbSession.detach(sql`SELECT name FROM acme.users`)).toEqual([{ name: "eve" }])
+            })
+          ),
+          "acme"
+        )
+      })
     )
   )
 })

@@ -22,6 +22,7 @@ import { identity } from "effect/Function"
 import { globalValue } from "effect/GlobalValue"
 import * as Stream from "effect/Stream"
 import { DbError } from "../DbError.js"
+import type { EngineCore } from "./engine.js"
 import type { Frame } from "./frame.js"
 import type { Stacked, StackNode } from "./lease.js"
 import type { Slot } from "./slot.js"
@@ -44,6 +45,10 @@ export interface Entry {
   readonly after?: string | undefined
   /** Inside of `beforeSession`, which a session that is opened there does not run again. */
   readonly preparing?: true | undefined
+  /** What stands in its place. */
+  readonly instead?: EngineCore | undefined
+  /** The sandbox around the fiber: also where something else stands in its place. */
+  readonly sandbox?: EngineCore | undefined
 }
 
 /** @internal */
@@ -432,15 +437,19 @@ export const carriedBy = (fiber: Runtime): Context.Context<never> | undefined =>
   return ambient.entries === undefined ? undefined : withTag(Context.empty(), ambient)
 }
 
-/** Runs an effect with nothing ambient but the schemas and tenants, and that it is part of `beforeSession`. @internal */
+/**
+ * Runs an effect with nothing ambient but the schemas and tenants, what stands in an engine's place, and that it is part
+ * of `beforeSession`.
+ * @internal
+ */
 export const detach = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withFiberRuntime((fiber) => {
     const sequence = ++state.sequence
     let kept: Entries | undefined = undefined
     for (let at = current(fiber).entries; at !== undefined; at = at.next) {
-      const { preparing, schema, tenant, using } = at.entry
-      if ((schema ?? tenant ?? using ?? preparing) === undefined) continue
-      kept = replace(kept, at.key, { ...emptyEntry, schema, tenant, using, preparing }, sequence)
+      const { instead, preparing, sandbox, schema, tenant, using } = at.entry
+      if ((schema ?? tenant ?? using ?? preparing ?? instead ?? sandbox) === undefined) continue
+      kept = replace(kept, at.key, { ...emptyEntry, schema, tenant, using, preparing, instead, sandbox }, sequence)
     }
     return withoutTag(effect, new Ambient(sequence, kept, none, sequence))
   })

@@ -49,12 +49,13 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
             refuse("COPY takes no parameters.", "Put names in with sql(name), constants with sql.literal.")
           )
         }
-        const path = Ambient.searchPath(Ambient.entry(fiber, connection.engine))
+        const engine = connection.at(fiber)
+        const path = Ambient.searchPath(Ambient.entry(fiber, engine))
         const spec = makeSpec(text, [], "array", { several: false, prepare: false, copy, path })
         return isRefused(spec)
           ? Effect.fail(spec)
-          : observeOwn(connection.engine, { text, stream: true }, (watch) =>
-              executeSpec(fiber, connection.engine, connection.bound, { ...spec, watch }, (result) => result)
+          : observeOwn(engine, { text, stream: true }, (watch) =>
+              executeSpec(fiber, engine, connection.bound, { ...spec, watch }, (result) => result)
             )
       })
     )

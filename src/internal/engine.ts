@@ -32,6 +32,8 @@ type Stop = () => void
 export class EngineCore {
   config: Resolved
   closed = false
+  /** Something has stood in its place: a fiber has to be asked whether it does. */
+  replaced = false
   private live: Pool
   private readonly retired = new Set<Pool>()
   /** Of connections that another thread holds: for effects that this thread stands still for. */

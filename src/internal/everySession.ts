@@ -15,8 +15,14 @@ const isCore = (key: object): key is EngineCore => key instanceof EngineCore
 /** Every database's session of the fiber, in the order in which they were opened. */
 const allOpen: Effect.Effect<ReadonlyArray<{ readonly core: EngineCore; readonly slot: Slot; readonly unit: Unit }>> =
   Effect.map(Ambient.entries, (entries) =>
-    entries.flatMap(([core, { slot }]) =>
-      isCore(core) && slot !== undefined && !slot.ended && slot.unit !== undefined && !slot.unit.ended
+    entries.flatMap(([core, { sandbox, slot }]) =>
+      // In a sandbox the session of its engine is out of reach.
+      isCore(core) &&
+      sandbox === undefined &&
+      slot !== undefined &&
+      !slot.ended &&
+      slot.unit !== undefined &&
+      !slot.unit.ended
         ? [{ core, slot, unit: slot.unit }]
         : []
     )

@@ -22,6 +22,7 @@ import type { EngineCore } from "./engine.js"
 import { execute } from "./execute.js"
 import type { Bound } from "./execute.js"
 import { checkIdentifier, checkNotification } from "./input.js"
+import { engineFor } from "./instead.js"
 import { isObserved, observe, observeScoped } from "./observe.js"
 import type { Observation } from "./observe.js"
 import type { Result } from "./rows.js"
@@ -60,6 +61,7 @@ export interface ViewOptions {
   readonly withTransaction: SqlClient.SqlClient["withTransaction"]
   /** Rows of a cursor, in the ambient transaction or in one of its own. */
   readonly stream: (
+    engine: EngineCore,
     bound: Bound,
     text: string,
     params: ReadonlyArray<unknown>,
@@ -77,12 +79,18 @@ export class ViewConnection implements Connection {
     private readonly streamOf: ViewOptions["stream"]
   ) {}
 
+  /** The engine that its statements run on in this fiber. */
+  at(fiber: Runtime): EngineCore {
+    return this.bound._tag === "Ambient" ? engineFor(fiber, this.engine) : this.engine
+  }
+
   private run<A>(...statement: Runnable<A>): Effect.Effect<A, DbError> {
     return Effect.withFiberRuntime<A, DbError>((fiber, status) => this.runIn(fiber, status, ...statement))
   }
 
   private runIn<A>(fiber: Runtime, status: FiberStatus.Running, ...statement: Runnable<A>): Effect.Effect<A, DbError> {
-    const { bound, engine } = this
+    const { bound } = this
+    const engine = this.at(fiber)
     return isObserved(fiber, engine)
       ? observe(fiber, engine, { text: statement[0] }, (watch) => execute(fiber, engine, bound, ...statement, watch))
       : execute(fiber, engine, bound, ...statement, undefined, status)
@@ -120,15 +128,16 @@ export class ViewConnection implements Connection {
 
   private observedStream(text: string, params: ReadonlyArray<unknown>): Stream.Stream<any, SqlError> {
     return Stream.unwrapScoped(
-      Effect.withFiberRuntime<Stream.Stream<any, SqlError>, never, Scope.Scope>((fiber) =>
-        isTraced(fiber)
-          ? Effect.map(observeScoped(fiber, this.engine, text), ({ failed, watch }) =>
-              Stream.tapError(this.streamOf(this.bound, text, params, watch), (error) =>
+      Effect.withFiberRuntime<Stream.Stream<any, SqlError>, never, Scope.Scope>((fiber) => {
+        const engine = this.at(fiber)
+        return isTraced(fiber)
+          ? Effect.map(observeScoped(fiber, engine, text), ({ failed, watch }) =>
+              Stream.tapError(this.streamOf(engine, this.bound, text, params, watch), (error) =>
                 Effect.sync(() => failed(error))
               )
             )
-          : Effect.succeed(this.streamOf(this.bound, text, params, undefined))
-      )
+          : Effect.succeed(this.streamOf(engine, this.bound, text, params, undefined))
+      })
     )
   }
 

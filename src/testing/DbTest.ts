@@ -17,6 +17,8 @@ import * as Database from "../Database.js"
 import { contextOf } from "../DbLayer.js"
 import type { Provided } from "../DbLayer.js"
 import type { DbOptions } from "../DbOptions.js"
+import type { EngineCore } from "../internal/engine.js"
+import { inSandbox, withEngine } from "../internal/instead.js"
 import { Command } from "../internal/command.js"
 import { checkIdentifier, quoteIdentifier } from "../internal/input.js"
 import { Root } from "../internal/lease.js"
@@ -47,9 +49,8 @@ const provided = <Name extends string>(
 const defaultDatabase = Database.make("default")
 
 /** An engine on one borrowed connection, in a transaction that is rolled back when the scope closes. */
-const sandboxed = (engine: EngineService): Effect.Effect<EngineService, SqlError, Scope.Scope> => {
-  const core = coreOf(engine)
-  return Effect.acquireRelease(
+const sandboxed = (core: EngineCore): Effect.Effect<EngineService, SqlError, Scope.Scope> =>
+  Effect.acquireRelease(
     Effect.suspend(() => {
       const root = new Root(core, { name: "sandbox" }, core.config.acquireMillis)
       return Effect.flatMap(borrow(root), () => {
@@ -78,7 +79,6 @@ const sandboxed = (engine: EngineService): Effect.Effect<EngineService, SqlError
       )
     )
   )
-}
 
 /**
  * @since 0.1.0
@@ -119,8 +119,12 @@ export interface TestDatabase<Name extends string = "default"> {
 export interface TestModule<Name extends string> {
   /**
    * Runs an effect in a sandbox: everything inside, commits, rollbacks, closes and isolated sessions included, stays on
-   * one connection of the ambient engine and is rolled back at the end, whatever the outcome. Sandboxes nest; other
-   * databases are not touched.
+   * one connection of the ambient engine and is rolled back at the end, whatever the outcome. So does what it calls of
+   * services that were built outside, with the `DbSession`, `DbEngine` or `SqlClient` that they have captured. Sandboxes
+   * nest; other databases are not touched.
+   *
+   * Outside stay fibers that were started there, effects that are run with a `Runtime` that was captured there, and
+   * handles of sessions and connections that were opened there.
    *
    * Its limits are those of one connection: the transactions of several sessions take turns, one inside the other, so
    * an isolated session does not survive the rollback of the transaction that it was opened in; isolation levels are
@@ -213,16 +217,22 @@ const created = (options: DatabaseOptions): Effect.Effect<Omit<TestDatabase, "la
 export const of = <Name extends string>(database: Database.Database<Name>): TestModule<Name> => {
   const { DbEngine, DbLayer } = database
   const sandboxLayer: TestModule<Name>["sandboxLayer"] = Layer.scopedContext(
-    Effect.map(Effect.flatMap(DbEngine, sandboxed), (service) => provided(database, service))
+    Effect.map(
+      Effect.flatMap(DbEngine, (engine) => withEngine(coreOf(engine), sandboxed)),
+      (service) => provided(database, service)
+    )
   )
   return {
     sandbox: <A, E, R>(effect: Effect.Effect<A, E, R>) =>
       Effect.scopedWith((scope) =>
         Effect.flatMap(DbEngine, (engine) =>
-          Effect.flatMap(Scope.extend(sandboxed(engine), scope), (service) =>
-            Effect.mapInputContext(effect, (context: Context.Context<R>) =>
-              Context.merge(context, provided(database, service))
-            )
+          withEngine(coreOf(engine), (core) =>
+            Effect.flatMap(Scope.extend(sandboxed(core), scope), (service) => {
+              const inside = Effect.mapInputContext(effect, (context: Context.Context<R>) =>
+                Context.merge(context, provided(database, service))
+              )
+              return inSandbox(inside, core, coreOf(service))
+            })
           )
         )
       ) as Effect.Effect<A, E | SqlError, R | DbEngine<Name>>,

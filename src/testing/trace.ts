@@ -4,6 +4,7 @@
 import * as Effect from "effect/Effect"
 import { coreOf } from "../DbEngine.js"
 import type { EngineService } from "../DbEngine.js"
+import { withEngine } from "../internal/instead.js"
 import type { Listening } from "../internal/probe.js"
 import { SandboxEngine } from "./sandbox.js"
 
@@ -75,8 +76,7 @@ export const traceOn = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   engine: EngineService
 ): Effect.Effect<readonly [result: A, trace: Trace], E, R> =>
-  Effect.suspend(() => {
-    const core = coreOf(engine)
+  withEngine(coreOf(engine), (core) => {
     const recorder = new Recorder()
     const stop = core instanceof SandboxEngine ? core.listen(recorder) : core.config.probe.listen(recorder)
     return Effect.map(Effect.ensuring(effect, Effect.sync(stop)), (result) => {
