@@ -1,0 +1,267 @@
+/** Promises that a careless change would break without another test noticing: programs on a database. */
+import { Deferred, Effect, Fiber, Option, Stream } from "effect"
+import { atomic, DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
+import { describe, expect } from "vitest"
+import { testDatabase, untilActivity } from "./support/database.js"
+import { committed, insert, outcome, pid, programsOn, proxiedOn, reason, seen, until } from "./support/programs.js"
+
+const database = testDatabase()
+const test = programsOn(database)
+const proxied = proxiedOn(database)
+const rows = committed(database)
+
+const no = Effect.fail("no" as const)
+const sleep = Effect.flatMap(DbSession, ({ sql }) => sql`SELECT pg_sleep(${60})`)
+const schema = Effect.flatMap(DbSession, ({ sql }) =>
+  Effect.map(sql<{ name: string }>`SELECT current_schema() AS name`, ([row]) => row!.name)
+)
+const { withSchema } = DbSchema
+
+/** Writes down how it ended for what is open. */
+const note = (log: Array<string>, name: string) =>
+  Effect.zipRight(
+    DbSession.afterCommit(Effect.sync(() => log.push(`${name} committed`))),
+    DbSession.afterRollback(Effect.sync(() => log.push(`${name} rolled back`)))
+  )
+
+describe("what ends with its block or its session", () => {
+  test("after a savepoint that was rolled back its path is not taken for the transaction's", () =>
+    Effect.gen(function* () {
+      yield* database.query("CREATE SCHEMA IF NOT EXISTS s1; CREATE SCHEMA IF NOT EXISTS s2")
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          expect(yield* withSchema(schema, "s1")).toBe("s1")
+          yield* Effect.ignore(withTransaction(Effect.zipRight(withSchema(schema, "s2"), no)))
+          // The server is back at s1.
+          expect(yield* withSchema(schema, "s2")).toBe("s2")
+        })
+      )
+    }))
+
+  test("a hook of a block that was released goes with the whole", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      yield* Effect.ignore(
+        DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* note(log, "1")
+            yield* insert(1)
+            yield* withTransaction(Effect.zipRight(note(log, "2"), insert(2)))
+            yield* no
+          })
+        )
+      )
+      expect(log).toEqual(["1 rolled back", "2 rolled back"])
+    }))
+
+  test(
+    "a statement that still runs is cancelled by the rollback, which does not cost the connection",
+    () =>
+      Effect.gen(function* () {
+        const before = yield* pid
+        yield* Effect.ignore(
+          DbSession.autocommit(
+            Effect.gen(function* () {
+              yield* insert(1)
+              yield* Effect.forkDaemon(sleep)
+              yield* untilActivity(database.url, ({ active }) => active === 1)
+              yield* no
+            })
+          )
+        )
+        expect(yield* pid).toBe(before)
+      }),
+    { maxConnections: 1, settleTimeout: 3000 }
+  )
+
+  test("atomic that a fiber still runs when its session ends is not kept", () =>
+    Effect.gen(function* () {
+      const fiber = yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          const inserted = yield* Deferred.make<void>()
+          const fiber = yield* Effect.forkDaemon(
+            atomic(Effect.all([insert(1), Deferred.succeed(inserted, undefined), Effect.never]))
+          )
+          yield* Deferred.await(inserted)
+          return fiber
+        })
+      )
+      expect(yield* rows).toEqual([])
+      yield* Fiber.interrupt(fiber)
+      expect(yield* rows).toEqual([])
+    }))
+
+  test("a block that was joined by one that has ended early is rolled back when it is interrupted later", () =>
+    Effect.gen(function* () {
+      const ended = yield* Deferred.make<void>()
+      const fiber = yield* Effect.fork(
+        withTransaction(
+          Effect.gen(function* () {
+            yield* insert(1)
+            yield* withTransaction((tx) => Effect.zipRight(insert(2), tx.end("commit")), { propagation: "required" })
+            yield* Deferred.succeed(ended, undefined)
+            yield* Effect.never
+          })
+        )
+      )
+      yield* Deferred.await(ended)
+      yield* Fiber.interrupt(fiber)
+      expect(yield* rows).toEqual([])
+    }))
+
+  test("a session whose ambient connection was released for good takes one of its own", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const root = yield* DbConnection.acquire()
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            yield* DbSession.commit
+            yield* DbSession.close
+            yield* root.release()
+            yield* insert(2)
+          })
+        )
+        expect(yield* rows).toEqual([1, 2])
+      })
+    ))
+
+  test("a consumer that fails undoes what the query of a stream with its own transaction did", () =>
+    Effect.gen(function* () {
+      yield* database.query(
+        "CREATE OR REPLACE FUNCTION put(int) RETURNS int LANGUAGE sql AS 'INSERT INTO t (id) VALUES ($1) RETURNING id'"
+      )
+      const { sql } = yield* DbEngine
+      const failing = Stream.runForEach(sql`SELECT put(id) FROM generate_series(1, 3) AS id`.stream, () => no)
+      expect(yield* Effect.flip(failing)).toBe("no")
+      expect(yield* rows).toEqual([])
+    }))
+})
+
+describe("a session whose time is over", () => {
+  const timeout = "500 millis"
+  const over = until(
+    "the session's time is over",
+    Effect.map(DbSession.state, (state) => state === "failed")
+  )
+
+  test("its statement is cancelled, what comes after it fails, and all of it is rolled back", () =>
+    Effect.gen(function* () {
+      yield* pid
+      const session = Effect.scoped(
+        Effect.gen(function* () {
+          yield* DbSession.scoped({ timeout })
+          yield* insert(1)
+          expect(yield* reason(sleep)).toBe("QueryCanceled")
+          expect(yield* reason(insert(2))).toBe("TransactionTimeout")
+        })
+      )
+      expect(outcome(yield* Effect.exit(session))).toBe("defect: TransactionTimeout")
+      expect(yield* rows).toEqual([])
+    }))
+
+  proxied("a statement after the time of its session is not sent", (proxy) =>
+    Effect.gen(function* () {
+      yield* pid
+      const session = Effect.scoped(
+        Effect.gen(function* () {
+          yield* DbSession.scoped({ timeout })
+          yield* insert(1)
+          yield* over
+          proxy.reset()
+          expect(yield* reason(insert(2))).toBe("TransactionTimeout")
+        })
+      )
+      expect(outcome(yield* Effect.exit(session))).toBe("defect: TransactionTimeout")
+      expect(proxy.statements().filter((text) => text.includes("INSERT"))).toEqual([])
+      expect(yield* rows).toEqual([])
+    })
+  )
+})
+
+describe("commits", () => {
+  proxied("a commit without an answer may have written: there is a token", (proxy) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        void proxy.cutAfter(({ text }) => text === "COMMIT", { forward: true })
+        yield* insert(1)
+        expect(yield* reason(DbSession.commit)).toBe("CommitUnknown")
+        expect(Option.isSome(yield* DbSession.commitToken)).toBe(true)
+      })
+    )
+  )
+
+  test("atomic that commits what is open first: the session's beforeCommit runs before that commit too", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const log: Array<ReadonlyArray<number>> = []
+        yield* DbSession.beforeCommit(Effect.map(seen, (ids) => log.push(ids)))
+        yield* insert(1)
+        yield* atomic(insert(2))
+        expect(log).toEqual([[1], [1, 2]])
+      })
+    ))
+
+  const both = Effect.zipRight(DbSession.beforeCommit(insert(2)), insert(1))
+  for (const [name, block] of [
+    ["withTransaction", withTransaction((tx) => Effect.zipRight(both, tx.end("commit")))],
+    ["atomic", atomic((tx) => Effect.zipRight(both, tx.end("commit")))]
+  ] as const) {
+    test(`${name} that is ended early by a commit runs its beforeCommit, inside`, () =>
+      Effect.gen(function* () {
+        yield* block
+        expect(yield* rows).toEqual([1, 2])
+      }))
+  }
+})
+
+describe("options of a block", () => {
+  test("a block in a read-only block can't have readOnly: false", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        yield* insert(1)
+        const block = withTransaction(withTransaction(insert(2), { readOnly: false }), { readOnly: true })
+        expect(yield* reason(block)).toBe("PropagationError")
+      })
+    ))
+
+  test("append is not tried again: what it was appended to would be lost", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbSession
+      const again = sql`DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$`
+      let attempts = 0
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          const body = Effect.suspend(() => (++attempts === 1 ? again : insert(2)))
+          expect(yield* reason(atomic(body, { currentTransaction: "append", retry: true }))).toBe("SerializationError")
+        })
+      )
+      expect(attempts).toBe(1)
+      expect(yield* rows).toEqual([])
+    }))
+
+  test("one that is undefined hides no default of the session", () =>
+    Effect.gen(function* () {
+      const work = DbSession.autocommit(atomic(insert(1), { readOnly: undefined, isolation: undefined }), {
+        readOnly: true
+      })
+      expect(yield* reason(work)).toBe("ReadOnlyError")
+      expect(yield* rows).toEqual([])
+    }))
+
+  test("a setting with a backslash rides with several statements too, whatever the server takes strings for", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbSession
+      const odd = String.raw`it's \' -- \\`
+      yield* withTransaction(
+        Effect.gen(function* () {
+          yield* sql`SET LOCAL standard_conforming_strings = off`
+          const rows = yield* withTransaction(sql.unsafe("SELECT 1 AS x; SELECT current_setting('app.odd') AS x"), {
+            settings: { "app.odd": odd }
+          })
+          expect(rows).toEqual([[{ x: 1 }], [{ x: odd }]])
+        })
+      )
+    }))
+})
