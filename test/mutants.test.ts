@@ -177,6 +177,27 @@ describe("a session whose time is over", () => {
       expect(yield* rows).toEqual([])
     })
   )
+
+  test("one on a shared connection leaves no transaction open there", () =>
+    Effect.gen(function* () {
+      yield* DbConnection.withConnection(
+        Effect.gen(function* () {
+          const before = yield* pid
+          const session = Effect.scoped(
+            Effect.gen(function* () {
+              yield* DbSession.scoped({ timeout })
+              yield* insert(1)
+              yield* over
+            })
+          )
+          expect(outcome(yield* Effect.exit(session))).toBe("defect: TransactionTimeout")
+          yield* insert(3)
+          expect(yield* rows).toEqual([3])
+          expect(yield* pid).toBe(before)
+        })
+      )
+      expect(yield* rows).toEqual([3])
+    }))
 })
 
 describe("commits", () => {

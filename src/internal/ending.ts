@@ -315,7 +315,8 @@ const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => {
     const wire = unit.lease.wire
     if (unit.begun) unit.outcome = "rolled back"
-    if (wire === undefined || wire.dead || !unit.begun || unit.lost !== undefined) {
+    // A session whose time is over is lost for its fibers, but its transaction is open on the server.
+    if (wire === undefined || wire.dead || !unit.begun || (unit.lost !== undefined && wire.status === "I")) {
       if (unit.lost !== undefined && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
       if (wire?.dead === true || unit.lost !== undefined) unit.dropWire()
       unit.over()
