@@ -131,8 +131,9 @@ export interface Session {
     statements: Statements
   ) => Effect.Effect<BatchResult<Statements>, SqlError>
   /**
-   * Once, just before the next COMMIT, still inside; its failure prevents the commit. Registered in a block that is
-   * rolled back, it is dropped; before a COMMIT, by another one, it runs before the same COMMIT.
+   * Once per COMMIT, just before it, still inside; its failure prevents the commit. It is of the block that it is
+   * registered in: of a session it runs before each COMMIT, of a block that is rolled back it is dropped. One that is
+   * registered by another one runs before the same COMMIT.
    */
   readonly beforeCommit: <A, R>(effect: Effect.Effect<A, SqlError, R>) => Effect.Effect<void, SqlError, R>
   /**

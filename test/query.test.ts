@@ -1,7 +1,7 @@
 import { describe, it } from "@effect/vitest"
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
-import { Chunk, Deferred, Effect, Fiber, Option, Redacted, Stream } from "effect"
+import { Cause, Chunk, Deferred, Effect, Fiber, Logger, Option, Redacted, Stream } from "effect"
 import { DbConnection, DbEngine, DbError, DbQuery, DbSession, withTransaction } from "effect-db"
 import type { DbSql } from "effect-db"
 import { expect } from "vitest"
@@ -215,9 +215,22 @@ describe("41 stream", () => {
       expect(yield* used).toBe(0)
     }))
 
-  test("without a session, left half-way, undoes what the query has written", () =>
+  test("without a session, left half-way with success, commits what the query has written", () =>
     Effect.gen(function* () {
       expect(yield* Stream.runHead(yield* writing(1))).toEqual(Option.some({ n: 1 }))
+      expect(yield* committed(database)).toEqual([1, 2, 3])
+    }))
+
+  test("without a session, left half-way: a COMMIT that fails is logged", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const logger = Logger.replace(
+        Logger.defaultLogger,
+        Logger.make(({ cause, message }) => log.push(`${String(message)} ${Cause.pretty(cause)}`))
+      )
+      yield* Effect.provide(Stream.runHead(yield* writing(99)), logger)
+      expect(log.join()).toMatch(/left before its end, and what it did is not committed.*refer/s)
+      expect(yield* used).toBe(0)
       expect(yield* committed(database)).toEqual([])
     }))
 
@@ -984,13 +997,11 @@ describe("another number of values than the statement has parameters", () => {
 
 describe("BEGIN outside of a session", () => {
   const openings = [
-    "BEGIN",
-    "/* by hand */ START TRANSACTION",
     "BEGIN; INSERT INTO t (id) VALUES (1)",
     "INSERT INTO t (id) VALUES (1); BEGIN; INSERT INTO t (id) VALUES (2)"
   ]
 
-  test("is InvalidInput that leads to withTransaction, and what it has opened is undone", () =>
+  test("is InvalidInput that leads to withTransaction when work is lost with it, and what it has opened is undone", () =>
     Effect.gen(function* () {
       const sql = yield* client
       const before = yield* sql`SELECT pg_backend_pid() AS pid`
@@ -1004,6 +1015,15 @@ describe("BEGIN outside of a session", () => {
       }
       expect(yield* committed(database)).toEqual([])
     }))
+
+  for (const text of ["BEGIN", "/* by hand */ START TRANSACTION", "BEGIN; SELECT pg_current_xact_id()"]) {
+    test(`${text} reaches nobody else`, () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* sql.unsafe(text)
+        expect(yield* sql`SELECT pg_current_xact_id_if_assigned()::text AS xid`).toEqual([{ xid: null }])
+      }))
+  }
 
   test("is fine in one text with its COMMIT, and on a connection of one's own", () =>
     Effect.gen(function* () {

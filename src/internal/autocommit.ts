@@ -50,6 +50,18 @@ const own = (
       : blockSpan("session", engine, options, attempts, () => slot.unit?.outcome ?? "none", whole)
   })
 
+/** Until it has succeeded. */
+const once = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<void, E, R> => {
+  let over = false
+  return Effect.suspend(() =>
+    over
+      ? Effect.void
+      : Effect.map(effect, () => {
+          over = true
+        })
+  )
+}
+
 /** A failure marks the block that it joins as rollback-only. */
 const joined = (slot: Slot, entry: Entry, effect: AnyEffect, options: SlotOptions): AnyEffect =>
   Effect.suspend(() => {
@@ -59,7 +71,7 @@ const joined = (slot: Slot, entry: Entry, effect: AnyEffect, options: SlotOption
     if (refused !== undefined) return refused
     const { beforeCommit } = options
     // Of the COMMIT that keeps what the effect does, which is not this one's to make.
-    if (beforeCommit !== undefined) at.frame.top.beforeCommit.push(slot.engine.provide(beforeCommit))
+    if (beforeCommit !== undefined) at.frame.top.beforeCommit.push(once(slot.engine.provide(beforeCommit)))
     return Effect.onExit(limited(effect, options.name ?? at.frame.name, options.timeout), (exit) =>
       Effect.sync(() => {
         if (Exit.isSuccess(exit) || slot.ended || slot.needsGate) return

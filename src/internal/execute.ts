@@ -102,12 +102,20 @@ class Solo implements Running, Owner {
   private settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
     if (this.settled) return
     this.settled = true
-    // The pool rolls it back.
-    const open = this.wire !== undefined && this.release !== undefined && this.wire.status !== "I"
+    const lost = this.leavesOpen && error === undefined && result !== undefined && this.wrote(multiple ?? [result])
     if (this.wire !== undefined) this.release?.(this.wire)
-    if (open && result !== undefined && error === undefined) this.done(leftOpen(), undefined, undefined)
+    if (lost) this.done(leftOpen(), undefined, undefined)
     else this.done(error, result, multiple)
     this.waiter?.()
+  }
+
+  /** A transaction, on a connection that goes back to the pool, which rolls it back. */
+  private get leavesOpen(): boolean {
+    return this.wire !== undefined && this.release !== undefined && this.wire.status !== "I"
+  }
+
+  private wrote(results: ReadonlyArray<Result>): boolean {
+    return results.some(({ command }) => mayWrite(command, this.spec.text))
   }
 
   get interrupt(): Effect.Effect<void> {

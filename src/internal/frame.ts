@@ -52,7 +52,8 @@ export class Frame implements Owner {
   readonly savepoint: number
   /** Settings of the block as they were before, to be put back when it is released. */
   readonly before: Array<readonly [name: string, value: string]> = []
-  beforeCommit: Array<Hook> = []
+  /** Run before each COMMIT while the block lasts: a session's sees several. */
+  readonly beforeCommit: Array<Hook> = []
   afterCommit: Array<Hook> = []
   afterRollback: Array<Hook> = []
   private readonly waiters = new Line<Waiter>()
@@ -182,17 +183,6 @@ export class Frame implements Owner {
       waiter.stop()
       waiter.done(undefined)
     }
-  }
-
-  /** A session's frame serves one transaction after the other. */
-  reset(): void {
-    this.failure = undefined
-    this.rollbackOnly = undefined
-    this.begun = false
-    this.beforeCommit = []
-    this.afterCommit = []
-    this.afterRollback = []
-    this.before.length = 0
   }
 
   private closedError(): DbError {

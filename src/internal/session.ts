@@ -80,7 +80,6 @@ const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
 const takeHooks = (frames: ReadonlyArray<Frame>, committed: boolean, unknown = false): ReadonlyArray<Hook> =>
   frames.flatMap((frame) => {
     const hooks = unknown ? [] : committed ? frame.afterCommit : frame.afterRollback
-    frame.beforeCommit = []
     frame.afterCommit = []
     frame.afterRollback = []
     return hooks
@@ -109,19 +108,21 @@ export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Eff
     )
   })
 
-/** Those that they register as well. When one fails they are kept, for there was no COMMIT. */
+/** Those that they register meanwhile as well. */
 const runHooks = (frames: ReadonlyArray<Frame>): Effect.Effect<void, SqlError> =>
-  Effect.suspend(() => {
-    const taken = frames.map((frame) => frame.beforeCommit.splice(0))
-    const hooks = taken.flat() as ReadonlyArray<Effect.Effect<unknown, SqlError>>
-    if (hooks.length === 0) return Effect.void
-    return Effect.zipRight(
-      Effect.forEach(hooks, (hook) => hook, { discard: true }),
-      runHooks(frames)
-    ).pipe(
-      Effect.onError(() => Effect.sync(() => frames.forEach((frame, i) => frame.beforeCommit.unshift(...taken[i]!))))
-    )
-  })
+  Effect.forEach(
+    frames,
+    ({ beforeCommit }) =>
+      Effect.suspend(() => {
+        let next = 0
+        return Effect.whileLoop({
+          while: () => next < beforeCommit.length,
+          body: () => beforeCommit[next++] as Effect.Effect<unknown, SqlError>,
+          step: () => {}
+        })
+      }),
+    { discard: true }
+  )
 
 /** Why the transaction of the session can't be ended by hand now. @internal */
 export const busy = (unit: Unit, what: string): DbError | undefined => {

@@ -64,7 +64,19 @@ export const streamRows = (
       const cursor = `effect_db_cursor_${++cursors}`
       return Effect.gen(function* () {
         const scope = yield* Effect.scope
-        if (session === undefined) yield* Scope.addFinalizer(scope, Effect.ignore(endSlot(slot, undefined, false)))
+        // Of a stream that was read to its end nothing is left to do. Of one that was left only the log can be told.
+        if (session === undefined) {
+          yield* Scope.addFinalizerExit(scope, (exit) =>
+            Effect.catchAllCause(endSlot(slot, undefined, Exit.isSuccess(exit)), (cause) =>
+              Exit.isSuccess(exit)
+                ? Effect.logError(
+                    "effect-db: a stream was left before its end, and what it did is not committed",
+                    cause
+                  )
+                : Effect.void
+            )
+          )
+        }
         const first: Bound = bound._tag === "Slot" ? bound : { _tag: "Slot", slot, unit: undefined }
         yield* run(`DECLARE ${cursor} NO SCROLL CURSOR FOR ${text}`, params, first)
         const unit = slot.get()
@@ -105,7 +117,7 @@ export const streamRows = (
           })
         )
         yield* fetch
-        // Here and not in a finalizer, which could not tell that the COMMIT has failed.
+        // Here and not in a finalizer: a COMMIT that fails is the stream's failure.
         const end = session === undefined ? endSlot(slot, undefined, true) : Effect.void
         const pull = Effect.suspend(() =>
           next === undefined
