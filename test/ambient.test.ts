@@ -108,11 +108,12 @@ describe("Scope forms", () => {
       expect(yield* Ambient.entries).toEqual([])
     }))
 
-  test("closed inside of a block that was opened after them are gone behind it", () =>
+  test("closed inside of a block that was opened after them: the block fails, and behind it they are gone", () =>
     Effect.gen(function* () {
       const scope = yield* Scope.make()
       yield* Scope.extend(DbSession.scoped(), scope)
-      yield* Effect.exit(withTransaction(Effect.zipRight(insert(1), Scope.close(scope, Exit.void))))
+      const block = withTransaction(Effect.zipRight(insert(1), Scope.close(scope, Exit.void)))
+      expect(outcome(yield* Effect.exit(block))).toBe("SessionClosed")
       yield* insert(2)
       expect(yield* rows).toEqual([2])
     }))

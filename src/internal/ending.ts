@@ -134,7 +134,12 @@ const alone = <E>(unit: Unit, end: Effect.Effect<void, E>): Effect.Effect<void, 
  */
 export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
-    if (frame.parent?.child !== frame) return Effect.void
+    // Its session has ended inside of it, and took its work along.
+    const gone = success && frame.begun && unit.ended
+    if (gone || frame.parent?.child !== frame) {
+      frame.close()
+      return gone ? Effect.fail(unit.closedError()) : Effect.void
+    }
     frame.seal()
     const spoiled = frame.failure !== undefined || frame.rollbackOnly !== undefined || unit.aborted
     if (success && !spoiled && unit.lost === undefined) {
