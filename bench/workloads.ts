@@ -42,7 +42,7 @@ export const workloads: ReadonlyArray<Workload> = [
   {
     name: "twenty",
     title: "transaction with twenty inserts at once",
-    n: 100,
+    n: 300,
     quick: 5,
     rounds: 15,
     warmUp: 4,
