@@ -307,6 +307,28 @@ describe("the connection dies", () => {
 
   wired(
     database,
+    "FAULTS 20: the same, heard of only when COMMIT was sent: nothing was committed, and that is known",
+    { ...one, idleInTransactionTimeout: 60 },
+    (at) =>
+      Effect.gen(function* () {
+        const work = withTransaction(
+          Effect.gen(function* () {
+            yield* run("INSERT INTO t VALUES (1)")
+            at.proxy.pause("backend")
+            yield* untilActivity(database.url, (_) => _.total === 0)
+          })
+        )
+        const sent = at.proxy.seen(({ text }) => text === "COMMIT")
+        const reason = yield* Effect.fork(reasonOf(work))
+        yield* Effect.promise(() => sent)
+        at.proxy.resume()
+        expect((yield* Fiber.join(reason))._tag).toBe("TransactionTimeout")
+        expect(yield* ids).toEqual([])
+      })
+  )
+
+  wired(
+    database,
     "FAULTS 20: an idle session that the server ends is replaced unnoticed",
     { ...one, resetOnRelease: "never" },
     (at) =>

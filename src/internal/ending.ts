@@ -258,14 +258,16 @@ const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effec
         const lost = wire === undefined || wire.dead
         // Refused before it began, as by a cancel from outside: the transaction is still open.
         if (!lost && (wire.status !== "I" || unit.lost !== undefined)) return failCommit(unit, error)
+        // Idle in the transaction for too long, says a server that has not come to the COMMIT.
+        const open = lost && sent && error.reason.sqlState !== "25P03"
         // It may have been committed: who asks gets a position that is late enough.
-        if (lost && sent) unit.writes?.committed(unit.wrote)
-        unit.outcome = lost && sent ? "unknown" : "rolled back"
+        if (open) unit.writes?.committed(unit.wrote)
+        unit.outcome = open ? "unknown" : "rolled back"
         unit.over()
         if (!lost) return Effect.fail(error)
         unit.dropWire()
         // The connection was gone before: what ended it is the error, and nothing was committed.
-        return sent ? settleOutcome(unit, error, marker) : Effect.fail(error)
+        return open ? settleOutcome(unit, error, marker) : Effect.fail(error)
       }
     })
   )
