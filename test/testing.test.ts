@@ -18,6 +18,7 @@ import {
 } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { query, testDatabase } from "./support/database.js"
+import { until } from "./support/programs.js"
 
 const database = testDatabase()
 
@@ -436,7 +437,10 @@ const withUsers = <A, E>(
     yield* sql`CREATE TABLE users (name text PRIMARY KEY)`
     yield* effect
     expect(yield* query(database.url, "SELECT name FROM users")).toEqual([])
-    expect((yield* DbEngine.stats).used).toBe(0)
+    yield* until(
+      "nothing is lent, or on its way back",
+      Effect.map(DbEngine.stats, (_) => _.used === 0)
+    )
     // And outside again it is what it was.
     const users = yield* Users
     yield* users.inserts.implicit("outside")
