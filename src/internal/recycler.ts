@@ -78,7 +78,7 @@ const byText = (text: string): boolean => {
  */
 export const leavesState = (tag: string, text: string): boolean => {
   if (leavingTags.test(tag)) {
-    if (tag === "SET" && localSet.test(text) && !text.includes(";")) return byText(text)
+    if ((tag === "SET" || tag === "SET CONSTRAINTS") && localSet.test(text) && !text.includes(";")) return byText(text)
     if (tag === "DECLARE CURSOR") return byText(text)
     return true
   }
