@@ -21,7 +21,6 @@ export interface StackNode {
 export interface Stacked {
   /** The root to share, or nothing if it is no longer there to be shared. */
   readonly root: () => Root | undefined
-  readonly released: boolean
 }
 
 /** @internal */

@@ -50,10 +50,6 @@ export class Slot implements Stacked {
     return (this.counted ??= new Writes(this.outerWrites))
   }
 
-  get released(): boolean {
-    return this.ended
-  }
-
   /** Something has to run before a session can be created. */
   get needsGate(): boolean {
     return this.unit === undefined && !this.ended && this.engine.beforeSession !== undefined

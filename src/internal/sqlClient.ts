@@ -276,12 +276,15 @@ class Tagged extends Direct {
 
   override compile(withoutTransform = false): Compiled {
     const { args, client, strings } = this
-    const compiled = () => client.compiler.compile(this as unknown as Statement.Fragment, withoutTransform)
     // With nothing but values in it its text is always the same.
-    if (!args.every(isValue)) return compiled()
+    if (!args.every(isValue)) return this.compiled(withoutTransform)
     let text = client.texts.get(strings)
-    if (text === undefined) client.texts.set(strings, (text = compiled()[0]))
+    if (text === undefined) client.texts.set(strings, (text = this.compiled(withoutTransform)[0]))
     return [text, args]
+  }
+
+  private compiled(withoutTransform: boolean): Compiled {
+    return this.client.compiler.compile(this as unknown as Statement.Fragment, withoutTransform)
   }
 }
 
