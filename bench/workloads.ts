@@ -93,7 +93,7 @@ export const workloads: ReadonlyArray<Workload> = [
     n: 40,
     quick: 3,
     rounds: 9,
-    warmUp: 1,
+    warmUp: 6,
     slow: true,
     goals: [{ against: "pg", most: 0.87 }]
   },

@@ -65,15 +65,15 @@ const contender = async <E>(layer: Layer.Layer<SqlClient.SqlClient, E>): Promise
   }
 }
 
-/** Each part of the benchmark builds an engine of its own, about which the library warns. */
+/** Parts of the benchmark that share a process build an engine each, about which the library warns. */
 export const dbLayer = (options: DbOptions) =>
   Layer.locally(DbLayer(options), FiberRef.currentMinimumLogLevel, LogLevel.Error)
 
-export const effectDb: Connect = (url) => contender(dbLayer({ url, maxConnections: connections }))
+export const effectDb: Connect = (url) => contender(DbLayer({ url, maxConnections: connections }))
 
 /** The twenty inserts as what they are together: one batch, without a fiber for each. */
 export const effectDbBatch: Connect = async (url) => {
-  const runtime = ManagedRuntime.make(dbLayer({ url, maxConnections: connections }))
+  const runtime = ManagedRuntime.make(DbLayer({ url, maxConnections: connections }))
   const sql = await runtime.runPromise(SqlClient.SqlClient)
   const insert = (i: number) => sql`INSERT INTO bench_items (id, name) VALUES (${i}, ${`name ${i}`})`
   const batch = () => DbSession.batch(Array.from({ length: 20 }, (_, i) => insert(i)))

@@ -26,6 +26,9 @@ export type { Control, CopyHandler, Done, Owner } from "./command.js"
 const windowSteps = 1000
 const windowBytes = 1 << 20
 
+/** As many issued at once go out before the rest is issued, and then twice as many: the server need not wait for it. */
+const firstAhead = 8
+
 /** @internal */
 export interface PipelineOptions extends AnswersOptions {
   /** For those who watch. */
@@ -61,6 +64,9 @@ export class Pipeline {
   private queue: Array<Command> = []
   private head = 0
   private scheduled = false
+  private ahead = firstAhead
+  /** What is issued in this turn joins it: its Sync goes out at the end of the turn. */
+  private group: Group | undefined = undefined
   private blocked = false
   private cancellation: Cancellation | undefined = undefined
   /** How often something has come in: what goes out in between is one round trip. */
@@ -127,6 +133,9 @@ export class Pipeline {
     command.state = State.Queued
     this.queue.push(command)
     this.schedule()
+    if (this.queue.length - this.head < this.ahead || command.more) return
+    this.ahead *= 2
+    this.send()
   }
 
   /** To the head of the queue, in their order. */
@@ -214,15 +223,38 @@ export class Pipeline {
     listener.sent(this, command.text, command.as, this.heard)
   }
 
+  /** The end of the turn. */
   private readonly flush = (): void => {
     this.scheduled = false
-    const { answers, writer } = this
-    // Nothing new is sent while a cancel is on its way: it could hit it.
-    if (this.dead !== undefined || this.cancellation !== undefined || answers.opening || this.blocked) return
-    if (this.copying !== undefined && !this.copying.settled) return
+    this.ahead = firstAhead
+    if (this.dead !== undefined) return
+    this.fill()
+    if (this.group !== undefined) this.sync()
+    this.write()
+    this.checkIdle()
+  }
+
+  private send(): void {
+    this.fill()
+    this.write()
+  }
+
+  /** Nothing new is sent while a cancel is on its way, which could hit it, and behind a BEGIN only its own group. */
+  private get held(): boolean {
+    return (
+      this.dead !== undefined ||
+      this.cancellation !== undefined ||
+      this.blocked ||
+      (this.answers.opening && this.group === undefined) ||
+      this.copying?.settled === false
+    )
+  }
+
+  private fill(): void {
+    if (this.held) return
     this.copying = undefined
+    const { answers, writer } = this
     const one = !this.options.pipelining
-    let group: Group | undefined = undefined
     let glued = false
     while (this.head < this.queue.length) {
       const full = answers.inFlight >= windowSteps || writer.size >= windowBytes
@@ -233,26 +265,21 @@ export class Pipeline {
       const prefix = command.owner === undefined ? [] : command.owner.takePrefix()
       const opens = prefix.some((control) => control.opens)
       this.tell(command, prefix)
-      if (!glued && (command.simple || command.solo || (one && group !== undefined))) {
-        if (group !== undefined) writer.sync()
-        group = undefined
-      } else if (group !== undefined && !glued) {
+      if (this.group !== undefined && !glued) {
+        if (command.simple || command.solo || one) this.sync()
         // The answers before are awaited by somebody: they must not wait for this one.
-        writer.flush()
+        else writer.flush()
       }
-      if (group === undefined) {
-        group = this.open(command, opens)
-        if (!command.simple) for (const name of this.prepared.takeLeftovers()) writer.closeStatement(name)
-      }
+      const group = (this.group ??= this.open(command, opens))
       command.state = State.Sent
       command.sent = true
+      if (opens) answers.opening = true
       if (command.simple) {
         this.writeSimple(group, command, prefix)
-        group = undefined
+        this.group = undefined
         // Between its text and its end the server takes nothing but data.
         if (command.copy?.onIn !== undefined) {
           this.copying = command
-          if (opens) answers.opening = true
           break
         }
       } else {
@@ -261,17 +288,10 @@ export class Pipeline {
         }
         this.writeExtended(group, command.text, command.params, command.prepare, command, undefined)
         glued = command.more
-        if (command.solo && !glued) {
-          writer.sync()
-          group = undefined
-        }
+        if (command.solo && !glued) this.sync()
       }
-      if (opens) {
-        answers.opening = true
-        if (group === undefined) break
-      }
+      if (opens && this.group === undefined) break
     }
-    if (group !== undefined) writer.sync()
     if (this.head >= this.queue.length) {
       this.queue.length = 0
       this.head = 0
@@ -279,8 +299,11 @@ export class Pipeline {
       this.queue = this.queue.slice(this.head)
       this.head = 0
     }
-    if (writer.size > 0) this.write()
-    this.checkIdle()
+  }
+
+  private sync(): void {
+    this.writer.sync()
+    this.group = undefined
   }
 
   private open({ simple, solo }: Command, opens: boolean): Group {
@@ -296,11 +319,12 @@ export class Pipeline {
       deferred: []
     }
     this.answers.groups.push(group)
+    if (!simple) for (const name of this.prepared.takeLeftovers()) this.writer.closeStatement(name)
     return group
   }
 
   private write(): void {
-    if (!this.stream.write(this.writer.take())) this.blocked = true
+    if (this.writer.size > 0 && !this.stream.write(this.writer.take())) this.blocked = true
   }
 
   private step(group: Group, command: Command | undefined, control: Control | undefined): Step {
