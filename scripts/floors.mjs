@@ -75,6 +75,7 @@ export const floors = [
     "src/internal/stream.ts",
     "src/internal/outcome.ts",
     "src/internal/conflict.ts",
+    "src/internal/body.ts",
     "src/internal/block.ts",
     "src/internal/autocommit.ts",
     "src/DbEngine.ts"

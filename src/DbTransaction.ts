@@ -269,9 +269,8 @@ export const beginManual = (
     const refused = validateManual(options)
     if (refused !== undefined) return Effect.fail(refused)
     return Effect.uninterruptibleMask((restore) => {
-      const kind = savepoint || unit.open || at.top.kind !== "session" ? "savepoint" : "transaction"
-      return Effect.map(blocks.openManual(at.top, kind, { ...options, manual: true }, restore), (frame) => {
-        if (kind === "transaction" && !unit.begun) unit.options = { ...unit.defaults, ...options }
+      const kind = () => (savepoint || unit.open || at.top.kind !== "session" ? "savepoint" : "transaction")
+      return Effect.map(blocks.openFrame(at, kind, { ...options, manual: true }, restore, "own"), (frame) => {
         const end = (commits: boolean): Effect.Effect<void, SqlError> =>
           Effect.uninterruptible(Effect.suspend(() => endManual(slot, unit, frame, commits)))
         const { end: _, ...handle } = handleOf(unit, frame, noEnd)
@@ -308,10 +307,11 @@ const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effe
     )
   }
   if (frame.kind === "savepoint") return endings.endBlock(unit, frame, commits)
-  const frames = [unit.frame, frame]
   const before: Effect.Effect<void, SqlError> = commits ? runBefore(slot, unit, frame) : Effect.void
   return beforeEnd(before, (went) => {
     frame.seal()
+    // What the session waits for with hooks of its own has ended when there was something to end.
+    const frames = unit.hasToEnd ? [unit.frame, frame] : [frame]
     return commits && went ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
   }).pipe(Effect.ensuring(Effect.sync(() => frame.close())))
 }
@@ -340,8 +340,9 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
           const inside = Effect.suspend(() => {
             const at = unitOf(slot, entry.frame)
             if (at instanceof Error) return Effect.fail(at)
-            return Effect.flatMap(blocks.openManual(at.frame, "savepoint", options, restore), (frame) =>
-              enter(slot, at.unit, frame, (success) => endings.endBlock(at.unit, frame, success))
+            return Effect.flatMap(
+              blocks.openFrame(at.frame, () => "savepoint", options, restore),
+              (frame) => enter(slot, at.unit, frame, (success) => endings.endBlock(at.unit, frame, success))
             )
           })
           return slot.needsGate ? Effect.zipRight(restore(slot.prepare), inside) : inside
@@ -351,7 +352,7 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
             restore(slot.prepare),
             Effect.suspend(() => {
               const unit = slot.get()
-              const frame = unit.frame.open("transaction", options)
+              const frame = unit.frame.open("transaction", options, "own")
               return enter(slot, unit, frame, (success) => {
                 const before = success ? runBefore(slot, unit, frame) : Effect.void
                 return beforeEnd(before, (went) => endSlot(slot, frame, success && went))

@@ -1,37 +1,26 @@
 /**
- * Transactions as blocks around an effect: where they stand (propagation), how they end, and ending one early.
+ * Transactions as blocks around an effect: where they stand (propagation), and how often they run.
  */
 import type { SqlError } from "@effect/sql/SqlError"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
+import { Block, endAs, exitOf, runBody } from "./body.js"
+import type { Body } from "./body.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
-import { conflict, framesAbove, refuse } from "./conflict.js"
+import { conflict, refuse } from "./conflict.js"
 import { unitOf } from "./execute.js"
 import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
 import type { Attempts } from "./observe.js"
 import { makeMarker, prepareOutcome } from "./outcome.js"
-import {
-  afterBefore,
-  beforeEnd,
-  busy,
-  endNow,
-  inSlot,
-  newSlot,
-  runBefore,
-  settle,
-  settleOpen,
-  undoOpen
-} from "./session.js"
+import { afterBefore, beforeEnd, busy, endNow, inSlot, newSlot, runBefore, settleOpen, undoOpen } from "./session.js"
 import type { Slot } from "./slot.js"
-import { validate } from "./transactionSql.js"
+import { given, validate } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Unit } from "./unit.js"
 
@@ -43,108 +32,29 @@ export interface BlockOptions extends TransactionOptions {
   readonly verifyOutcome?: boolean | undefined
 }
 
-/** How a block was told to end by `tx.end`, with the value that it ends with. */
-interface Ending {
-  readonly commits: boolean
-  readonly value: unknown
-}
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** One block that an effect runs in, or joins. @internal */
-export class Block {
-  ending: Ending | undefined = undefined
-  private fiber: Fiber.RuntimeFiber<any, any> | undefined = undefined
-
-  constructor(
-    readonly slot: Slot,
-    readonly unit: Unit,
-    /** The block on the server that this one is, or has joined. */
-    readonly frame: Frame
-  ) {}
-
-  setFiber(fiber: Fiber.RuntimeFiber<any, any>): void {
-    this.fiber = fiber
-    // Told to end before the body had begun.
-    if (this.ending !== undefined) fiber.unsafeInterruptAsFork(fiber.id())
-  }
-
-  /**
-   * Ends this block from inside, through the blocks in it: by interrupting the fiber that runs its body, which no
-   * error handler can trap.
-   */
-  readonly end = (how: "commit" | "rollback", value?: unknown): Effect.Effect<never, SqlError> =>
-    Effect.suspend(() => {
-      if (this.frame.ended || this.ending !== undefined) {
-        return Effect.fail(
-          DbError.make("TransactionClosed", {
-            message: `The block "${this.frame.name}" has ended.`,
-            hint: "tx.end works inside its block only, and once."
-          })
-        )
-      }
-      this.ending = { commits: how === "commit", value }
-      // For the blocks in it; of a block that was joined, until its guest has ended.
-      this.frame.ending ??= this.ending
-      const fiber = this.fiber
-      if (fiber !== undefined) fiber.unsafeInterruptAsFork(fiber.id())
-      return Effect.interruptible(Effect.never)
-    })
-}
-
-type Body = Effect.Effect<any, any, any> | ((block: Block) => Effect.Effect<any, any, any>)
-
-/** With a time limit of its own. @internal */
-export const limited = (
-  effect: Effect.Effect<any, any, any>,
-  name: string,
-  timeout: Duration.DurationInput | undefined
-): Effect.Effect<any, any, any> =>
-  timeout === undefined
-    ? effect
-    : Effect.timeoutFail(effect, { duration: timeout, onTimeout: () => lateError(name, timeout) })
-
-const lateError = (name: string, timeout: Duration.DurationInput): DbError =>
-  DbError.make("TransactionTimeout", {
-    message: `The block "${name}" did not end within ${Duration.format(timeout)}.`,
-    hint: "It was rolled back. Do less in one transaction, or raise its timeout."
-  })
-
-/** Runs the body so that `block.end` can interrupt it. Only a body that was given the block can ask for it. */
-const runBody = (block: Block, body: Body, options: BlockOptions): Effect.Effect<any, any, any> => {
-  const timed = (effect: Effect.Effect<any, any, any>) => limited(effect, block.frame.name, options.timeout)
-  if (Effect.isEffect(body)) return timed(body)
-  const run = body as (block: Block) => Effect.Effect<any, any, any>
-  return Effect.suspend(() =>
-    Effect.fork(timed(Effect.suspend(() => run(block)))).pipe(
-      Effect.tap((fiber) => Effect.sync(() => block.setFiber(fiber))),
-      Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.join(fiber), () => Fiber.interrupt(fiber)))
-    )
-  )
-}
-
-/** What the body's exit means when this block, or one around it, was told how to end. */
-const exitOf = (
-  block: Block,
-  exit: Exit.Exit<any, any>
-): { readonly exit: Exit.Exit<any, any>; readonly commits: boolean } => {
-  if (Exit.isSuccess(exit)) return { exit, commits: true }
-  if (block.ending !== undefined) return { exit: Exit.succeed(block.ending.value), commits: block.ending.commits }
-  const outer = framesAbove(block.frame).find((frame) => frame.ending !== undefined)
-  return { exit, commits: outer?.ending?.commits ?? false }
-}
-
-/** Opens an inner block when it is its turn, for a caller that can't be interrupted otherwise. */
-const openFrame = (
+/**
+ * Opens an inner block when it is its turn, for a caller that can't be interrupted otherwise. What is open then decides
+ * what it is, and which options it can have.
+ * @internal
+ */
+export const openFrame = (
   parent: Frame,
-  kind: FrameKind,
+  kind: () => FrameKind,
   options: BlockOptions & { manual?: boolean },
-  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  restore: Restore,
+  holds?: Frame["holds"]
 ): Effect.Effect<Frame, DbError> =>
   Effect.suspend(() => {
     let opened: Frame | undefined = undefined
     const wait = Effect.async<Frame, DbError>((resume) => {
       const leave = parent.turn((error) => {
         if (error !== undefined) return resume(Effect.fail(error))
-        opened = parent.open(kind, options)
+        const what = kind()
+        const refused = what === "savepoint" ? conflict(parent.unit, parent.top, options, false) : undefined
+        if (refused !== undefined) return resume(refused)
+        opened = parent.open(what, options, what === "savepoint" ? undefined : holds)
         resume(Effect.succeed(opened))
       })
       return Effect.sync(leave)
@@ -152,6 +62,8 @@ const openFrame = (
     // Interrupted in the hand-over, which is not over before `restore` is: nobody else will end it.
     return Effect.onError(restore(wait), () => Effect.sync(() => opened?.close()))
   })
+
+const savepoint = (): FrameKind => "savepoint"
 
 /** A savepoint around an effect. */
 const nested = (
@@ -163,31 +75,34 @@ const nested = (
   attempts: Attempts | undefined
 ) =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(openFrame(parent, "savepoint", options, restore), (frame) => {
-      const block = new Block(slot, unit, frame)
-      const whole = Ambient.during(
-        restore(runBody(block, body, options)),
-        unit.engine,
-        inSlot(slot, frame),
-        (raw): Effect.Effect<any, any, any> => {
-          const { commits, exit } = exitOf(block, raw)
-          return settle2(exit, commits, endings.endBlock(unit, frame, commits))
-        }
-      )
-      if (attempts === undefined) return whole
-      return blockSpan("savepoint", unit.engine, { ...options, retry: false }, attempts, () => frame.outcome, whole)
-    })
+    Effect.flatMap(openFrame(parent, savepoint, options, restore), (frame) =>
+      inSavepoint(slot, unit, frame, body, options, attempts, restore)
+    )
   )
 
-const settle2 = (
-  exit: Exit.Exit<any, any>,
-  commits: boolean,
-  end: Effect.Effect<void, DbError>
-): Effect.Effect<any, any> =>
-  commits && !Exit.isSuccess(exit)
-    ? // An outer block ends by commit: this one is kept, and the interruption goes on.
-      Effect.zipRight(Effect.ignore(end), exit)
-    : settle(exit, () => end)
+/** The body and the end of a savepoint that is open. */
+const inSavepoint = (
+  slot: Slot,
+  unit: Unit,
+  frame: Frame,
+  body: Body,
+  options: BlockOptions,
+  attempts: Attempts | undefined,
+  restore: Restore
+): Effect.Effect<any, any, any> => {
+  const block = new Block(slot, unit, frame)
+  const whole = Ambient.during(
+    restore(runBody(block, body, options)),
+    unit.engine,
+    inSlot(slot, frame),
+    (raw): Effect.Effect<any, any, any> => {
+      const { commits, exit } = exitOf(block, raw)
+      return endAs(frame, exit, commits, endings.endBlock(unit, frame, commits))
+    }
+  )
+  if (attempts === undefined) return whole
+  return blockSpan("savepoint", unit.engine, { ...options, retry: false }, attempts, () => frame.outcome, whole)
+}
 
 /** The whole transaction around an effect, in a session of its own. */
 const outermost = (
@@ -203,7 +118,7 @@ const outermost = (
     const run = (): Effect.Effect<any, any, any> => {
       const unit = slot.get()
       if (options.verifyOutcome === true) unit.wantsMarker = makeMarker
-      const frame = unit.frame.open("transaction", options)
+      const frame = unit.frame.open("transaction", options, "own")
       const block = new Block(slot, unit, frame)
       return Ambient.during(restore(runBody(block, body, options)), engine, inSlot(slot, frame), (raw) =>
         afterBefore(slot, frame, raw, restore, (raw) => {
@@ -212,7 +127,7 @@ const outermost = (
           const end: Effect.Effect<void, any> = early
             ? beforeEnd(runBefore(slot, unit, frame), (went) => endNow(slot, frame, went))
             : endNow(slot, frame, commits)
-          return settle2(exit, commits, end)
+          return endAs(frame, exit, commits, end)
         })
       )
     }
@@ -324,8 +239,9 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
         const inside = Effect.suspend(() => {
           const at = unitOf(slot, entry.frame)
           if (at instanceof Error) return Effect.fail(at)
-          if (mode !== "nested") return join(slot, at.unit, at.frame, body, options)
-          return conflict(at.unit, at.frame, options, false) ?? nested(slot, at.unit, at.frame, body, options, attempts)
+          return mode === "nested"
+            ? nested(slot, at.unit, at.frame, body, options, attempts)
+            : join(slot, at.unit, at.frame, body, options)
         })
         return slot.needsGate ? Effect.zipRight(slot.prepare, inside) : inside
       }
@@ -353,7 +269,7 @@ export const atomic = (engine: EngineCore, body: Body, options: AtomicOptions): 
       if (at.frame.kind !== "session") {
         return options.currentTransaction === "raise"
           ? raise(unit)
-          : (conflict(unit, at.frame, options, false) ?? nested(slot, unit, at.frame, body, options, attempts))
+          : nested(slot, unit, at.frame, body, options, attempts)
       }
       // Its COMMIT would be that of the hooks.
       if (unit.preparing > 0) return Effect.fail(busy(unit, "commit an atomic block")!)
@@ -364,7 +280,8 @@ export const atomic = (engine: EngineCore, body: Body, options: AtomicOptions): 
 
 /**
  * A transaction of its own in the session's place. The block is opened before what the session has open is ended, so
- * that nobody comes in between; a retry finds what siblings have done meanwhile and ends that as well.
+ * that nobody comes in between; a retry finds what siblings have done meanwhile and ends that as well. Where a block
+ * has been opened by hand it is a savepoint.
  */
 const inSession = (
   slot: Slot,
@@ -375,18 +292,26 @@ const inSession = (
 ): Effect.Effect<any, any, any> => {
   const mode = options.currentTransaction ?? "commit"
   let appends = false
+  const kind = (): FrameKind => (unit.frame.top.kind === "session" ? "transaction" : "savepoint")
   const attempt = Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(openFrame(unit.frame, "transaction", options, restore), (frame) => {
+    Effect.flatMap(openFrame(unit.frame, kind, options, restore), (frame) => {
+      if (frame.kind === "savepoint") {
+        if (mode !== "raise") return Effect.exit(inSavepoint(slot, unit, frame, body, options, attempts, restore))
+        frame.close()
+        return Effect.exit(raise(unit))
+      }
       const spanned = (effect: Effect.Effect<any, any, any>) =>
         attempts === undefined
           ? effect
           : blockSpan("transaction", unit.engine, options, attempts, () => unit.outcome, effect)
-      const frames = [unit.frame, frame]
       const clear: Effect.Effect<void, SqlError> = Effect.suspend(() => {
         if (!unit.hasToEnd) return Effect.void
         switch (mode) {
           case "commit":
-            return Effect.zipRight(restore(runBefore(slot, unit, frame)), settleOpen(unit, [unit.frame], unit.frame))
+            return Effect.zipRight(
+              restore(Effect.zipRight(runBefore(slot, unit, frame), endings.whenQuiet(unit))),
+              settleOpen(unit, [unit.frame], unit.frame)
+            )
           case "rollback":
             return undoOpen(unit, [unit.frame])
           case "append":
@@ -397,29 +322,22 @@ const inSession = (
         }
       })
       const run = Effect.suspend(() => {
+        if (frame.ended) return Effect.fail(endings.goneError(unit, frame))
+        frame.holds = appends ? "shared" : "own"
         if (!unit.begun) unit.outcome = "none"
-        if (!unit.begun) unit.options = { ...unit.defaults, ...defined(options) }
         unit.wantsMarker = options.verifyOutcome === true ? makeMarker : undefined
         const block = new Block(slot, unit, frame)
         const whole = Effect.tap(runBody(block, body, options), () =>
-          Effect.zipRight(runBefore(slot, unit, frame), endings.whenQuiet(unit))
+          Effect.zipRight(runBefore(slot, unit, frame), endings.whenDone(unit, frame))
         )
         return restore(Ambient.locally(whole, unit.engine, inSlot(slot, frame))).pipe(
           Effect.exit,
           Effect.flatMap((raw) => {
             const { commits, exit } = exitOf(block, raw)
-            const left = frame.child
-            const undo = left === undefined ? Effect.void : Effect.ignore(endings.endBlock(unit, left, false))
-            return settle2(
-              exit,
-              commits,
-              undo.pipe(
-                Effect.zipRight(Effect.sync(() => frame.seal())),
-                Effect.zipRight(
-                  Effect.suspend(() => (commits ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)))
-                )
-              )
-            )
+            const end = (went: boolean) => endOwn(unit, frame, went)
+            const early = commits && !Exit.isSuccess(raw)
+            const ended = early ? beforeEnd(runBefore(slot, unit, frame), end) : end(commits)
+            return endAs(frame, exit, commits, ended)
           })
         )
       })
@@ -437,30 +355,29 @@ const inSession = (
     })
   )
   const first =
-    options.verifyOutcome === true
-      ? prepareOutcome(unit.engine, { ...unit.defaults, ...defined(options) })
-      : Effect.void
+    options.verifyOutcome === true ? prepareOutcome(unit.engine, { ...unit.defaults, ...given(options) }) : Effect.void
   return Effect.zipRight(first, Effect.flatten(withRetry(attempt, options, () => !appends)))
 }
+
+/** The end of a transaction that a block has for itself in a session. */
+const endOwn = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
+  Effect.suspend(() => {
+    if (frame.ended) return success ? Effect.fail(endings.goneError(unit, frame)) : Effect.void
+    // The session's own hooks wait for the end of the session's own work.
+    const frames = frame.holds === "shared" ? [unit.frame, frame] : [frame]
+    const left = frame.child
+    const undo = left === undefined ? Effect.void : Effect.ignore(endings.endBlock(unit, left, false))
+    return Effect.zipRight(
+      undo,
+      Effect.suspend(() => {
+        frame.seal()
+        return success ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
+      })
+    )
+  })
 
 const raise = (unit: Unit): Effect.Effect<never, DbError> =>
   refuse(
     `The session "${unit.name}" has an open transaction, and currentTransaction is "raise".`,
     'Commit or roll back first, or choose "commit", "rollback" or "append".'
   )
-
-/** Without what is there but undefined: it must not hide a default. */
-const defined = (options: TransactionOptions): TransactionOptions => {
-  const { deferrable, isolation, lockTimeout, readOnly, settings, statementTimeout } = options
-  return {
-    ...(isolation === undefined ? {} : { isolation }),
-    ...(readOnly === undefined ? {} : { readOnly }),
-    ...(deferrable === undefined ? {} : { deferrable }),
-    ...(lockTimeout === undefined ? {} : { lockTimeout }),
-    ...(statementTimeout === undefined ? {} : { statementTimeout }),
-    ...(settings === undefined ? {} : { settings })
-  }
-}
-
-/** Opens a block by hand, for a Scope or for somebody who ends it. @internal */
-export const openManual = openFrame

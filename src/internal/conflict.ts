@@ -3,17 +3,11 @@
  */
 import * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
+import { framesAbove } from "./frame.js"
 import type { Frame } from "./frame.js"
 import { conflicts, settings } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Unit } from "./unit.js"
-
-/** @internal */
-export const framesAbove = (frame: Frame): ReadonlyArray<Frame> => {
-  const frames: Array<Frame> = []
-  for (let at: Frame | undefined = frame; at !== undefined; at = at.parent) frames.push(at)
-  return frames
-}
 
 /** @internal */
 export const refuse = (message: string, hint: string): Effect.Effect<never, DbError> =>

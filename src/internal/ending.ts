@@ -69,7 +69,14 @@ export const sendLast = (
  * @internal
  */
 export const whenQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
-  Effect.suspend(() => (unit.submitted === 0 ? Effect.void : waitQuiet(unit)))
+  Effect.suspend(() => (unit.issued === 0 ? Effect.void : waitQuiet(unit)))
+
+/** As `whenQuiet`, at the end of a block or of the session: what has not been sent never happens. @internal */
+export const whenDone = (unit: Unit, block: Frame): Effect.Effect<void, DbError> =>
+  Effect.suspend(() => {
+    if (unit.issued > 0) unit.abandonIn(block, block.closedError())
+    return whenQuiet(unit)
+  })
 
 const waitQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
   Effect.async<void, DbError>((resume) => {
@@ -100,7 +107,7 @@ const waitQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
 const cancelAll = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => {
     for (const run of [...unit.runs]) run.cancel()
-    if (unit.submitted === 0) return Effect.void
+    if (unit.issued === 0) return Effect.void
     return Effect.async<void>((resume) => {
       const limit = unit.engine.config.settleMillis
       const stop = deadline(limit, () => {
@@ -118,7 +125,7 @@ const alone = <E>(unit: Unit, end: Effect.Effect<void, E>): Effect.Effect<void, 
   unit.settlers++
   const over = <A>(exit: A): A => {
     unit.settlers--
-    unit.frame.serve()
+    for (let frame: Frame | undefined = unit.frame; frame !== undefined; frame = frame.child) frame.serve()
     return exit
   }
   // Nothing interrupts the end of a transaction: this is `ensuring` in fewer steps.
@@ -128,19 +135,29 @@ const alone = <E>(unit: Unit, end: Effect.Effect<void, E>): Effect.Effect<void, 
   })
 }
 
+/** Its session, or a block around it, has ended with it inside, and took its work along. @internal */
+export const goneError = (unit: Unit, frame: Frame): DbError => (unit.ended ? unit.closedError() : frame.closedError())
+
 /**
  * Ends a savepoint block. A block that succeeds over a failed statement is rolled back and says so.
  * @internal
  */
 export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
-    // Its session has ended inside of it, and took its work along.
-    const gone = success && frame.begun && unit.ended
-    if (gone || frame.parent?.child !== frame) {
+    if (frame.ended) {
       frame.close()
-      return gone ? Effect.fail(unit.closedError()) : Effect.void
+      return success && frame.begun ? Effect.fail(goneError(unit, frame)) : Effect.void
     }
     frame.seal()
+    return endSealed(unit, frame, success)
+  })
+
+/** Its settings as they were before come with the answer to its first statement, which may be another fiber's. */
+const waitsForSettings = (unit: Unit, frame: Frame): boolean =>
+  unit.issued > 0 && frame.begun && frame.before.length === 0 && Sql.settings(frame.options).length > 0
+
+const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
+  Effect.suspend(() => {
     const spoiled = frame.failure !== undefined || frame.rollbackOnly !== undefined || unit.aborted
     if (success && !spoiled && unit.lost === undefined) {
       // A block in it that a fiber still runs is not finished: its part is not kept.
@@ -148,8 +165,14 @@ export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Eff
       if (left !== undefined) {
         return Effect.zipRight(
           undo(unit, left),
-          Effect.suspend(() => endBlock(unit, frame, success))
+          Effect.suspend(() => endSealed(unit, frame, success))
         )
+      }
+      if (waitsForSettings(unit, frame)) {
+        return Effect.matchEffect(whenQuiet(unit), {
+          onFailure: (busy) => Effect.zipRight(undo(unit, frame), Effect.fail(busy)),
+          onSuccess: () => endSealed(unit, frame, success)
+        })
       }
       if (frame.begun) {
         frame.outcome = "released"
@@ -171,6 +194,7 @@ export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Eff
 const undo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
   const over = Effect.sync(() => frame.close())
   const { wire } = unit.lease
+  frame.undone = true
   if (frame.begun) frame.outcome = "rolled back"
   if (!frame.begun || unit.lost !== undefined || wire === undefined || wire.dead) return over
   unit.pending = []
@@ -207,7 +231,7 @@ export const commit = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> =
     }
     return alone(
       unit,
-      unit.submitted === 0
+      unit.issued === 0
         ? commitQuiet(unit, frame)
         : Effect.matchEffect(whenQuiet(unit), {
             onFailure: (busy) => failCommit(unit, busy),

@@ -8,6 +8,7 @@ import { deadline } from "./deadline.js"
 import { Line } from "./line.js"
 import type { Outcome } from "./observe.js"
 import type { Control, Owner } from "./pipeline.js"
+import { given } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Hook, Unit } from "./unit.js"
 import type { Wire } from "./wire.js"
@@ -29,6 +30,14 @@ let savepoints = 0
  */
 export type FrameKind = "session" | "transaction" | "savepoint"
 
+/** How a block was told to end by `tx.end`, with the value that it ends with. @internal */
+export interface Ending {
+  readonly commits: boolean
+  readonly value: unknown
+  /** Why a block on the way could not be kept. */
+  failure: DbError | undefined
+}
+
 /** @internal */
 export interface FrameOptions extends TransactionOptions {
   readonly manual?: boolean | undefined
@@ -41,14 +50,18 @@ export class Frame implements Owner {
   ended = false
   /** SAVEPOINT was sent. */
   begun = false
+  /** Rolled back to, or within a block that was: its work and its cursors are gone. */
+  undone = false
+  /** Of a block that decides about the commit: the transaction is its own, or also that of the session around it. */
+  holds: "nothing" | "own" | "shared" = "nothing"
   /** The first statement of this block that the server refused. */
   failure: DbError | undefined = undefined
   failedStatement: string | undefined = undefined
   rollbackOnly: string | undefined = undefined
   /** What became of a savepoint, for those who watch. */
   outcome: Outcome = "none"
-  /** How `tx.end` told this block to end, for the blocks inside it. */
-  ending: { readonly commits: boolean } | undefined = undefined
+  /** How `tx.end` told this block to end, or one around it, through this one. */
+  ending: Ending | undefined = undefined
   readonly savepoint: number
   /** Settings of the block as they were before, to be put back when it is released. */
   readonly before: Array<readonly [name: string, value: string]> = []
@@ -82,6 +95,12 @@ export class Frame implements Owner {
       if (frame.kind !== "session") depth++
     }
     return depth
+  }
+
+  /** What BEGIN is sent with when this block opens the transaction. */
+  opening(defaults: TransactionOptions): TransactionOptions | undefined {
+    if (this.holds !== "own") return undefined
+    return this.options === defaults ? defaults : { ...defaults, ...given(this.options) }
   }
 
   isWithin(outer: Frame): boolean {
@@ -143,9 +162,10 @@ export class Frame implements Owner {
     }
   }
 
-  open(kind: FrameKind, options: FrameOptions): Frame {
+  open(kind: FrameKind, options: FrameOptions, holds: Frame["holds"] = "nothing"): Frame {
     const parent = this.top
     const frame = new Frame(this.unit, parent, kind, options)
+    frame.holds = holds
     parent.child = frame
     return frame
   }
@@ -185,7 +205,7 @@ export class Frame implements Owner {
     }
   }
 
-  private closedError(): DbError {
+  closedError(): DbError {
     return this.kind === "session"
       ? this.unit.closedError()
       : DbError.make("TransactionClosed", {
@@ -193,4 +213,11 @@ export class Frame implements Owner {
           hint: "A fiber outlived the transaction that it was started in. Join it before the block ends, or detach it."
         })
   }
+}
+
+/** From a block outwards, itself included. @internal */
+export const framesAbove = (frame: Frame): ReadonlyArray<Frame> => {
+  const frames: Array<Frame> = []
+  for (let at: Frame | undefined = frame; at !== undefined; at = at.parent) frames.push(at)
+  return frames
 }

@@ -17,6 +17,8 @@ export class Run {
   private command: Command | undefined = undefined
   private wire: Wire | undefined = undefined
   private waiter: (() => void) | undefined = undefined
+  /** It has had its turn: it belongs to the transaction that is open or comes next. */
+  private issued = false
   settled = false
   /** The block that it runs in: of manual ones the innermost. */
   block: Frame
@@ -31,7 +33,15 @@ export class Run {
     unit.runs.add(this)
     const wire = unit.wireFor(frame)
     if (wire === undefined) this.queue()
-    else this.submit(wire)
+    else {
+      this.issue()
+      this.submit(wire)
+    }
+  }
+
+  private issue(): void {
+    this.issued = true
+    this.unit.issued++
   }
 
   private queue(): void {
@@ -39,6 +49,7 @@ export class Run {
     const leaveQueue = this.frame.turn((error) => {
       hasTurn = true
       if (error !== undefined) return this.settle(error, undefined, undefined)
+      this.issue()
       let placed = false
       const leavePlace = this.unit.place((error, wire) => {
         placed = true
@@ -56,9 +67,7 @@ export class Run {
 
   private submit(wire: Wire): void {
     const { frame, spec, unit } = this
-    if (spec.transaction !== undefined && spec.transaction !== unit.transactions) {
-      return this.settle(cursorGone(), undefined, undefined)
-    }
+    if (spec.cursor?.isGone === true) return this.settle(cursorGone(), undefined, undefined)
     this.wire = wire
     const owner = (this.block = frame.top)
     const command = new Command(
@@ -87,6 +96,7 @@ export class Run {
     if (this.settled) return
     this.settled = true
     this.unit.runs.delete(this)
+    if (this.issued) this.unit.issued--
     if (this.command !== undefined) this.unit.submitted--
     this.done(error, result, multiple)
     this.waiter?.()
@@ -126,15 +136,23 @@ export class Run {
     }
   }
 
-  /** What is on its way will be undone: it need not finish. */
+  /** Its transaction will be undone: what is on its way need not finish, and what is not need not begin. */
   cancel(): void {
-    if (!this.settled && this.sent) this.wire!.interrupt(this.command!)
+    if (this.settled || !this.issued) return
+    if (this.sent) this.wire!.interrupt(this.command!)
+    else this.abandon(undone())
   }
 }
 
+const undone = (): DbError =>
+  DbError.make("QueryCanceled", {
+    message: "The transaction of the statement is being rolled back, and it had not been sent.",
+    hint: "It has not run. Join the fibers of a session before it is rolled back."
+  })
+
 const cursorGone = (): DbError =>
   DbError.make("TransactionClosed", {
-    message: "The transaction that a stream reads in has ended, and its cursor with it.",
+    message: "The transaction or the block that a stream reads in has ended, and its cursor with it.",
     hint: "Commit after the stream, or do what is committed on the way in DbSession.isolated."
   })
 

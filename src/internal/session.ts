@@ -101,10 +101,10 @@ export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Eff
     const option = slot.options.beforeCommit
     const first = option === undefined ? Effect.void : slot.engine.provide(option)
     const all = Effect.zipRight(first as Effect.Effect<unknown, SqlError>, runHooks(committing(unit, frame)))
-    unit.preparing++
-    return Effect.ensuring(
-      Ambient.locally(all, unit.engine, inSlot(slot, frame)),
-      Effect.sync(() => void unit.preparing--)
+    return Effect.acquireUseRelease(
+      Effect.sync(() => void unit.preparing++),
+      () => Ambient.locally(all, unit.engine, inSlot(slot, frame)),
+      () => Effect.sync(() => void unit.preparing--)
     )
   })
 
@@ -204,6 +204,12 @@ export const close = (slot: Slot, unit: Unit): Effect.Effect<void, DbError> =>
     return Effect.uninterruptible(Effect.suspend(() => endUnit(unit, undefined, false)))
   })
 
+const leftOpen = (unit: Unit, block: Frame): DbError =>
+  DbError.make("TransactionAborted", {
+    message: `The session "${unit.name}" ended while the block "${block.name}" of another fiber was open in its transaction, and was rolled back`,
+    hint: "Join the fiber before the session ends, or give its work a session of its own with DbSession.isolated."
+  })
+
 /**
  * The end of a session: by success it commits, else it rolls back; then it gives its connection back and runs the
  * hooks. Manual blocks that were left open are rolled back, as are those of fibers that outlive the session.
@@ -212,12 +218,13 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
   if (unit.ended) return Effect.void
   const frame = block ?? unit.frame
   const left = frame.child
-  const leftWhole = left !== undefined && left.kind === "transaction"
-  const commits = success && !leftWhole
+  const commits = success && (left === undefined || left.holds === "nothing")
   const frames = block === undefined ? [unit.frame] : [unit.frame, block]
   const end = () => {
     unit.shut()
-    return commits ? endings.commit(unit, frame) : endings.rollback(unit)
+    if (commits) return endings.commit(unit, frame)
+    const undone = endings.rollback(unit)
+    return success && left?.holds === "shared" ? Effect.zipRight(undone, Effect.fail(leftOpen(unit, left))) : undone
   }
   const after = (exit: Exit.Exit<void, DbError>): Effect.Effect<void, DbError> => {
     unit.release()
@@ -293,9 +300,9 @@ export const afterBefore = <A, E, B, E2>(
   next: (exit: Exit.Exit<A, E | SqlError>) => Effect.Effect<B, E2>
 ): Effect.Effect<B, E2> => {
   const { unit } = slot
-  if (Exit.isFailure(exit) || unit === undefined || !(hasBefore(slot, unit, frame) || unit.submitted > 0))
+  if (Exit.isFailure(exit) || unit === undefined || !(hasBefore(slot, unit, frame) || unit.issued > 0))
     return next(exit)
-  const before = Effect.zipRight(runBefore(slot, unit, frame), endings.whenQuiet(unit))
+  const before = Effect.zipRight(runBefore(slot, unit, frame), endings.whenDone(unit, frame ?? unit.frame))
   return Effect.flatMap(Effect.exit(Effect.zipRight(restore(before), exit)), next)
 }
 

@@ -2,7 +2,6 @@
  * The place of a session: fibers share it by reference, so that whoever asks first creates the session that all
  * of them see, and an ended one is seen to be ended.
  */
-import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -79,24 +78,25 @@ export class Slot implements Stacked {
 
   /** Runs `beforeSession` once for the next session, however many ask; for those opened inside of it, not at all. */
   get prepare(): Effect.Effect<void, DbError> {
-    return Effect.withFiberRuntime((fiber) => {
-      const before = this.engine.beforeSession
-      if (!this.needsGate || before === undefined) return Effect.void
-      if (Ambient.entry(fiber, this.engine).preparing === true) return Effect.void
-      if (this.gate !== undefined) return Deferred.await(this.gate)
-      const gate = Deferred.unsafeMake<void, DbError>(fiber.id())
-      this.gate = gate
-      // In a fiber of its own: it is for all who wait, not for the first who asked.
-      return Effect.forkDaemon(
-        Effect.flatMap(Effect.exit(this.outside(before)), (exit) =>
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.withFiberRuntime((fiber) => {
+        const before = this.engine.beforeSession
+        if (!this.needsGate || before === undefined) return Effect.void
+        if (Ambient.entry(fiber, this.engine).preparing === true) return Effect.void
+        if (this.gate !== undefined) return restore(Deferred.await(this.gate))
+        const gate = Deferred.unsafeMake<void, DbError>(fiber.id())
+        this.gate = gate
+        const run = Effect.flatMap(Effect.exit(Effect.interruptible(this.outside(before))), (exit) =>
           Effect.suspend(() => {
             this.gate = undefined
             if (Exit.isSuccess(exit) && !this.ended) this.get()
-            return Deferred.done(gate, Exit.isFailure(exit) && Cause.isInterruptedOnly(exit.cause) ? Exit.void : exit)
+            return Deferred.done(gate, exit)
           })
         )
-      ).pipe(Effect.zipRight(Deferred.await(gate)))
-    })
+        // In a fiber of its own: it is for all who wait, not for the first who asked.
+        return Effect.zipRight(Effect.forkDaemon(run), restore(Deferred.await(gate)))
+      })
+    )
   }
 
   /** Not in the session that waits for it: its statements would wait for themselves. */

@@ -15,8 +15,8 @@ export interface Spec {
   /** Several statements in one text: only the simple protocol takes them. */
   readonly simple: boolean
   readonly copy: CopyHandler | undefined
-  /** Only in this one of its session's transactions: for a cursor, which ends with it. */
-  readonly transaction?: number | undefined
+  /** What it reads from, which ends with its transaction, or with the block that it was declared in. */
+  readonly cursor?: { readonly isGone: boolean } | undefined
   /** Told how many bytes its rows were on the wire. */
   readonly weigh?: ((bytes: number) => void) | undefined
   /** The search path that it runs with; nothing: the connection's own. */

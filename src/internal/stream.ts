@@ -16,6 +16,7 @@ import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
 import { execute, executeSpec, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
+import { framesAbove } from "./frame.js"
 import type { Observation } from "./observe.js"
 import { endSlot } from "./session.js"
 import { Slot } from "./slot.js"
@@ -81,20 +82,27 @@ export const streamRows = (
         yield* run(`DECLARE ${cursor} NO SCROLL CURSOR FOR ${text}`, params, first)
         const unit = slot.get()
         const at: Bound = { _tag: "Slot", slot, unit }
-        const transaction = unit.transactions
+        const { transactions } = unit
+        const block = entry.slot === slot && entry.frame?.unit === unit ? entry.frame.top : unit.frame.top
         let rowsPerFetch = firstRows
         let bytes = 0
         const weigh = (size: number): void => {
           bytes = size
         }
-        // A cursor is its transaction's: asked for in the next one, it would make that one fail. Whoever asks for rows,
+        // A cursor is its transaction's, and goes with a block that is rolled back: asked for afterwards, it would make
+        // the transaction fail that is open then. Whoever asks for rows,
         // what the query calls looks its names up where the cursor was declared.
+        const of = {
+          get isGone() {
+            return unit.transactions !== transactions || framesAbove(block).some((_) => _.undone)
+          }
+        }
         const onCursor = (text: string) =>
           Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) => {
             const spec = makeSpec(text, [], "object", { several: false, prepare: false, path })
             return isRefused(spec)
               ? Effect.fail(spec)
-              : executeSpec(fiber, engine, at, { ...spec, transaction, weigh }, (result) => result.rows)
+              : executeSpec(fiber, engine, at, { ...spec, cursor: of, weigh }, (result) => result.rows)
           })
         yield* Scope.addFinalizer(
           scope,

@@ -37,6 +37,23 @@ export interface TransactionOptions {
   readonly settings?: Readonly<Record<string, string>> | undefined
 }
 
+/** What the transaction is begun with, without what is there but undefined: that must not hide a default. */
+export const given = ({
+  deferrable,
+  isolation,
+  lockTimeout,
+  readOnly,
+  settings,
+  statementTimeout
+}: TransactionOptions): TransactionOptions => ({
+  ...(isolation === undefined ? undefined : { isolation }),
+  ...(readOnly === undefined ? undefined : { readOnly }),
+  ...(deferrable === undefined ? undefined : { deferrable }),
+  ...(lockTimeout === undefined ? undefined : { lockTimeout }),
+  ...(statementTimeout === undefined ? undefined : { statementTimeout }),
+  ...(settings === undefined ? undefined : { settings })
+})
+
 // a lookup, so that a level that came past the types reaches no text
 const levels = new Map<unknown, string>([
   ["read uncommitted", "READ UNCOMMITTED"],

@@ -45,6 +45,8 @@ export interface OutcomeMarker {
 export class Unit implements PathState {
   readonly frame: Frame
   readonly runs = new Set<Run>()
+  /** How many of them have had their turn: they are on their way, or wait for the connection. */
+  issued = 0
   /** How many of them have been handed to the pipeline. */
   submitted = 0
   /** BEGIN was sent. */
@@ -60,8 +62,7 @@ export class Unit implements PathState {
   /** Why there is no transaction any more, though nobody ended it. */
   lost: DbError | undefined = undefined
   ended = false
-  /** What BEGIN is sent with; a block that opens the transaction may say more than the session. */
-  options: TransactionOptions
+  private begunWith: TransactionOptions | undefined = undefined
   /** Something in the transaction may have changed data. */
   wrote = false
   /** Where its commits are counted. */
@@ -84,12 +85,22 @@ export class Unit implements PathState {
     readonly name: string,
     readonly defaults: TransactionOptions
   ) {
-    this.options = defaults
     this.frame = new Frame(this, undefined, "session", {})
   }
 
+  /** What BEGIN is sent with, or was: a block that opens the transaction may say more than the session. */
+  get options(): TransactionOptions {
+    return this.begunWith ?? this.frame.child?.opening(this.defaults) ?? this.defaults
+  }
+
   get state(): UnitState {
-    return this.ended ? "closed" : this.aborted || this.lost !== undefined ? "failed" : this.open ? "active" : "idle"
+    return this.ended
+      ? "closed"
+      : this.aborted || this.lost !== undefined
+        ? "failed"
+        : this.begun || this.submitted > 0
+          ? "active"
+          : "idle"
   }
 
   /** There is something to be ended: a transaction, or the word that there must not be one. */
@@ -99,7 +110,7 @@ export class Unit implements PathState {
 
   /** A transaction is open, or about to be: statements are on their way. */
   get open(): boolean {
-    return this.begun || this.submitted > 0
+    return this.begun || this.issued > 0
   }
 
   closedError(): DbError {
@@ -152,19 +163,22 @@ export class Unit implements PathState {
     if (this.begun && pending.length === 0 && (frame.kind !== "savepoint" || frame.begun)) return none
     const controls: Array<Control> = []
     if (!this.begun) {
+      const options = this.options
       this.begun = true
+      this.begunWith = options
       controls.push({
-        text: Sql.begin(this.options),
+        text: Sql.begin(options),
         params: [],
         opens: true,
         named: true,
         done: (ok) => {
           if (ok) return
           this.begun = false
+          this.begunWith = undefined
           this.path = undefined
         }
       })
-      const settings = Sql.settings(this.options)
+      const settings = Sql.settings(options)
       if (settings.length > 0) controls.push(setConfig(settings))
     }
     if (pending.length > 0) {
@@ -299,7 +313,7 @@ export class Unit implements PathState {
   }
 
   runSettled(): void {
-    if (this.submitted === 0) for (const waiter of this.quiet.splice(0)) waiter()
+    if (this.issued === 0) for (const waiter of this.quiet.splice(0)) waiter()
     if (!this.begun && !this.ended && this.runs.size === 0) this.lease.unclaim(this)
   }
 
@@ -316,7 +330,7 @@ export class Unit implements PathState {
     this.wrote = false
     this.path = undefined
     this.lost = undefined
-    this.options = this.defaults
+    this.begunWith = undefined
     this.pending = []
     this.frame.failure = undefined
     this.frame.failedStatement = undefined
