@@ -102,6 +102,8 @@ class Handle implements Connection, Stacked {
     return this.#shared.holder.name
   }
 
+  readonly ready = Effect.void
+
   readonly root = (): Root | undefined => (this.released || this.#shared.released ? undefined : this.#shared)
 
   private readonly gone = (): DbError | undefined =>
@@ -229,13 +231,18 @@ const open = (core: EngineCore, options: ConnectionOptions): Effect.Effect<Handl
     Effect.withFiberRuntime<Handle, SqlError, Scope.Scope>((fiber) => {
       const refused = refuse(options)
       if (refused !== undefined) return Effect.fail(refused)
-      const handle = makeHandle(core, Ambient.entry(fiber, core), options)
-      // Interrupted in the hand-over: nobody has the handle, and it is on no stack.
-      const ready = options.lazy === true ? Effect.void : Effect.onError(restore(handle.borrow), () => handle.abandon)
-      return Effect.zipRight(
-        ready,
-        Effect.flatMap(Effect.scope, (scope) => Scope.addFinalizerExit(scope, () => handle.close))
-      ).pipe(Effect.as(handle))
+      const entry = Ambient.entry(fiber, core)
+      const before = options.reuse === true ? restore(topOf(entry.stack)?.ready ?? Effect.void) : Effect.void
+      const made = Effect.suspend(() => {
+        const handle = makeHandle(core, entry, options)
+        // Interrupted in the hand-over: nobody has the handle, and it is on no stack.
+        const held = options.lazy === true ? Effect.void : Effect.onError(restore(handle.borrow), () => handle.abandon)
+        return Effect.zipRight(
+          held,
+          Effect.flatMap(Effect.scope, (scope) => Scope.addFinalizerExit(scope, () => handle.close))
+        ).pipe(Effect.as(handle))
+      })
+      return Effect.zipRight(before, made)
     })
   )
 
@@ -299,16 +306,22 @@ export interface DbConnection<Name extends string = "default"> {
   readonly "effect-db/DbConnection": Name
 }
 
-const currentOf = (given: EngineCore): Effect.Effect<Option.Option<Handle>> =>
+const currentOf = (given: EngineCore): Effect.Effect<Option.Option<Handle>, DbError> =>
   Effect.withFiberRuntime((fiber) => {
     const core = engineFor(fiber, given)
     const entry = Ambient.entry(fiber, core)
     const top = entry.orphan ?? topOf(entry.stack)
     if (top === undefined) return Effect.succeed(Option.none())
     if (top instanceof Handle) return Effect.succeed(Option.some(top))
-    const root = top.root()
-    return Effect.succeed(root === undefined ? Option.none() : Option.some(new Handle(core, root, false)))
+    return Effect.map(top.ready, () => {
+      const root = top.root()
+      return root === undefined ? Option.none() : Option.some(new Handle(core, root, false))
+    })
   })
+
+/** Where it can't be had there is none: its first use says why. */
+const current = (core: EngineCore): Effect.Effect<Option.Option<Handle>> =>
+  Effect.orElseSucceed(currentOf(core), () => Option.none())
 
 /** @internal */
 export const makeFacade = (service: EngineService): Connection => {
@@ -331,7 +344,7 @@ export const makeFacade = (service: EngineService): Connection => {
     raw: use((_) => _.raw),
     release: (options) => use((_) => _.release(options)),
     status: Effect.flatMap(
-      currentOf(core),
+      current(core),
       Option.match({ onNone: () => Effect.succeed<ConnectionStatus>("lazy"), onSome: (_) => _.status })
     )
   }
@@ -365,7 +378,7 @@ export const make = <Name extends string>(
       withCore((core) => withConnection(core, effect, options))
     ),
     layer,
-    current: Effect.flatMap(engine, (service) => currentOf(coreOf(service))),
+    current: Effect.flatMap(engine, (service) => current(coreOf(service))),
     pid: facade((_) => _.pid),
     status: facade((_) => _.status),
     raw: facade((_) => _.raw),

@@ -296,7 +296,7 @@ export class EngineCore {
     const root = Root.around(this, { name: "afterConnect" }, wire)
     const ambient = Ambient.locally(this.provide(effect), this, () => ({
       ...Ambient.emptyEntry,
-      stack: { of: { root: () => root }, next: undefined }
+      stack: { of: { ready: Effect.void, root: () => root }, next: undefined }
     }))
     const refuse = (message: string, cause?: unknown) =>
       done(

@@ -2,12 +2,12 @@
  * A borrowed connection, or the promise of one: the root of a chain of wrappers that share at most one raw
  * connection. Who needs it first makes it borrow; whoever holds the root gives it back.
  */
+import type * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
 import { deadline } from "./deadline.js"
 import type { EngineCore } from "./engine.js"
 import { Line } from "./line.js"
 import type { Holder } from "./loans.js"
-import type { Pool } from "./pool.js"
 import type { Unit } from "./unit.js"
 import type { Wire } from "./wire.js"
 
@@ -19,6 +19,8 @@ export interface StackNode {
 
 /** @internal */
 export interface Stacked {
+  /** What has to be done before its root is asked for; fails when whoever asks has outlived it. */
+  readonly ready: Effect.Effect<void, DbError>
   /** The root to share, or nothing if it is no longer there to be shared. */
   readonly root: () => Root | undefined
 }
@@ -50,7 +52,8 @@ export class Root {
   released = false
   /** The session whose transaction is open here. */
   unit: Unit | undefined = undefined
-  private pool: Pool | undefined = undefined
+  /** Its connection is the engine's, and goes back there. */
+  private lent = false
   private readonly waiting = new Line<Borrowed>()
   private giveUp: (() => boolean) | undefined = undefined
   private readonly claims = new Line<Claim>()
@@ -70,8 +73,8 @@ export class Root {
 
   /** Its connection has died with no transaction open, neither a session's nor one of the user's own. */
   get stale(): boolean {
-    const { pool, unit, wire } = this
-    return wire !== undefined && wire.dead && pool !== undefined && unit?.begun !== true && wire.status === "I"
+    const { lent, unit, wire } = this
+    return wire !== undefined && wire.dead && lent && unit?.begun !== true && wire.status === "I"
   }
 
   /**
@@ -90,14 +93,13 @@ export class Root {
     }
     const place = this.waiting.join(done)
     if (this.waiting.length === 1) {
-      const pool = this.engine.pool()
       let called = false
-      const giveUp = pool.take(this.holder, this.acquireMillis, (error, wire) => {
+      const giveUp = this.engine.pool().take(this.holder, this.acquireMillis, (error, wire) => {
         called = true
         this.giveUp = undefined
         if (wire !== undefined) {
           this.wire = wire
-          this.pool = pool
+          this.lent = true
         }
         for (const waiter of this.waiting.empty()) waiter(error, wire)
       })
@@ -169,10 +171,9 @@ export class Root {
   /** Gives the raw connection back; the next use borrows again, unless it is for good. */
   release(permanent: boolean): void {
     if (permanent) this.released = true
-    const wire = this.wire
-    const pool = this.pool
+    const { lent, wire } = this
     this.wire = undefined
-    this.pool = undefined
+    this.lent = false
     if (this.giveUp !== undefined && permanent) {
       this.giveUp()
       this.giveUp = undefined
@@ -185,12 +186,13 @@ export class Root {
         claim.done(error)
       }
     }
-    if (wire !== undefined && pool !== undefined) pool.give(wire)
+    // Not to the pool that was asked: a wait may have moved to another host's.
+    if (wire !== undefined && lent) this.engine.giveBack(wire)
   }
 
   /** The transaction that its connection has died with is over: the next use borrows another. */
   dropDead(): void {
-    if (this.pool !== undefined && this.wire?.dead === true) this.release(false)
+    if (this.lent && this.wire?.dead === true) this.release(false)
   }
 
   releasedError(): DbError {

@@ -54,8 +54,14 @@ export class Slot implements Stacked {
     return this.unit === undefined && !this.ended && this.engine.beforeSession !== undefined
   }
 
-  root(): Root {
-    return this.get().lease
+  get ready(): Effect.Effect<void, DbError> {
+    if (this.ended) return Effect.fail(this.get().closedError())
+    return this.needsGate ? this.prepare : Effect.void
+  }
+
+  /** That of its session, created if there is none. */
+  root(): Root | undefined {
+    return this.ended ? undefined : this.get().lease
   }
 
   /** Whether its session is on this connection, or will be when somebody asks for it. */
