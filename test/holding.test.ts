@@ -6,7 +6,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { DbConnection, DbEngine, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
 import { committed, insert, outcome, programsOn, proxiedOn, until, used } from "./support/programs.js"
 
@@ -114,4 +114,82 @@ describe("beforeSession", () => {
       }),
     { beforeSession: Effect.interrupt }
   )
+})
+
+describe("a statement whose connection is lost", () => {
+  const executes = (start: string) => (message: { readonly type: string; readonly text: string }) =>
+    message.type === "E" && message.text.startsWith(start)
+  const failure = <A, R>(effect: Effect.Effect<A, unknown, R>) =>
+    Effect.map(Effect.flip(effect), (error) => [DbError.reason(error)?._tag, DbError.isRetryable(error)] as const)
+
+  proxied("in a transaction that was not being committed: all of it can be done again", (via) =>
+    Effect.gen(function* () {
+      yield* Effect.sync(() => void via.cutAfter(executes("INSERT INTO t (id) VALUES"), { forward: true }))
+      expect(yield* failure(withTransaction(insert(1)))).toEqual(["ConnectionError", true])
+      expect(yield* committed(database)).toEqual([])
+    })
+  )
+
+  proxied("and was a COMMIT in a text of its own: nobody knows", (via) =>
+    Effect.gen(function* () {
+      const commit = Effect.flatMap(DbSession, ({ sql }) => sql.unsafe("COMMIT"))
+      yield* Effect.sync(() => void via.cutAfter(executes("COMMIT"), { forward: true }))
+      const [, retryable] = yield* failure(withTransaction(Effect.zipRight(insert(1), commit)))
+      expect(retryable).toBe(false)
+    })
+  )
+
+  proxied("is done again by retry, with its transaction", (via) =>
+    Effect.gen(function* () {
+      yield* Effect.sync(() => void via.cutAfter(executes("INSERT INTO t (id) VALUES"), { forward: true }))
+      yield* withTransaction(insert(1), { retry: true })
+      expect(yield* committed(database)).toEqual([1])
+    })
+  )
+
+  proxied("outside of the transaction that is to be retried: it may have been done, and nothing is done again", (via) =>
+    Effect.gen(function* () {
+      yield* database.query("DROP TABLE IF EXISTS audit; CREATE TABLE audit (x int)")
+      const audit = Effect.flatMap(DbEngine, ({ sql }) => sql`INSERT INTO audit VALUES (1)`)
+      let sent = false
+      yield* Effect.sync(
+        () =>
+          void via.cutAfter(
+            (message) => {
+              if (executes("INSERT INTO audit")(message)) sent = true
+              return sent && message.type === "S"
+            },
+            { forward: true }
+          )
+      )
+      const work = withTransaction(Effect.zipRight(insert(1), DbSession.detach(audit)), { retry: true })
+      expect(yield* failure(work)).toEqual(["ConnectionError", false])
+      yield* until(
+        "the server has done it",
+        Effect.map(database.query("SELECT FROM audit"), (rows) => rows.length === 1)
+      )
+      expect(yield* committed(database)).toEqual([])
+      yield* database.query("DROP TABLE audit")
+    })
+  )
+})
+
+describe("a statement on a shared connection that has to be prepared again", () => {
+  test("does not get into the transaction of a session that has begun meanwhile", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const { sql } = yield* DbConnection
+        yield* database.query("DROP TABLE IF EXISTS shape; CREATE TABLE shape (a int); INSERT INTO shape VALUES (1)")
+        const look = sql<{ a: number }>`SELECT *, pg_current_xact_id_if_assigned()::text AS xid FROM shape`
+        yield* look
+        yield* database.query("ALTER TABLE shape ADD COLUMN b int")
+        // Both are issued at once: the session's BEGIN is behind the statement that fails.
+        const [rows] = yield* Effect.all(
+          [look, DbSession.autocommit(Effect.zipRight(insert(1), Effect.zipRight(insert(2), Effect.void)))],
+          { concurrency: 2 }
+        )
+        expect(rows).toEqual([{ a: 1, b: null, xid: null }])
+        yield* database.query("DROP TABLE shape")
+      })
+    ))
 })

@@ -9,7 +9,7 @@ import { Backend, cstringEnd, endsAt, lastString, ProtocolViolation, readServerM
 import type { ServerMessage } from "./protocol.js"
 import { makeResult, makeShape, noShape, readFields } from "./rows.js"
 import type { Result, TypeParsers } from "./rows.js"
-import { isStalePlan } from "./sqlState.js"
+import { isStalePlan, withoutLiterals } from "./sqlState.js"
 
 /** What happens besides the answers to statements. @internal */
 export interface AnswersOptions {
@@ -292,6 +292,7 @@ export class Answers {
       statement: command?.text ?? step.control?.text,
       canceledByUs: canceled,
       targetReadWrite: this.options.readWriteTarget,
+      retryable: isUndone(group) ? true : undefined,
       offset: group.folded
     })
     if (command !== undefined || group.stray) return
@@ -320,10 +321,11 @@ export class Answers {
   }
 
   /** The connection is lost: what was sent fails with what the server said about it, else with this. */
-  die(sent: DbError): void {
+  die(lost: (undone: boolean) => DbError): void {
     const groups = this.groups
     this.groups = []
     for (const group of groups) {
+      const sent = lost(isUndone(group))
       for (let i = 0; i < group.steps.length; i++) {
         const step = group.steps[i]!
         if (i >= group.at) step.control?.done?.(false, undefined)
@@ -340,6 +342,14 @@ const miscounts = (step: Step, { command, rowCount, rows }: Result): boolean =>
   step.shape !== undefined &&
   step.shape !== noShape &&
   step.failure === undefined
+
+const commits = /(?:^|;)\s*(?:commit|end|prepare\s+transaction)\b/i
+
+/** All of it was in a transaction that is not being committed: with the connection it is gone. */
+const isUndone = (group: Group): boolean =>
+  !group.solo &&
+  !group.simple &&
+  !group.steps.some(({ command }) => command !== undefined && commits.test(withoutLiterals(command.text)))
 
 const canRepeat = (group: Group): boolean =>
   group.solo &&

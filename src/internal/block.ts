@@ -147,7 +147,8 @@ const retryable = (error: unknown): boolean => {
     reason !== undefined &&
     (reason._tag === "SerializationError" ||
       reason._tag === "DeadlockError" ||
-      (reason._tag === "ConnectionError" && reason.phase !== "connect") ||
+      // Lost in the transaction: not that of a statement outside of it, which may have been done.
+      (reason._tag === "ConnectionError" && reason.phase !== "connect" && reason.isRetryable) ||
       (reason._tag === "TransactionAborted" && reason.firstError !== undefined && retryable(reason.firstError)))
   )
 }

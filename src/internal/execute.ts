@@ -61,15 +61,19 @@ class Solo implements Running, Owner {
   private waiter: (() => void) | undefined = undefined
 
   constructor(
-    acquire: (done: (error: DbError | undefined, wire: Wire | undefined) => void) => () => void,
+    private readonly acquire: (done: (error: DbError | undefined, wire: Wire | undefined) => void) => () => void,
     private readonly release: ((wire: Wire) => void) | undefined,
     private readonly spec: Spec,
     private readonly controls: ReadonlyArray<Control>,
     private readonly done: Done,
     private readonly submit: Submit
   ) {
+    this.begin()
+  }
+
+  private begin(): void {
     let acquired = false
-    const stop = acquire((error, wire) => {
+    const stop = this.acquire((error, wire) => {
       acquired = true
       if (wire === undefined) return this.settle(error, undefined, undefined)
       if (this.settled) return void this.release?.(wire)
@@ -77,6 +81,15 @@ class Solo implements Running, Owner {
       this.start(wire)
     })
     if (!acquired) this.stop = stop
+  }
+
+  /** On a connection that is shared a session may have come in between, in whose transaction it has no place. */
+  private startAgain(wire: Wire): void {
+    this.again = true
+    if (this.release !== undefined) return this.start(wire)
+    this.command = undefined
+    this.wire = undefined
+    this.begin()
   }
 
   takePrefix(): ReadonlyArray<Control> {
@@ -91,8 +104,7 @@ class Solo implements Running, Owner {
       (error, result, multiple) => {
         // A plan that the server dropped or may not change: nothing has run, and the name is forgotten.
         if (error !== undefined && !this.again && this.command?.abandoned !== true && canHeal(error, wire)) {
-          this.again = true
-          return this.start(wire)
+          return this.startAgain(wire)
         }
         this.settle(error, result, multiple)
       }

@@ -447,17 +447,17 @@ export class Pipeline {
     const { lastNotice, lost } = this.answers
     // A backend that is told to go because another has crashed says so in a notice.
     const said = lost ?? (lastNotice?.code?.startsWith("57P") === true ? lastNotice : undefined)
-    const errorFor = (phase: "send" | "read"): DbError =>
+    const errorFor = (phase: "send" | "read", undone: boolean): DbError =>
       said !== undefined
-        ? DbError.fromServer(said, { phase, retryable: phase === "send" })
-        : DbError.fromSocket(cause, phase, undefined, phase === "send")
-    const unsent = (this.dead = errorFor("send"))
+        ? DbError.fromServer(said, { phase, retryable: undone })
+        : DbError.fromSocket(cause, phase, undefined, undone)
+    const unsent = (this.dead = errorFor("send", true))
     const queue = this.queue.slice(this.head)
     this.queue = []
     this.head = 0
     this.stream.destroy()
     this.options.onDeath(this.dead)
-    this.answers.die(errorFor(phase))
+    this.answers.die((undone) => errorFor(phase, phase === "send" || undone))
     for (const command of queue) command.settle(unsent, undefined, undefined)
     for (const waiter of this.writeWaiters.splice(0)) waiter()
     this.checkIdle()
