@@ -9,12 +9,26 @@ import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import { inspect } from "node:util"
 import { beforeAll, describe, expect } from "vitest"
 import type { EngineService } from "../src/DbEngine.js"
+import type { DbOptions } from "../src/DbOptions.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { proxy } from "./support/proxy.js"
 import type { Wired } from "./support/wired.js"
-import { answered, executes, forkUntil, identity, reasonOf, sent, took, until, wire, wired } from "./support/wired.js"
+import {
+  answered,
+  errorOf,
+  executes,
+  forkUntil,
+  identity,
+  reasonOf,
+  sent,
+  took,
+  until,
+  wire,
+  wired
+} from "./support/wired.js"
 
 // What HikariCP promises of a pool, here.
 const database = testDatabase()
@@ -825,6 +839,44 @@ describe("password", () => {
       const error = yield* Effect.flip(run("SELECT 1")).pipe(Effect.provide(context))
       expect(DbError.reason(error)?._tag).toBe("AuthenticationError")
       expect(JSON.stringify(error) + String(error)).not.toContain("s3cret")
+    })
+  )
+})
+
+describe("the error of an effect in the options", () => {
+  const causeOf = (options: DbOptions) =>
+    Effect.gen(function* () {
+      const { context } = yield* wire(database, options)
+      const error = yield* errorOf(run("SELECT 1").pipe(Effect.provide(context)))
+      expect(inspect(error) + JSON.stringify(error) + String(error)).not.toContain("s3cret")
+      return error
+    })
+  class VaultError extends Error {
+    override readonly name = "VaultError"
+    readonly code = "EVAULT"
+  }
+
+  it.scopedLive("is the cause of afterConnect's: a DbError as it is", () =>
+    Effect.gen(function* () {
+      const afterConnect = Effect.flatMap(DbConnection, ({ sql }) => sql`SELECT 's3cret' FROM missing`)
+      const { cause, reason } = yield* causeOf({ afterConnect })
+      expect(reason).toMatchObject({ _tag: "ConnectionError", message: "afterConnect failed." })
+      expect(DbError.reason(cause)).toMatchObject({ _tag: "SqlSyntaxError", sqlState: "42P01" })
+    })
+  )
+
+  it.scopedLive("is the cause of afterConnect's and of the password's: any other without its words", () =>
+    Effect.gen(function* () {
+      const mine = new VaultError("s3cret")
+      for (const options of [
+        { afterConnect: Effect.fail(mine) },
+        { afterConnect: Effect.die(mine) },
+        { password: Effect.fail(mine) }
+      ]) {
+        const error = yield* causeOf(options)
+        expect(error.cause).toMatchObject({ name: "VaultError", code: "EVAULT" })
+        expect(error.serverError).toBe(mine)
+      }
     })
   )
 })

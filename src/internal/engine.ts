@@ -2,6 +2,7 @@
  * The engine behind `DbEngine`: options, the pool of the current target, and how a connection is made.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -262,7 +263,7 @@ export class EngineCore {
         DbError.make("AuthenticationError", {
           message: "The effect that yields the password failed.",
           hint: "See its own error, which is the cause.",
-          cause: exit.cause
+          cause: Cause.squash(exit.cause)
         }),
         undefined
       )
@@ -318,7 +319,7 @@ export class EngineCore {
       if (finished) return
       finished = true
       stopTimer()
-      if (Exit.isFailure(exit)) return refuse("afterConnect failed.", exit.cause)
+      if (Exit.isFailure(exit)) return refuse("afterConnect failed.", Cause.squash(exit.cause))
       if (wire.dead || wire.status !== "I")
         return refuse("afterConnect left a transaction open or lost the connection.")
       // What it set up is how a connection of this engine is: not something to be swept away.
