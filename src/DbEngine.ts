@@ -46,8 +46,9 @@ export interface DbEngine<Name extends string = "default"> {
 }
 
 /**
- * How many connections there are. `used + idle + connecting + closing = total`, which never exceeds `max`, unless
- * connections to hosts that `changeHost` has left are still lent: they count as well, and `max` is that of each host.
+ * How many connections there are. `used + idle + connecting + closing = total`, which never exceeds `max`, with two
+ * exceptions that count as well. Connections to hosts that `changeHost` has left may still be lent, and
+ * `DbRuntime.runSync` has a pool of its own: `max` is that of each.
  *
  * @since 0.1.0
  * @category models

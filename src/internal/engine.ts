@@ -57,7 +57,7 @@ export class EngineCore {
     const { beforeSession } = config.options
     this.beforeSession =
       beforeSession === undefined ? undefined : (this.provide(beforeSession) as Effect.Effect<void, DbError>)
-    this.metrics = new PoolMetrics(name, () => ({ ...this.total(this.pools), min: config.min }))
+    this.metrics = new PoolMetrics(name, () => ({ ...this.stats, min: config.min }))
     this.watched = config.operationMetrics || config.slowMillis < never
     this.live = this.makePool()
   }
@@ -72,9 +72,9 @@ export class EngineCore {
     return (this.apart ??= this.makePool({ ...this.config, min: 0 }, dialRemote))
   }
 
-  /** Of the pool that lends here, and of those of hosts that the engine has left. */
+  /** Of all its pools: that of `runSync` and those of hosts that the engine has left among them. */
   get stats(): PoolStats {
-    return this.total([this.pool(), ...this.retired])
+    return this.total(this.pools)
   }
 
   private total(pools: ReadonlyArray<Pool>): PoolStats {
