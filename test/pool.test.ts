@@ -751,6 +751,67 @@ describe("afterConnect", () => {
     })
   )
 
+  it.scopedLive("that uses the pg client leaves a connection as any other: pipelined, kept, and set up again", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const afterConnect = Effect.flatMap(DbConnection, ({ raw, sql }) =>
+        Effect.gen(function* () {
+          runs++
+          yield* sql`SELECT ${1}::int AS n`
+          const client = yield* raw
+          yield* Effect.promise(() => client.query("SET work_mem = '6MB'"))
+          yield* Effect.promise(() => client.query("PREPARE mine AS SELECT 1"))
+          yield* Effect.promise(() => client.query({ name: "named", text: "SELECT 2" }))
+          yield* sql`SELECT ${1}::int AS n`
+        })
+      )
+      const { context, proxy } = yield* wire(database, { afterConnect, maxConnections: 1 })
+      yield* Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const look = sql`SELECT current_setting('work_mem') AS w, pg_backend_pid() AS pid, ${1}::int AS n`
+        const first = yield* look
+        expect(first).toMatchObject([{ w: "6MB", n: 1 }])
+        proxy.reset()
+        proxy.delay(20)
+        yield* DbSession.autocommit(
+          Effect.all(
+            numbers(3).map((i) => run(`SELECT ${i}`)),
+            { concurrency: 3 }
+          )
+        )
+        // The first statement with BEGIN and the others behind it, and COMMIT.
+        expect(proxy.flights()).toBe(2)
+        proxy.delay(0)
+        expect(yield* look).toEqual(first)
+        for (const text of ["SET work_mem = '9MB'", "PREPARE theirs AS SELECT 3", "DISCARD ALL"]) {
+          yield* run(text)
+          expect(yield* look).toEqual(first)
+        }
+        expect(proxy.accepted).toBe(1)
+        expect(runs).toBe(4)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("that leaves something running on the pg client, or a transaction open, is refused", () =>
+    Effect.gen(function* () {
+      for (const text of ["SELECT pg_sleep(0.2)", "BEGIN"]) {
+        const afterConnect = Effect.flatMap(DbConnection, ({ raw }) =>
+          Effect.flatMap(raw, (client) =>
+            text === "BEGIN"
+              ? Effect.promise(() => client.query(text))
+              : Effect.sync(() => void client.query(text).catch(() => {}))
+          )
+        )
+        const { context } = yield* wire(database, { afterConnect })
+        expect(yield* reasonOf(run("SELECT 1").pipe(Effect.provide(context)))).toMatchObject({
+          _tag: "ConnectionError",
+          message: "afterConnect left a transaction open or lost the connection."
+        })
+      }
+    })
+  )
+
   it.scopedLive("FAULTS 9: one that fails or dies is a typed error, and the next waiter is served", () =>
     Effect.gen(function* () {
       let runs = 0

@@ -320,11 +320,9 @@ export class EngineCore {
       finished = true
       stopTimer()
       if (Exit.isFailure(exit)) return refuse("afterConnect failed.", Cause.squash(exit.cause))
-      if (wire.dead || wire.status !== "I")
-        return refuse("afterConnect left a transaction open or lost the connection.")
       // What it set up is how a connection of this engine is: not something to be swept away.
-      wire.dirty = false
-      done(true)
+      if (wire.settleSetUp()) done(true)
+      else refuse("afterConnect left a transaction open or lost the connection.")
     })
     return () => {
       finished = true

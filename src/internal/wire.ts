@@ -27,6 +27,7 @@ export interface Host {
 interface Internals {
   readonly connection: {
     readonly stream: Duplex & { readonly bytesWritten: number }
+    parsedStatements: Record<string, string>
     on(event: "parameterStatus", f: (message: { parameterName: string; parameterValue: string }) => void): void
     end(): void
   }
@@ -197,6 +198,26 @@ export class Wire {
     for (const listener of this.pgData) stream.removeListener("data", listener)
     stream.on("data", this.pipeline.onData)
     return untouched
+  }
+
+  /**
+   * Takes the socket back from set-up that may have used `pg`'s client: what it did is how this connection is. `false`:
+   * it has not come to rest.
+   */
+  settleSetUp(): boolean {
+    if (this.dead || this.status !== "I") return false
+    if (this.foreign !== undefined) {
+      if (!this.foreign.idle || !this.internals.readyForQuery) return false
+      // Of a BEGIN whose COMMIT went through pg our pipeline knows no end: pg keeps that one.
+      if (this.pipeline.status === "I" && !this.fromForeign()) {
+        // Nobody has told which names came and went.
+        this.pipeline.forgetAll()
+        this.internals.connection.parsedStatements = {}
+        this.prepares = true
+      }
+    }
+    this.dirty = false
+    return true
   }
 
   private died(error: DbError): void {
