@@ -163,11 +163,11 @@ export class Wire {
   }
 
   cancel(done: (error?: Error) => void, atMost = Infinity): void {
-    const { connectMillis, settleMillis, target } = this.config
+    const { connectMillis, options, settleMillis, target } = this.config
     const secret = this.internals.secretKey
     neutral(() =>
       sendCancel(
-        { host: this.host.host, port: this.host.port, ssl: target.ssl, pid: this.pid, secret },
+        { ...this.host, ssl: target.ssl, stream: options.stream, pid: this.pid, secret },
         Math.min(connectMillis, settleMillis, atMost),
         done
       )
@@ -412,12 +412,20 @@ export const dial = (
   done: (error: DbError | undefined, wire: Wire | undefined) => void
 ): (() => void) => {
   const { stream } = config.options
-  const client = new Pg.Client({
-    ...clientOptions(config, host),
-    // Without one pg would go looking for a password file.
-    password: password === undefined ? () => undefined as never : Redacted.value(password),
-    ...(stream === undefined ? {} : { stream })
-  } as Pg.ClientConfig)
+  const where = host.host.startsWith("/") ? host.host : `${host.host}:${host.port}`
+  let client: Pg.Client
+  try {
+    client = new Pg.Client({
+      ...clientOptions(config, host),
+      // Without one pg would go looking for a password file.
+      password: password === undefined ? () => undefined as never : Redacted.value(password),
+      ...(stream === undefined ? {} : { stream })
+    } as Pg.ClientConfig)
+  } catch (cause) {
+    // The option stream is the user's code.
+    done(DbError.fromSocket(cause, "connect", where), undefined)
+    return () => {}
+  }
   const parameters = new Map<string, string>()
   const internals = client as unknown as Internals
   internals.connection.on("parameterStatus", (message) => {
@@ -434,7 +442,6 @@ export const dial = (
     }
     done(error, wire)
   }
-  const where = host.host.startsWith("/") ? host.host : `${host.host}:${host.port}`
   const stop = deadline(config.connectMillis, () => {
     finish(
       DbError.make("ConnectionError", {
