@@ -1,16 +1,17 @@
 import { it } from "@effect/vitest"
-import { DbConnection, DbEngine, DbError, DbSession } from "effect-db"
+import { DbConnection, DbEngine, DbError, DbLayer, DbSession } from "effect-db"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { inspect } from "node:util"
-import { beforeAll, describe, expect } from "vitest"
+import { beforeAll, describe, expect, vi } from "vitest"
 import type { EngineService } from "../src/DbEngine.js"
 import type { DbOptions } from "../src/DbOptions.js"
 import { testDatabase, untilActivity } from "./support/database.js"
@@ -1204,6 +1205,67 @@ describe("building an engine", () => {
       expect(lines[0]).toMatch(/^WARN .*built twice.*Build its layer once/)
     })
   )
+
+  describe("is told of each time that it happens", () => {
+    const capture = Effect.sync(() => {
+      const lines: Array<string> = []
+      const logger = Logger.make<unknown, void>(({ message }) => void lines.push(String(message)))
+      return { lines, layer: Logger.replace(Logger.defaultLogger, logger) }
+    })
+    const url = (name: string) => database.url.replace(/\/[^/]*$/, `/${name}`)
+
+    it.live("to another logger as well, in the same process", () =>
+      Effect.gen(function* () {
+        for (const _ of [1, 2]) {
+          const { layer, lines } = yield* capture
+          const program = Effect.flatMap(DbEngine, () => Effect.void)
+          const handled = Effect.provide(program, DbLayer({ url: url("twice_again") }))
+          yield* Effect.provide(Effect.zipRight(handled, handled), layer)
+          expect(lines).toHaveLength(1)
+        }
+      })
+    )
+
+    it.live("but not for ever to loggers that are made as often", () =>
+      Effect.gen(function* () {
+        const build = Effect.scoped(DbEngine.make({ url: url("twice_often") }))
+        const all = yield* Effect.forEach(numbers(50), () =>
+          Effect.flatMap(capture, ({ layer, lines }) => Effect.as(Effect.provide(build, layer), lines))
+        )
+        expect(all.flat()).toHaveLength(20)
+      })
+    )
+
+    it.live("by a logger that hears warnings, though one was built where none are heard", () =>
+      Effect.gen(function* () {
+        const { layer, lines } = yield* capture
+        const build = Effect.scoped(DbEngine.make({ url: url("twice_quietly") }))
+        const quiet = Logger.withMinimumLogLevel(LogLevel.Error)
+        yield* Effect.provide(Effect.all([quiet(build), quiet(build), build, build]), layer)
+        expect(lines).toHaveLength(1)
+      })
+    )
+
+    it.live("but once for builds that go on following each other, and again after a pause", () =>
+      Effect.gen(function* () {
+        const { layer, lines } = yield* capture
+        const build = Effect.scoped(DbEngine.make({ url: url("twice_later") }))
+        const clock = yield* Effect.acquireRelease(
+          Effect.sync(() => vi.useFakeTimers({ toFake: ["Date"] })),
+          () => Effect.sync(() => vi.useRealTimers())
+        )
+        const pass = (millis: number) => Effect.sync(() => clock.setSystemTime(Date.now() + millis))
+        const each = Effect.zipRight(build, pass(3000))
+        yield* Effect.provide(Effect.repeatN(each, 9), layer)
+        expect(lines).toHaveLength(1)
+        yield* pass(3000)
+        yield* Effect.provide(build, layer)
+        expect(lines).toHaveLength(1)
+        yield* Effect.provide(build, layer)
+        expect(lines).toHaveLength(2)
+      }).pipe(Effect.scoped)
+    )
+  })
 
   it.scopedLive('"eager" fails typed when there is nobody, and "lazy" opens nothing', () =>
     Effect.gen(function* () {
