@@ -41,6 +41,7 @@ export const floors = [
     "src/internal/answers.ts",
     "src/internal/pipeline.ts",
     "src/internal/searchPath.ts",
+    "src/internal/socket.ts",
     "src/internal/cancel.ts",
     "src/internal/recycler.ts",
     "src/internal/wire.ts",

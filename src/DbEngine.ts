@@ -7,7 +7,9 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
+import * as LogLevel from "effect/LogLevel"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DbError } from "./DbError.js"
@@ -46,8 +48,9 @@ export interface DbEngine<Name extends string = "default"> {
 }
 
 /**
- * How many connections there are. `used + idle + connecting + closing = total`, which never exceeds `max`, unless
- * connections to hosts that `changeHost` has left are still lent: they count as well, and `max` is that of each host.
+ * How many connections there are. `used + idle + connecting + closing = total`, which never exceeds `max`, with two
+ * exceptions that count as well. Connections to hosts that `changeHost` has left may still be lent, and
+ * `DbRuntime.runSync` has a pool of its own: `max` is that of each.
  *
  * @since 0.1.0
  * @category models
@@ -199,22 +202,40 @@ export const borrow = (root: Root): Effect.Effect<void, DbError> =>
 
 /** The same engine for one target, made again within this time, is the mistake of providing a layer per request. */
 const soon = 5000
-const recent = new Map<string, number>()
-const warned = new Set<string>()
+
+/** Builds of an engine for one target that follow each other soon, and which loggers have been told of it. */
+interface Row {
+  at: number
+  readonly told: WeakSet<object>
+  /** Loggers may be made per request as well. */
+  warnings: number
+}
+
+const mostInARow = 20
+
+const rows = new Map<string, Row>()
 
 const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
-  Effect.suspend(() => {
+  Effect.withFiberRuntime((fiber) => {
     const { database, hosts, username } = core.config.target
     const key = JSON.stringify([core.name, hosts, database, username])
     const now = Date.now()
-    const before = recent.get(key)
-    for (const [other, at] of recent) if (now - at > soon) recent.delete(other)
-    recent.set(key, now)
-    if (before === undefined || now - before > soon || warned.has(key)) return Effect.void
-    // Once: whoever makes the mistake makes it for each request.
-    warned.add(key)
+    for (const [other, { at }] of rows) if (now - at > soon) rows.delete(other)
+    const row = rows.get(key)
+    if (row === undefined) {
+      rows.set(key, { at: now, told: new WeakSet(), warnings: 0 })
+      return Effect.void
+    }
+    const millis = now - row.at
+    row.at = now
+    // Once in a row: whoever makes the mistake makes it for each request. A logger that hears nothing is not told.
+    const heard = LogLevel.lessThanEqual(fiber.getFiberRef(FiberRef.currentMinimumLogLevel), LogLevel.Warning)
+    const loggers = heard ? [...fiber.getFiberRef(FiberRef.currentLoggers)] : []
+    if (row.warnings >= mostInARow || loggers.every((logger) => row.told.has(logger))) return Effect.void
+    row.warnings++
+    for (const logger of loggers) row.told.add(logger)
     return Effect.logWarning(
-      `effect-db: the engine "${core.name}" was built twice for the same database within ${now - before} ms. Build its layer once, at the edge of the program: Effect.provide(DbLayer(...)) inside a request handler opens a pool for each request.`
+      `effect-db: the engine "${core.name}" was built twice for the same database within ${millis} ms. Build its layer once, at the edge of the program: Effect.provide(DbLayer(...)) inside a request handler opens a pool for each request.`
     )
   })
 
@@ -292,7 +313,10 @@ export const makeEngine = (
  * @category models
  */
 export interface EngineModule<Name extends string> extends Context.Tag<DbEngine<Name>, EngineService> {
-  /** An engine for the current scope. Closing the scope drains it. */
+  /**
+   * An engine for the current scope. Closing the scope drains it. Made again for the same target within five seconds it
+   * logs a warning: once to each logger, to twenty at most, until five seconds have passed without another.
+   */
   readonly make: (options: DbOptions) => Effect.Effect<EngineService, SqlError, Scope.Scope>
   /** The engine alone, without the facades and the ecosystem's client of `DbLayer`. Closing it drains. */
   readonly layer: (options: DbOptions) => Layer.Layer<DbEngine<Name>, SqlError>

@@ -39,7 +39,8 @@ export type Provided<Name extends string> =
 export interface LayerModule<Name extends string> {
   /**
    * The engine of one database and everything on top of it. Build it once, at the edge of the program. It opens no
-   * socket before the first use unless `connect` is `"eager"`. Closing it drains.
+   * socket before the first use unless `connect` is `"eager"`. Closing it drains. Built twice for the same target within
+   * a short time it logs a warning, see `DbEngine.make`.
    */
   (options: DbOptions): Layer.Layer<Provided<Name>, SqlError>
   /** The same from a `Config`. */

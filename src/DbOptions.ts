@@ -13,6 +13,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Schedule from "effect/Schedule"
 import type { ConnectionOptions } from "node:tls"
+import * as Pg from "pg"
 import * as ConnectionString from "pg-connection-string"
 import type { DbConnection } from "./DbConnection.js"
 import type { DbEngine } from "./DbEngine.js"
@@ -46,7 +47,8 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
 
 /**
  * The options of an engine. Everything is optional: without `url` or `host`, libpq's environment variables
- * (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGDATABASE`) and its defaults apply.
+ * (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGDATABASE`) and its defaults apply; without `ssl` or `sslmode`,
+ * `PGSSLMODE` as `pg` reads it.
  *
  * Durations are `Duration.DurationInput`: a number is milliseconds, and `Infinity` is never.
  *
@@ -281,6 +283,23 @@ const splitHosts = (url: string): readonly [url: string, hosts: ReadonlyArray<Db
   return [`${match[1]!}${hosts[0]!.host}${match[3]!}`, hosts]
 }
 
+/** As `pg` reads it: what sockets of our own go by as well. */
+const sslOfEnvironment = (): Target["ssl"] => {
+  switch (process.env["PGSSLMODE"]) {
+    case "disable":
+      return false
+    case "prefer":
+    case "require":
+    case "verify-ca":
+    case "verify-full":
+      return true
+    case "no-verify":
+      return { rejectUnauthorized: false }
+    default:
+      return Pg.defaults.ssl
+  }
+}
+
 /** @internal */
 export const resolveTarget = Effect.fnUntraced(function* (
   options: DbOptions
@@ -314,7 +333,7 @@ export const resolveTarget = Effect.fnUntraced(function* (
     database: options.database ?? parsed?.database ?? env("PGDATABASE"),
     username: options.username ?? parsed?.user ?? env("PGUSER"),
     password,
-    ssl: options.ssl ?? (parsed?.ssl as boolean | ConnectionOptions | undefined),
+    ssl: options.ssl ?? (parsed?.ssl as boolean | ConnectionOptions | undefined) ?? sslOfEnvironment(),
     attrs: parsed?.["target_session_attrs"] as string | undefined
   }
 })

@@ -69,9 +69,10 @@ export interface DbRuntime<R, E> extends PromiseSessions {
   /**
    * Runs an effect to its end before it returns, for synchronous code; throws the effect's own error. The calling thread
    * stands still meanwhile: statements go over connections that another thread holds, a pool of their own of up to
-   * `maxConnections`. It can't share the session around it: there it throws `PropagationError`. The
-   * effect may run statements, sessions, blocks, sleeps and pure code; what only the event loop can bring is refused with
-   * `InvalidInput`. A lock that this thread itself holds elsewhere is waited for in vain: set `lockTimeout`.
+   * `maxConnections`, which `DbEngine.stats` counts as well. It can't share the session around it: there it throws
+   * `PropagationError`. The effect may run statements, sessions, blocks, sleeps and pure code; what only the event loop
+   * can bring is refused with `InvalidInput`. A lock that this thread itself holds elsewhere is waited for in vain: set
+   * `lockTimeout`.
    */
   readonly runSync: <A, E2>(effect: Effect.Effect<A, E2, R>) => A
   /**

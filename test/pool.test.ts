@@ -1,20 +1,35 @@
 import { it } from "@effect/vitest"
-import { DbConnection, DbEngine, DbError, DbSession } from "effect-db"
+import { DbConnection, DbEngine, DbError, DbLayer, DbSession } from "effect-db"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
-import { beforeAll, describe, expect } from "vitest"
+import { inspect } from "node:util"
+import { beforeAll, describe, expect, vi } from "vitest"
 import type { EngineService } from "../src/DbEngine.js"
+import type { DbOptions } from "../src/DbOptions.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { proxy } from "./support/proxy.js"
 import type { Wired } from "./support/wired.js"
-import { answered, executes, forkUntil, identity, reasonOf, sent, took, until, wire, wired } from "./support/wired.js"
+import {
+  answered,
+  errorOf,
+  executes,
+  forkUntil,
+  identity,
+  reasonOf,
+  sent,
+  took,
+  until,
+  wire,
+  wired
+} from "./support/wired.js"
 
 // What HikariCP promises of a pool, here.
 const database = testDatabase()
@@ -737,6 +752,67 @@ describe("afterConnect", () => {
     })
   )
 
+  it.scopedLive("that uses the pg client leaves a connection as any other: pipelined, kept, and set up again", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      const afterConnect = Effect.flatMap(DbConnection, ({ raw, sql }) =>
+        Effect.gen(function* () {
+          runs++
+          yield* sql`SELECT ${1}::int AS n`
+          const client = yield* raw
+          yield* Effect.promise(() => client.query("SET work_mem = '6MB'"))
+          yield* Effect.promise(() => client.query("PREPARE mine AS SELECT 1"))
+          yield* Effect.promise(() => client.query({ name: "named", text: "SELECT 2" }))
+          yield* sql`SELECT ${1}::int AS n`
+        })
+      )
+      const { context, proxy } = yield* wire(database, { afterConnect, maxConnections: 1 })
+      yield* Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const look = sql`SELECT current_setting('work_mem') AS w, pg_backend_pid() AS pid, ${1}::int AS n`
+        const first = yield* look
+        expect(first).toMatchObject([{ w: "6MB", n: 1 }])
+        proxy.reset()
+        proxy.delay(20)
+        yield* DbSession.autocommit(
+          Effect.all(
+            numbers(3).map((i) => run(`SELECT ${i}`)),
+            { concurrency: 3 }
+          )
+        )
+        // The first statement with BEGIN and the others behind it, and COMMIT.
+        expect(proxy.flights()).toBe(2)
+        proxy.delay(0)
+        expect(yield* look).toEqual(first)
+        for (const text of ["SET work_mem = '9MB'", "PREPARE theirs AS SELECT 3", "DISCARD ALL"]) {
+          yield* run(text)
+          expect(yield* look).toEqual(first)
+        }
+        expect(proxy.accepted).toBe(1)
+        expect(runs).toBe(4)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("that leaves something running on the pg client, or a transaction open, is refused", () =>
+    Effect.gen(function* () {
+      for (const text of ["SELECT pg_sleep(0.2)", "BEGIN"]) {
+        const afterConnect = Effect.flatMap(DbConnection, ({ raw }) =>
+          Effect.flatMap(raw, (client) =>
+            text === "BEGIN"
+              ? Effect.promise(() => client.query(text))
+              : Effect.sync(() => void client.query(text).catch(() => {}))
+          )
+        )
+        const { context } = yield* wire(database, { afterConnect })
+        expect(yield* reasonOf(run("SELECT 1").pipe(Effect.provide(context)))).toMatchObject({
+          _tag: "ConnectionError",
+          message: "afterConnect left a transaction open or lost the connection."
+        })
+      }
+    })
+  )
+
   it.scopedLive("FAULTS 9: one that fails or dies is a typed error, and the next waiter is served", () =>
     Effect.gen(function* () {
       let runs = 0
@@ -825,6 +901,44 @@ describe("password", () => {
       const error = yield* Effect.flip(run("SELECT 1")).pipe(Effect.provide(context))
       expect(DbError.reason(error)?._tag).toBe("AuthenticationError")
       expect(JSON.stringify(error) + String(error)).not.toContain("s3cret")
+    })
+  )
+})
+
+describe("the error of an effect in the options", () => {
+  const causeOf = (options: DbOptions) =>
+    Effect.gen(function* () {
+      const { context } = yield* wire(database, options)
+      const error = yield* errorOf(run("SELECT 1").pipe(Effect.provide(context)))
+      expect(inspect(error) + JSON.stringify(error) + String(error)).not.toContain("s3cret")
+      return error
+    })
+  class VaultError extends Error {
+    override readonly name = "VaultError"
+    readonly code = "EVAULT"
+  }
+
+  it.scopedLive("is the cause of afterConnect's: a DbError as it is", () =>
+    Effect.gen(function* () {
+      const afterConnect = Effect.flatMap(DbConnection, ({ sql }) => sql`SELECT 's3cret' FROM missing`)
+      const { cause, reason } = yield* causeOf({ afterConnect })
+      expect(reason).toMatchObject({ _tag: "ConnectionError", message: "afterConnect failed." })
+      expect(DbError.reason(cause)).toMatchObject({ _tag: "SqlSyntaxError", sqlState: "42P01" })
+    })
+  )
+
+  it.scopedLive("is the cause of afterConnect's and of the password's: any other without its words", () =>
+    Effect.gen(function* () {
+      const mine = new VaultError("s3cret")
+      for (const options of [
+        { afterConnect: Effect.fail(mine) },
+        { afterConnect: Effect.die(mine) },
+        { password: Effect.fail(mine) }
+      ]) {
+        const error = yield* causeOf(options)
+        expect(error.cause).toMatchObject({ name: "VaultError", code: "EVAULT" })
+        expect(error.serverError).toBe(mine)
+      }
     })
   )
 })
@@ -1091,6 +1205,67 @@ describe("building an engine", () => {
       expect(lines[0]).toMatch(/^WARN .*built twice.*Build its layer once/)
     })
   )
+
+  describe("is told of each time that it happens", () => {
+    const capture = Effect.sync(() => {
+      const lines: Array<string> = []
+      const logger = Logger.make<unknown, void>(({ message }) => void lines.push(String(message)))
+      return { lines, layer: Logger.replace(Logger.defaultLogger, logger) }
+    })
+    const url = (name: string) => database.url.replace(/\/[^/]*$/, `/${name}`)
+
+    it.live("to another logger as well, in the same process", () =>
+      Effect.gen(function* () {
+        for (const _ of [1, 2]) {
+          const { layer, lines } = yield* capture
+          const program = Effect.flatMap(DbEngine, () => Effect.void)
+          const handled = Effect.provide(program, DbLayer({ url: url("twice_again") }))
+          yield* Effect.provide(Effect.zipRight(handled, handled), layer)
+          expect(lines).toHaveLength(1)
+        }
+      })
+    )
+
+    it.live("but not for ever to loggers that are made as often", () =>
+      Effect.gen(function* () {
+        const build = Effect.scoped(DbEngine.make({ url: url("twice_often") }))
+        const all = yield* Effect.forEach(numbers(50), () =>
+          Effect.flatMap(capture, ({ layer, lines }) => Effect.as(Effect.provide(build, layer), lines))
+        )
+        expect(all.flat()).toHaveLength(20)
+      })
+    )
+
+    it.live("by a logger that hears warnings, though one was built where none are heard", () =>
+      Effect.gen(function* () {
+        const { layer, lines } = yield* capture
+        const build = Effect.scoped(DbEngine.make({ url: url("twice_quietly") }))
+        const quiet = Logger.withMinimumLogLevel(LogLevel.Error)
+        yield* Effect.provide(Effect.all([quiet(build), quiet(build), build, build]), layer)
+        expect(lines).toHaveLength(1)
+      })
+    )
+
+    it.live("but once for builds that go on following each other, and again after a pause", () =>
+      Effect.gen(function* () {
+        const { layer, lines } = yield* capture
+        const build = Effect.scoped(DbEngine.make({ url: url("twice_later") }))
+        const clock = yield* Effect.acquireRelease(
+          Effect.sync(() => vi.useFakeTimers({ toFake: ["Date"] })),
+          () => Effect.sync(() => vi.useRealTimers())
+        )
+        const pass = (millis: number) => Effect.sync(() => clock.setSystemTime(Date.now() + millis))
+        const each = Effect.zipRight(build, pass(3000))
+        yield* Effect.provide(Effect.repeatN(each, 9), layer)
+        expect(lines).toHaveLength(1)
+        yield* pass(3000)
+        yield* Effect.provide(build, layer)
+        expect(lines).toHaveLength(1)
+        yield* Effect.provide(build, layer)
+        expect(lines).toHaveLength(2)
+      }).pipe(Effect.scoped)
+    )
+  })
 
   it.scopedLive('"eager" fails typed when there is nobody, and "lazy" opens nothing', () =>
     Effect.gen(function* () {

@@ -609,9 +609,16 @@ describe("runSync", () => {
     db.runSync(insert(1))
     expect(db.runSync(seen)).toEqual([1])
     expect(await rows()).toEqual([1])
-    // Of its own, beside those of the event loop.
-    expect((await stats(db)).total).toBe(0)
     expect(db.runSync(DbEngine.stats)).toMatchObject({ total: 1, used: 0, idle: 1 })
+  })
+
+  test("its connections count in stats, whoever asks", async (db) => {
+    db.runSync(insert(1))
+    expect(await stats(db)).toMatchObject({ total: 1, used: 0, idle: 1, max: 10 })
+    // It has none of those of the event loop.
+    await db.run(insert(2))
+    expect(await stats(db)).toMatchObject({ total: 2, used: 0, idle: 2, max: 10 })
+    expect(db.runSync(DbEngine.stats)).toEqual(await stats(db))
   })
 
   test("a session has one connection and one transaction, and commits", async (db) => {

@@ -78,6 +78,22 @@ const secured = Effect.map(run("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backe
 const on = <A, E>(options: DbOptions, effect: Effect.Effect<A, E, Services | Scope.Scope>) =>
   Effect.suspend(() => Effect.provide(effect, quietly(DbLayer({ url: urlOf(server), ...options }))))
 
+/** The variable is read when the engine is made. */
+const withSslMode = <A, E, R>(mode: string, effect: Effect.Effect<A, E, R>) =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => {
+      const before = process.env["PGSSLMODE"]
+      process.env["PGSSLMODE"] = mode
+      return before
+    }),
+    () => effect,
+    (before) =>
+      Effect.sync(() => {
+        if (before === undefined) delete process.env["PGSSLMODE"]
+        else process.env["PGSSLMODE"] = before
+      })
+  )
+
 const test = <A, E>(name: string, program: () => Effect.Effect<A, E, Scope.Scope>) =>
   it.scopedLive(name, () => Effect.suspend(program))
 
@@ -227,6 +243,43 @@ describe.skipIf(!hasOpenssl)(`TLS${hasOpenssl ? "" : ": openssl is not installed
           expect(through.log.filter((_) => _.type === "startup")).toEqual([])
         })
       )
+    }))
+
+  test("PGSSLMODE means for a CancelRequest and for health what it means for a session", () =>
+    Effect.gen(function* () {
+      const through = yield* proxy(urlOf(server))
+      yield* withSslMode(
+        "no-verify",
+        on(
+          { url: through.url, maxConnections: 1 },
+          Effect.gen(function* () {
+            const sleeping = yield* Effect.fork(run("SELECT pg_sleep(60)"))
+            yield* until(
+              "it runs",
+              Effect.map(
+                ask(server, "SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"),
+                (_) => _.length === 1
+              )
+            )
+            expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "server" })
+            yield* Fiber.interrupt(sleeping)
+            expect(yield* secured).toBe(true)
+            expect(through.log.map((_) => _.type)).toEqual(["ssl", "ssl", "ssl"])
+          })
+        )
+      )
+    }))
+
+  test("PGSSLMODE is that of an engine without ssl and without sslmode, as for pg", () =>
+    Effect.gen(function* () {
+      expect(yield* withSslMode("disable", on({}, secured))).toBe(false)
+      expect(yield* withSslMode("no-verify", on({}, secured))).toBe(true)
+      expect(yield* withSslMode("no-verify", on({ ssl: false }, secured))).toBe(false)
+      expect(yield* withSslMode("no-verify", on({ url: `${urlOf(server)}?sslmode=disable` }, secured))).toBe(false)
+      for (const mode of ["prefer", "require", "verify-ca", "verify-full"]) {
+        yield* withSslMode(mode, expectRefused({}))
+      }
+      expect(yield* withSslMode("", on({}, secured))).toBe(false)
     }))
 
   test("errors of TLS say what to do, and show no key", () =>

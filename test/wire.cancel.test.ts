@@ -1,11 +1,14 @@
-import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
+import { it } from "@effect/vitest"
+import { DbConnection, DbEngine, DbLayer, DbRuntime, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Net from "node:net"
 import Pg from "pg"
 import { beforeEach, describe, expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
-import type { Logged } from "./support/proxy.js"
+import { quietly } from "./support/programs.js"
+import { proxy, type Logged } from "./support/proxy.js"
 import { answered, executes, forkUntil, reasonOf, seen, took, until, wired } from "./support/wired.js"
 
 const database = testDatabase()
@@ -310,6 +313,66 @@ describe("a cancel that is not confirmed", () => {
       at.proxy.accept("relay")
       yield* run("SELECT 1")
       expect(yield* ids).toEqual([])
+    })
+  )
+})
+
+describe("the option stream", () => {
+  it.scopedLive("is how a CancelRequest and health reach the server too", () =>
+    Effect.gen(function* () {
+      const through = yield* proxy(database.url)
+      // Nothing but the tunnel leads there.
+      const url = database.url.replace(/@[^/]*/, "@db.invalid:1")
+      const stream = () => {
+        const socket = new Net.Socket()
+        const connect = socket.connect.bind(socket)
+        return Object.assign(socket, { connect: () => connect(through.port, through.host) })
+      }
+      yield* Effect.gen(function* () {
+        const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => row!["pid"])
+        const before = yield* pid
+        const sleeping = yield* Effect.fork(run(sleep))
+        yield* running()
+        expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "server" })
+        expect(yield* took(Fiber.interrupt(sleeping))).toBeLessThan(100)
+        expect(through.cancels.map((_) => _.name)).toEqual([String(before)])
+        expect(yield* pid).toBe(before)
+      }).pipe(Effect.provide(DbLayer({ url, stream, ...one })))
+    })
+  )
+
+  it.scopedLive("that throws is a ConnectionError, and costs no slot", () =>
+    Effect.gen(function* () {
+      const sockets = [new Net.Socket()]
+      const stream = () => {
+        const socket = sockets.pop()
+        if (socket === undefined) throw new TypeError("no tunnel")
+        return socket
+      }
+      yield* Effect.gen(function* () {
+        const before = yield* Effect.fork(run("SELECT pg_sleep(1)"))
+        yield* running()
+        expect(yield* DbEngine.health).toMatchObject({ status: "down", asked: "server" })
+        expect(yield* took(Fiber.interrupt(before))).toBeLessThan(400)
+        for (const _ of [1, 2]) expect(yield* reasonOf(run("SELECT 1"))).toMatchObject({ _tag: "ConnectionError" })
+        sockets.push(new Net.Socket())
+        yield* run("SELECT 1")
+      }).pipe(Effect.provide(quietly(DbLayer({ url: database.url, stream, settleTimeout: 200, ...one }))))
+      yield* noneActive
+    })
+  )
+
+  it.scopedLive("can't be handed to the thread of runSync, which is refused and not gone around", () =>
+    Effect.gen(function* () {
+      const runtime = yield* Effect.acquireRelease(
+        Effect.sync(() => DbRuntime.make(quietly(DbLayer({ url: database.url, stream: () => new Net.Socket() })))),
+        (runtime) => Effect.promise(runtime.close)
+      )
+      const reason = yield* reasonOf(
+        Effect.try({ try: () => runtime.runSync(run("SELECT 1")), catch: (error) => error })
+      )
+      expect(reason).toMatchObject({ _tag: "ConnectionError", phase: "connect" })
+      expect(reason.hint).toContain("stream")
     })
   )
 })

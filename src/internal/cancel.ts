@@ -2,16 +2,17 @@
  * CancelRequest: a connection of its own that says which backend to interrupt, and is closed by the server once
  * the signal has been sent. Over TLS when the session is, so that the secret is not sent in the clear.
  */
-import * as Net from "node:net"
-import * as Tls from "node:tls"
+import type * as Net from "node:net"
+import type { Duplex } from "node:stream"
 import type { ConnectionOptions } from "node:tls"
 import { deadline } from "./deadline.js"
+import { openSocket, secureSocket, sslRequest } from "./socket.js"
+import type { Host } from "./wire.js"
 
 /** @internal */
-export interface CancelTarget {
-  readonly host: string
-  readonly port: number
+export interface CancelTarget extends Host {
   readonly ssl: boolean | ConnectionOptions | undefined
+  readonly stream?: (() => Duplex) | undefined
   readonly pid: number
   readonly secret: number
 }
@@ -25,19 +26,10 @@ const request = (pid: number, secret: number): Buffer => {
   return message
 }
 
-const sslRequest = (): Buffer => {
-  const message = Buffer.allocUnsafe(8)
-  message.writeInt32BE(8, 0)
-  message.writeInt32BE(80877103, 4)
-  return message
-}
-
 /** Calls back once: when the server has closed the connection, or with what went wrong. @internal */
 export const sendCancel = (target: CancelTarget, timeoutMillis: number, done: (error?: Error) => void): void => {
   let finished = false
-  const socket = target.host.startsWith("/")
-    ? Net.connect(`${target.host}/.s.PGSQL.${target.port}`)
-    : Net.connect(target.port, target.host)
+  const socket = openSocket(target, target.stream)
   const finish = (error?: Error): void => {
     if (finished) return
     finished = true
@@ -46,7 +38,6 @@ export const sendCancel = (target: CancelTarget, timeoutMillis: number, done: (e
     done(error)
   }
   const stop = deadline(timeoutMillis, () => finish(new Error("the cancel request was not taken in time")))
-  socket.setNoDelay(true)
   socket.on("error", finish)
   socket.on("close", () => finish())
   const send = (stream: Net.Socket): void => {
@@ -54,16 +45,12 @@ export const sendCancel = (target: CancelTarget, timeoutMillis: number, done: (e
     stream.write(request(target.pid, target.secret))
   }
   socket.once("connect", () => {
-    if (target.ssl === undefined || target.ssl === false) return send(socket)
-    socket.write(sslRequest())
+    const { ssl } = target
+    if (ssl === undefined || ssl === false) return send(socket)
+    socket.write(sslRequest)
     socket.once("data", (answer: Buffer) => {
       if (answer[0] !== 0x53) return finish(new Error("the server does not offer TLS for the cancel request"))
-      const secure = Tls.connect({
-        ...(typeof target.ssl === "object" ? target.ssl : {}),
-        socket,
-        ...(Net.isIP(target.host) === 0 ? { servername: target.host } : {}),
-        host: target.host
-      })
+      const secure = secureSocket(socket, target.host, ssl)
       secure.on("error", finish)
       secure.once("secureConnect", () => send(secure))
     })

@@ -2,6 +2,7 @@
  * The engine behind `DbEngine`: options, the pool of the current target, and how a connection is made.
  */
 import * as Reactivity from "@effect/experimental/Reactivity"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -56,7 +57,7 @@ export class EngineCore {
     const { beforeSession } = config.options
     this.beforeSession =
       beforeSession === undefined ? undefined : (this.provide(beforeSession) as Effect.Effect<void, DbError>)
-    this.metrics = new PoolMetrics(name, () => ({ ...this.total(this.pools), min: config.min }))
+    this.metrics = new PoolMetrics(name, () => ({ ...this.stats, min: config.min }))
     this.watched = config.operationMetrics || config.slowMillis < never
     this.live = this.makePool()
   }
@@ -71,9 +72,9 @@ export class EngineCore {
     return (this.apart ??= this.makePool({ ...this.config, min: 0 }, dialRemote))
   }
 
-  /** Of the pool that lends here, and of those of hosts that the engine has left. */
+  /** Of all its pools: that of `runSync` and those of hosts that the engine has left among them. */
   get stats(): PoolStats {
-    return this.total([this.pool(), ...this.retired])
+    return this.total(this.pools)
   }
 
   private total(pools: ReadonlyArray<Pool>): PoolStats {
@@ -262,7 +263,7 @@ export class EngineCore {
         DbError.make("AuthenticationError", {
           message: "The effect that yields the password failed.",
           hint: "See its own error, which is the cause.",
-          cause: exit.cause
+          cause: Cause.squash(exit.cause)
         }),
         undefined
       )
@@ -318,12 +319,10 @@ export class EngineCore {
       if (finished) return
       finished = true
       stopTimer()
-      if (Exit.isFailure(exit)) return refuse("afterConnect failed.", exit.cause)
-      if (wire.dead || wire.status !== "I")
-        return refuse("afterConnect left a transaction open or lost the connection.")
+      if (Exit.isFailure(exit)) return refuse("afterConnect failed.", Cause.squash(exit.cause))
       // What it set up is how a connection of this engine is: not something to be swept away.
-      wire.dirty = false
-      done(true)
+      if (wire.settleSetUp()) done(true)
+      else refuse("afterConnect left a transaction open or lost the connection.")
     })
     return () => {
       finished = true

@@ -3,12 +3,12 @@
  * the database, which is then asked on a socket of its own, without logging in: no slot of the pool is needed.
  */
 import * as Effect from "effect/Effect"
-import * as Net from "node:net"
 import { DbError } from "../DbError.js"
 import type { EngineHealth } from "../DbEngine.js"
 import type { EngineCore } from "./engine.js"
 import { executeApart } from "./execute.js"
 import { readServerMessage } from "./protocol.js"
+import { openSocket, sslRequest } from "./socket.js"
 import type { Host } from "./wire.js"
 
 /** What an engine remembers from one check to the next. */
@@ -30,8 +30,6 @@ const startup = (user: string, database: string | undefined): Buffer => {
   return message
 }
 
-const sslRequest = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47])
-
 /**
  * As `pg_isready`: the first words of a connection, and what is answered to them. Whatever it is, the server lives,
  * unless it says that it is not ready. Where TLS is wanted nothing is told in the clear but the wish for it.
@@ -39,9 +37,7 @@ const sslRequest = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47])
 const ask = (engine: EngineCore, host: Host): Effect.Effect<void, DbError> =>
   Effect.async<void, DbError>((resume) => {
     const { database, ssl, username } = engine.config.target
-    const socket = host.host.startsWith("/")
-      ? Net.connect(`${host.host}/.s.PGSQL.${host.port}`)
-      : Net.connect(host.port, host.host)
+    const socket = openSocket(host, engine.config.options.stream)
     const done = (effect: Effect.Effect<void, DbError>): void => {
       socket.destroy()
       resume(effect)

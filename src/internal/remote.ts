@@ -248,7 +248,8 @@ export const dialRemote: typeof dial = (config, host, password, onDeath, done) =
       millis: config.connectMillis,
       options: {
         ...clientOptions(config, host),
-        ...(password === undefined ? {} : { password: Redacted.value(password) })
+        ...(password === undefined ? {} : { password: Redacted.value(password) }),
+        stream: config.options.stream
       }
     })
   } catch (cause) {
@@ -257,7 +258,7 @@ export const dialRemote: typeof dial = (config, host, password, onDeath, done) =
       DbError.make("ConnectionError", {
         phase: "connect",
         message: "runSync can't hand the options of the connection to its thread.",
-        hint: "Functions can't be handed over: the option ssl has one.",
+        hint: "Functions can't be handed over: the option ssl has one, or stream is set.",
         cause
       }),
       undefined

@@ -27,6 +27,7 @@ export interface Host {
 interface Internals {
   readonly connection: {
     readonly stream: Duplex & { readonly bytesWritten: number }
+    parsedStatements: Record<string, string>
     on(event: "parameterStatus", f: (message: { parameterName: string; parameterValue: string }) => void): void
     end(): void
   }
@@ -162,11 +163,11 @@ export class Wire {
   }
 
   cancel(done: (error?: Error) => void, atMost = Infinity): void {
-    const { connectMillis, settleMillis, target } = this.config
+    const { connectMillis, options, settleMillis, target } = this.config
     const secret = this.internals.secretKey
     neutral(() =>
       sendCancel(
-        { host: this.host.host, port: this.host.port, ssl: target.ssl, pid: this.pid, secret },
+        { ...this.host, ssl: target.ssl, stream: options.stream, pid: this.pid, secret },
         Math.min(connectMillis, settleMillis, atMost),
         done
       )
@@ -197,6 +198,26 @@ export class Wire {
     for (const listener of this.pgData) stream.removeListener("data", listener)
     stream.on("data", this.pipeline.onData)
     return untouched
+  }
+
+  /**
+   * Takes the socket back from set-up that may have used `pg`'s client: what it did is how this connection is. `false`:
+   * it has not come to rest.
+   */
+  settleSetUp(): boolean {
+    if (this.dead || this.status !== "I") return false
+    if (this.foreign !== undefined) {
+      if (!this.foreign.idle || !this.internals.readyForQuery) return false
+      // Of a BEGIN whose COMMIT went through pg our pipeline knows no end: pg keeps that one.
+      if (this.pipeline.status === "I" && !this.fromForeign()) {
+        // Nobody has told which names came and went.
+        this.pipeline.forgetAll()
+        this.internals.connection.parsedStatements = {}
+        this.prepares = true
+      }
+    }
+    this.dirty = false
+    return true
   }
 
   private died(error: DbError): void {
@@ -391,12 +412,20 @@ export const dial = (
   done: (error: DbError | undefined, wire: Wire | undefined) => void
 ): (() => void) => {
   const { stream } = config.options
-  const client = new Pg.Client({
-    ...clientOptions(config, host),
-    // Without one pg would go looking for a password file.
-    password: password === undefined ? () => undefined as never : Redacted.value(password),
-    ...(stream === undefined ? {} : { stream })
-  } as Pg.ClientConfig)
+  const where = host.host.startsWith("/") ? host.host : `${host.host}:${host.port}`
+  let client: Pg.Client
+  try {
+    client = new Pg.Client({
+      ...clientOptions(config, host),
+      // Without one pg would go looking for a password file.
+      password: password === undefined ? () => undefined as never : Redacted.value(password),
+      ...(stream === undefined ? {} : { stream })
+    } as Pg.ClientConfig)
+  } catch (cause) {
+    // The option stream is the user's code.
+    done(DbError.fromSocket(cause, "connect", where), undefined)
+    return () => {}
+  }
   const parameters = new Map<string, string>()
   const internals = client as unknown as Internals
   internals.connection.on("parameterStatus", (message) => {
@@ -413,7 +442,6 @@ export const dial = (
     }
     done(error, wire)
   }
-  const where = host.host.startsWith("/") ? host.host : `${host.host}:${host.port}`
   const stop = deadline(config.connectMillis, () => {
     finish(
       DbError.make("ConnectionError", {
