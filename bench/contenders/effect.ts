@@ -11,8 +11,13 @@ import * as LogLevel from "effect/LogLevel"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import { DbLayer, DbSession } from "../../src/index.js"
-import type { DbOptions } from "../../src/index.js"
+import { coreOf } from "../../src/DbEngine.js"
+import { DbEngine, DbLayer, DbSession } from "../../src/index.js"
+import type { DbError, DbOptions } from "../../src/index.js"
+import { Command } from "../../src/internal/pipeline.js"
+import type { Control, Owner } from "../../src/internal/pipeline.js"
+import type { Result } from "../../src/internal/rows.js"
+import type { Wire } from "../../src/internal/wire.js"
 import { connections, fibers, someProduct, someTransfer, text } from "../contender.js"
 import type { Connect, Contender } from "../contender.js"
 
@@ -88,6 +93,46 @@ export const fibersAlone: Connect = async () => ({
   work: { twenty: (n) => Effect.runPromise(repeat(n, () => together(20, () => Effect.void))) },
   close: async () => {}
 })
+
+/**
+ * The least that fibers with a statement each can take here: the same messages, handed straight to the pipeline and
+ * waited for, and a COMMIT. No session, no statement of the ecosystem, no check.
+ */
+export const fibersAndWire: Connect = async (url) => {
+  const runtime = ManagedRuntime.make(DbLayer({ url, maxConnections: connections }))
+  const engine = coreOf(await runtime.runPromise(DbEngine))
+  const wire = await new Promise<Wire>((resolve, reject) =>
+    engine.pool().take({ name: "bench" }, 5000, (error, wire) => (wire === undefined ? reject(error!) : resolve(wire)))
+  )
+  const begin: Control = { text: "BEGIN", params: [], opens: true, named: true }
+  const send = (text: string, params: ReadonlyArray<string>, owner: Owner | undefined) =>
+    Effect.async<Result, DbError>((resume) =>
+      wire.submit(
+        new Command(text, params, "object", owner === undefined, true, false, owner, (error, result) =>
+          resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
+        )
+      )
+    )
+  const transaction = () => {
+    let prefix = [begin]
+    const owner: Owner = {
+      takePrefix: () => {
+        const taken = prefix
+        prefix = []
+        return taken
+      }
+    }
+    const inserts = together(20, (i) => send(text.insert, [String(i), `name ${i}`], owner))
+    return Effect.zipRight(inserts, send("COMMIT", [], undefined))
+  }
+  return {
+    work: { twenty: (n) => runtime.runPromise(repeat(n, transaction)) },
+    close: async () => {
+      engine.giveBack(wire)
+      await runtime.dispose()
+    }
+  }
+}
 
 export const sqlPgLayer = (url: string): Layer.Layer<SqlClient.SqlClient, unknown> =>
   Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: connections }), Reactivity.layer)

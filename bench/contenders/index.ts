@@ -3,7 +3,7 @@
  */
 import type { Connect } from "../contender.js"
 import { drizzle } from "./drizzle.js"
-import { effectDb, effectDbBatch, fibersAlone, sqlPg } from "./effect.js"
+import { effectDb, effectDbBatch, fibersAlone, fibersAndWire, sqlPg } from "./effect.js"
 import { kysely } from "./kysely.js"
 import { pg, pgNamed } from "./pg.js"
 import { pgbench } from "./pgbench.js"
@@ -15,6 +15,7 @@ export const contenders: ReadonlyMap<string, Connect> = new Map([
   [ours, effectDb],
   ["effect-db, batch", effectDbBatch],
   ["20 fibers alone", fibersAlone],
+  ["20 fibers, the wire", fibersAndWire],
   ["pg", pg],
   ["pg, named", pgNamed],
   ["@effect/sql-pg", sqlPg],
