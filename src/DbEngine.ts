@@ -239,6 +239,13 @@ const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
     )
   })
 
+const warnOfIgnored = ({ config: { ignored }, name }: EngineCore): Effect.Effect<void> =>
+  ignored.length === 0
+    ? Effect.void
+    : Effect.logWarning(
+        `effect-db: the engine "${name}" takes no notice of these parameters of its url: ${ignored.join(", ")}. Leave them out, or give the option that is meant.`
+      )
+
 /** @internal */
 export const makeService = (core: EngineCore): EngineService => {
   const inPlace = <A, E>(f: (core: EngineCore) => Effect.Effect<A, E>): Effect.Effect<A, E> => withEngine(core, f)
@@ -297,6 +304,7 @@ export const makeEngine = (
       Effect.sync(() => new EngineCore(name, config, runtime)),
       (core) => core.close
     )
+    yield* warnOfIgnored(core)
     yield* warnIfSoon(core)
     const service = makeService(core)
     core.services = servicesOf(service)
