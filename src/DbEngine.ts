@@ -116,7 +116,7 @@ export interface EngineService {
    * of the pool: where all connections are lent, the server is asked on a socket of its own, without logging in.
    */
   readonly health: Effect.Effect<EngineHealth>
-  /** Closes idle connections now, and lent ones when they come back. */
+  /** Closes idle connections now, and lent ones when they come back; those of `DbRuntime.runSync` too. */
   readonly evictAll: Effect.Effect<void>
   /** Lends nothing until `resume`; whoever asks waits, up to `acquireTimeout`. */
   readonly suspend: Effect.Effect<void>
@@ -283,7 +283,7 @@ export const makeService = (core: EngineCore): EngineService => {
     ping: inPlace((core) => Effect.asVoid(executeApart(core, "SELECT 1", []))),
     stats: inPlace((core) => Effect.sync(() => core.stats)),
     health: inPlace(health),
-    evictAll: inPlace((core) => Effect.sync(() => core.pool().evictAll())),
+    evictAll: inPlace((core) => Effect.sync(() => core.evictAll())),
     suspend: inPlace((core) => Effect.sync(() => core.pool().suspend())),
     resume: inPlace((core) => Effect.sync(() => core.pool().resume()))
   }
