@@ -20,6 +20,7 @@ export const floors = [
     "src/internal/combinator.ts",
     "src/internal/line.ts",
     "src/internal/deadline.ts",
+    "src/internal/url.ts",
     "src/DbOptions.ts"
   ],
   // 1: secrets
@@ -43,6 +44,7 @@ export const floors = [
     "src/internal/searchPath.ts",
     "src/internal/socket.ts",
     "src/internal/cancel.ts",
+    "src/internal/channelBinding.ts",
     "src/internal/recycler.ts",
     "src/internal/wire.ts",
     "src/internal/remote.ts",

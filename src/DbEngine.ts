@@ -116,7 +116,7 @@ export interface EngineService {
    * of the pool: where all connections are lent, the server is asked on a socket of its own, without logging in.
    */
   readonly health: Effect.Effect<EngineHealth>
-  /** Closes idle connections now, and lent ones when they come back. */
+  /** Closes idle connections now, and lent ones when they come back; those of `DbRuntime.runSync` too. */
   readonly evictAll: Effect.Effect<void>
   /** Lends nothing until `resume`; whoever asks waits, up to `acquireTimeout`. */
   readonly suspend: Effect.Effect<void>
@@ -239,6 +239,13 @@ const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
     )
   })
 
+const warnOfIgnored = ({ config: { ignored }, name }: EngineCore): Effect.Effect<void> =>
+  ignored.length === 0
+    ? Effect.void
+    : Effect.logWarning(
+        `effect-db: the engine "${name}" takes no notice of these parameters of its url: ${ignored.join(", ")}. Leave them out, or give the option that is meant.`
+      )
+
 /** @internal */
 export const makeService = (core: EngineCore): EngineService => {
   const inPlace = <A, E>(f: (core: EngineCore) => Effect.Effect<A, E>): Effect.Effect<A, E> => withEngine(core, f)
@@ -276,7 +283,7 @@ export const makeService = (core: EngineCore): EngineService => {
     ping: inPlace((core) => Effect.asVoid(executeApart(core, "SELECT 1", []))),
     stats: inPlace((core) => Effect.sync(() => core.stats)),
     health: inPlace(health),
-    evictAll: inPlace((core) => Effect.sync(() => core.pool().evictAll())),
+    evictAll: inPlace((core) => Effect.sync(() => core.evictAll())),
     suspend: inPlace((core) => Effect.sync(() => core.pool().suspend())),
     resume: inPlace((core) => Effect.sync(() => core.pool().resume()))
   }
@@ -297,6 +304,7 @@ export const makeEngine = (
       Effect.sync(() => new EngineCore(name, config, runtime)),
       (core) => core.close
     )
+    yield* warnOfIgnored(core)
     yield* warnIfSoon(core)
     const service = makeService(core)
     core.services = servicesOf(service)

@@ -13,8 +13,6 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Schedule from "effect/Schedule"
 import type { ConnectionOptions } from "node:tls"
-import * as Pg from "pg"
-import * as ConnectionString from "pg-connection-string"
 import type { DbConnection } from "./DbConnection.js"
 import type { DbEngine } from "./DbEngine.js"
 import { DbError } from "./DbError.js"
@@ -24,6 +22,7 @@ import { checkStartupValue } from "./internal/input.js"
 import { Probe } from "./internal/probe.js"
 import { checkBoolean, isBelowZero, validate } from "./internal/transactionSql.js"
 import type { IsolationLevel } from "./internal/transactionSql.js"
+import { ignoredOf, parseUrl, sslOf, sslOfEnvironment } from "./internal/url.js"
 
 /**
  * A server to connect to.
@@ -56,7 +55,18 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
  * @category models
  */
 export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
-  /** `postgres://user:password@host:port/database?sslmode=...`; the single options below win over its parts. */
+  /**
+   * `postgres://user:password@host:port/database?sslmode=...`, with several hosts as libpq writes them; the single
+   * options below win over its parts. What is special in the password is encoded by `encodeURIComponent`; `@`, `,` and
+   * `#` may stand there as they are.
+   *
+   * Its parameters are those of `pg` and libpq: `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslnegotiation`,
+   * `application_name`, `options` (`-c search_path=app`), `statement_timeout`, `lock_timeout`,
+   * `idle_in_transaction_session_timeout` and `transaction_timeout` (milliseconds), `connect_timeout` (seconds),
+   * `target_session_attrs`, `load_balance_hosts`, `keepalives`, `keepalives_idle`, `channel_binding`, `host`, `port`,
+   * `user`, `password`, `dbname`. A value that can't be meant is `InvalidInput`. Others, such as a provider's own, do
+   * nothing: a warning names them.
+   */
   readonly url?: Redacted.Redacted | string | undefined
   /** A secret, or an effect that is run for each new connection, within `connectTimeout`: credentials may rotate. */
   readonly password?: Redacted.Redacted | Effect.Effect<Redacted.Redacted, unknown> | undefined
@@ -172,6 +182,8 @@ export interface Target {
   readonly username: string | undefined
   readonly password: Effect.Effect<Redacted.Redacted | undefined, unknown>
   readonly ssl: boolean | ConnectionOptions | undefined
+  /** TLS from the first byte on, without a wish for it before. */
+  readonly direct: boolean
 }
 
 /** Options with every default filled in, durations in milliseconds. @internal */
@@ -197,7 +209,13 @@ export interface Resolved {
   readonly pipelining: boolean
   readonly multiple: boolean
   readonly implicit: boolean
+  /** What the server is told in the first message besides names. */
   readonly startup: ReadonlyArray<readonly [name: string, value: string]>
+  readonly keepAlive: boolean
+  readonly keepAliveMillis: number
+  readonly channelBinding: "prefer" | "require" | "disable"
+  /** Parameters of the url that do nothing. */
+  readonly ignored: ReadonlyArray<string>
   readonly slowMillis: number
   readonly operationMetrics: boolean
   readonly comment: { readonly trace: boolean; readonly tags: Readonly<Record<string, string>> } | undefined
@@ -243,98 +261,99 @@ const count = (
 
 const oneOf = <A extends string>(
   name: string,
-  value: A | undefined,
+  value: string | undefined,
   fallback: A,
   allowed: ReadonlyArray<A>
 ): Effect.Effect<A, DbError> =>
   value === undefined
     ? Effect.succeed(fallback)
-    : allowed.includes(value)
-      ? Effect.succeed(value)
+    : allowed.includes(value as A)
+      ? Effect.succeed(value as A)
       : Effect.fail(bad(`The option ${name} is not one of ${allowed.join(", ")}.`, "Choose one of them."))
 
-const parseUrl = (url: string): Effect.Effect<ConnectionString.ConnectionOptions, DbError> =>
-  Effect.try({
-    try: () => {
-      if (!/^postgres(ql)?:\/\//.test(url)) throw new Error("scheme")
-      return ConnectionString.parse(url)
-    },
-    // The cause quotes the url, and with it the password.
-    catch: () => bad("The url is not a PostgreSQL URL.", "Write postgres://user:password@host:5432/database.")
-  })
-
 const port = (value: unknown): Effect.Effect<number, DbError> => {
-  const number = Number(value)
+  const number = typeof value === "string" && !/^\s*\d+\s*$/.test(value) ? NaN : Number(value)
   return Number.isInteger(number) && number > 0 && number < 65536
     ? Effect.succeed(number)
     : Effect.fail(bad("The port is not between 1 and 65535.", "PostgreSQL listens on 5432 unless told otherwise."))
 }
 
-/** Several hosts in one url, as libpq writes them: pg-connection-string knows one only. */
-const splitHosts = (url: string): readonly [url: string, hosts: ReadonlyArray<DbHost>] => {
-  const match = /^(postgres(?:ql)?:\/\/(?:[^@/?]*@)?)([^/?]*,[^/?]*)(.*)$/.exec(url)
-  if (match === null) return [url, []]
-  const hosts = match[2]!.split(",").map((part): DbHost => {
-    const at = part.lastIndexOf(":")
-    return at > part.lastIndexOf("]")
-      ? { host: part.slice(0, at).replace(/^\[|\]$/g, ""), port: Number(part.slice(at + 1)) }
-      : { host: part.replace(/^\[|\]$/g, "") }
-  })
-  return [`${match[1]!}${hosts[0]!.host}${match[3]!}`, hosts]
+/** A number in the parameters of a url. */
+const numberIn = (
+  parameters: ReadonlyMap<string, string>,
+  name: string,
+  unit: string
+): Effect.Effect<number | undefined, DbError> => {
+  const text = parameters.get(name)
+  return text === undefined || /^\d{1,10}$/.test(text)
+    ? Effect.succeed(text === undefined ? undefined : Number(text))
+    : Effect.fail(bad(`The parameter ${name} of the url is not a whole number.`, `Write how many ${unit}.`))
 }
 
-/** As `pg` reads it: what sockets of our own go by as well. */
-const sslOfEnvironment = (): Target["ssl"] => {
-  switch (process.env["PGSSLMODE"]) {
-    case "disable":
-      return false
-    case "prefer":
-    case "require":
-    case "verify-ca":
-    case "verify-full":
-      return true
-    case "no-verify":
-      return { rejectUnauthorized: false }
-    default:
-      return Pg.defaults.ssl
-  }
-}
+// As for libpq, an empty one is none.
+const env = (name: string): string | undefined => process.env[name] || undefined
+
+const nothing: ReadonlyMap<string, string> = new Map()
 
 /** @internal */
 export const resolveTarget = Effect.fnUntraced(function* (
   options: DbOptions
-): Effect.fn.Return<Target & { readonly attrs: string | undefined }, DbError> {
+): Effect.fn.Return<Target & { readonly parameters: ReadonlyMap<string, string> }, DbError> {
   const text =
     options.url === undefined ? undefined : Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
-  const [url, urlHosts] = text === undefined ? [undefined, []] : splitHosts(text)
-  const parsed = url === undefined ? undefined : yield* parseUrl(url)
-  // As for libpq, an empty one is none.
-  const env = (name: string): string | undefined => process.env[name] || undefined
-  const given = options.hosts ?? (options.host !== undefined ? [{ host: options.host, port: options.port }] : urlHosts)
+  const url = text === undefined ? undefined : parseUrl(text)
+  if (text !== undefined && url === undefined) {
+    return yield* Effect.fail(
+      bad("The url is not a PostgreSQL URL.", "Write postgres://user:password@host:5432/database.")
+    )
+  }
+  const { hosts: urlHosts = [], parameters = nothing } = url ?? {}
   if (options.hosts !== undefined && options.hosts.length === 0) {
     return yield* Effect.fail(bad("The option hosts is empty.", "Name at least one host, or leave it out."))
   }
-  const defaultPort = yield* port(options.port ?? (parsed?.port || undefined) ?? env("PGPORT") ?? 5432)
-  const raw: ReadonlyArray<DbHost> =
-    given.length > 0 ? given : [{ host: options.path ?? (parsed?.host || undefined) ?? env("PGHOST") ?? "localhost" }]
+  const urlPort = urlHosts.length === 1 ? urlHosts[0]!.port : undefined
+  const defaultPort = yield* port(options.port ?? urlPort ?? env("PGPORT") ?? 5432)
+  const alone = options.host ?? options.path
+  const given: ReadonlyArray<{ readonly host: string | undefined; readonly port?: number | string | undefined }> =
+    options.hosts ??
+    (alone === undefined ? urlHosts.map(({ host, port }) => ({ host, port: options.port ?? port })) : [{ host: alone }])
   const hosts: Array<{ readonly host: string; readonly port: number }> = []
-  for (const one of raw)
-    hosts.push({ host: one.host, port: one.port === undefined ? defaultPort : yield* port(one.port) })
+  for (const one of given.length > 0 ? given : [{ host: undefined }]) {
+    hosts.push({
+      host: one.host ?? env("PGHOST") ?? "localhost",
+      port: one.port === undefined ? defaultPort : yield* port(one.port)
+    })
+  }
   const secret = options.password
-  const plainPassword = parsed?.password || env("PGPASSWORD")
+  const plainPassword = url?.password ?? env("PGPASSWORD")
   const password: Target["password"] =
     secret === undefined
       ? Effect.succeed(plainPassword === undefined ? undefined : Redacted.make(plainPassword))
       : Redacted.isRedacted(secret)
         ? Effect.succeed(secret)
         : secret
+  const urlSsl = yield* Effect.try({
+    try: () => sslOf(parameters),
+    catch: () =>
+      bad(
+        "What the url says of TLS can't be done.",
+        "sslrootcert, sslcert and sslkey name files that can be read; ssl is true, false or no-verify."
+      )
+  })
+  const ssl = options.ssl ?? urlSsl ?? sslOfEnvironment()
+  const negotiation = parameters.get("sslnegotiation") ?? env("PGSSLNEGOTIATION")
+  const direct = (yield* oneOf("sslnegotiation", negotiation, "postgres", ["postgres", "direct"])) === "direct"
+  if (direct && (ssl === undefined || ssl === false)) {
+    return yield* Effect.fail(bad("sslnegotiation is direct, without TLS.", "Set ssl, or sslmode in the url."))
+  }
   return {
     hosts,
-    database: options.database ?? parsed?.database ?? env("PGDATABASE"),
-    username: options.username ?? parsed?.user ?? env("PGUSER"),
+    database: options.database ?? url?.database ?? env("PGDATABASE"),
+    username: options.username ?? url?.user ?? env("PGUSER"),
     password,
-    ssl: options.ssl ?? (parsed?.ssl as boolean | ConnectionOptions | undefined) ?? sslOfEnvironment(),
-    attrs: parsed?.["target_session_attrs"] as string | undefined
+    ssl,
+    direct,
+    parameters
   }
 })
 
@@ -360,12 +379,18 @@ const attrsAllowed: ReadonlyArray<TargetSessionAttrs> = [
 
 /** Checks everything that can be checked without a server. @internal */
 export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.fn.Return<Resolved, DbError> {
-  const target = yield* resolveTarget(options)
-  const applicationName = options.applicationName ?? "effect-db"
+  const { parameters, ...target } = yield* resolveTarget(options)
+  const applicationName =
+    options.applicationName ??
+    parameters.get("application_name") ??
+    parameters.get("fallback_application_name") ??
+    "effect-db"
+  const serverOptions = parameters.get("options") ?? env("PGOPTIONS")
   for (const [name, value] of [
     ["applicationName", applicationName],
     ["username", target.username],
     ["database", target.database],
+    ["options", serverOptions],
     ...target.hosts.map((_) => ["host", _.host] as const)
   ] as const) {
     const refused = value === undefined ? undefined : checkStartupValue(name, value)
@@ -379,15 +404,22 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     checkBoolean("pipelining", pipelining)
   if (wrong !== undefined) return yield* Effect.fail(wrong)
   yield* oneOf("connect", options.connect, "lazy", ["lazy", "eager"])
-  const startup: Array<readonly [string, string]> = []
+  const startup: Array<readonly [string, string]> = serverOptions === undefined ? [] : [["options", serverOptions]]
   for (const [name, setting, input] of [
     ["statementTimeout", "statement_timeout", options.statementTimeout],
     ["lockTimeout", "lock_timeout", options.lockTimeout],
     ["idleInTransactionTimeout", "idle_in_transaction_session_timeout", options.idleInTransactionTimeout],
     ["transactionTimeout", "transaction_timeout", options.transactionTimeout]
   ] as const) {
-    if (input !== undefined) startup.push([setting, String(Math.ceil(yield* millis(name, input, 0)))])
+    const given = yield* numberIn(parameters, setting, "milliseconds")
+    const value = input === undefined ? given : Math.ceil(yield* millis(name, input, 0))
+    if (value !== undefined) startup.push([setting, String(value)])
   }
+  const connectSeconds = yield* numberIn(parameters, "connect_timeout", "seconds")
+  const balance = yield* oneOf("load_balance_hosts", parameters.get("load_balance_hosts"), "disable", [
+    "disable",
+    "random"
+  ])
   const max = yield* count("maxConnections", options.maxConnections, 10, 1)
   const min = yield* count("minConnections", options.minConnections, 0, 0)
   if (min > max) {
@@ -404,14 +436,19 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     target,
     attrs: yield* oneOf(
       "targetSessionAttrs",
-      options.targetSessionAttrs ?? (target.attrs as TargetSessionAttrs | undefined),
+      options.targetSessionAttrs ?? parameters.get("target_session_attrs"),
       "any",
       attrsAllowed
     ),
-    loadBalance: loadBalanceHosts ?? false,
+    loadBalance: loadBalanceHosts ?? balance === "random",
     applicationName,
     acquireMillis: yield* millis("acquireTimeout", options.acquireTimeout, 5000),
-    connectMillis: yield* positive("connectTimeout", options.connectTimeout, 5000),
+    // As for libpq, 0 is no limit there.
+    connectMillis: yield* positive(
+      "connectTimeout",
+      options.connectTimeout,
+      connectSeconds === undefined ? 5000 : connectSeconds > 0 ? connectSeconds * 1000 : never
+    ),
     max,
     min,
     idleMillis: yield* millis("idleTimeout", options.idleTimeout, 600_000),
@@ -428,6 +465,14 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
       (yield* oneOf("multipleStatements", options.multipleStatements, "allow", ["allow", "forbid"])) === "allow",
     implicit: (yield* oneOf("implicitExecution", options.implicitExecution, "allow", ["allow", "forbid"])) === "allow",
     startup,
+    keepAlive: (yield* oneOf("keepalives", parameters.get("keepalives"), "1", ["1", "0"])) === "1",
+    keepAliveMillis: ((yield* numberIn(parameters, "keepalives_idle", "seconds")) ?? 0) * 1000,
+    channelBinding: yield* oneOf("channel_binding", parameters.get("channel_binding"), "prefer", [
+      "prefer",
+      "require",
+      "disable"
+    ]),
+    ignored: ignoredOf(parameters),
     slowMillis: yield* millis("slowStatement", options.slowStatement, never),
     operationMetrics: operationMetrics ?? false,
     comment: yield* commentOf(options.sqlCommenter),

@@ -1,4 +1,4 @@
-import { describe, expect, it } from "@effect/vitest"
+import { describe, expect, it, vi } from "@effect/vitest"
 import { Context, Deferred, Effect, Exit, Layer, Logger, LogLevel, Schedule, Scope, Stream } from "effect"
 import {
   DbConnection,
@@ -619,6 +619,14 @@ describe("runSync", () => {
     await db.run(insert(2))
     expect(await stats(db)).toMatchObject({ total: 2, used: 0, idle: 2, max: 10 })
     expect(db.runSync(DbEngine.stats)).toEqual(await stats(db))
+  })
+
+  test("evictAll closes its connections too", async (db) => {
+    db.runSync(insert(1))
+    await db.run(insert(2))
+    await db.run(DbEngine.evictAll)
+    await vi.waitFor(async () => expect((await stats(db)).total).toBe(0))
+    expect(db.runSync(seen)).toEqual([1, 2])
   })
 
   test("a session has one connection and one transaction, and commits", async (db) => {

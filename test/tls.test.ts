@@ -1,5 +1,5 @@
 import { it } from "@effect/vitest"
-import { DbEngine, DbError, DbLayer, type DbOptions, withTransaction } from "effect-db"
+import { DbEngine, DbError, DbLayer, type DbOptions, DbRuntime, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -77,6 +77,26 @@ const secured = Effect.map(run("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backe
 
 const on = <A, E>(options: DbOptions, effect: Effect.Effect<A, E, Services | Scope.Scope>) =>
   Effect.suspend(() => Effect.provide(effect, quietly(DbLayer({ url: urlOf(server), ...options }))))
+
+/** Passes bytes on, and remembers with which each connection began. */
+const recording = Effect.acquireRelease(
+  Effect.async<{ readonly port: number; readonly firsts: Array<number>; readonly close: () => void }>((resume) => {
+    const firsts: Array<number> = []
+    const listener = Net.createServer((socket) => {
+      socket.once("data", (bytes: Buffer) => void firsts.push(bytes[0]!))
+      const other = Net.connect(server.port, server.host).on("error", () => {})
+      socket
+        .on("error", () => {})
+        .pipe(other)
+        .pipe(socket)
+    })
+    listener.listen(0, "127.0.0.1", () => {
+      const { port } = listener.address() as Net.AddressInfo
+      resume(Effect.succeed({ port, firsts, close: () => listener.close() }))
+    })
+  }),
+  ({ close }) => Effect.sync(close)
+)
 
 /** The variable is read when the engine is made. */
 const withSslMode = <A, E, R>(mode: string, effect: Effect.Effect<A, E, R>) =>
@@ -280,6 +300,77 @@ describe.skipIf(!hasOpenssl)(`TLS${hasOpenssl ? "" : ": openssl is not installed
         yield* withSslMode(mode, expectRefused({}))
       }
       expect(yield* withSslMode("", on({}, secured))).toBe(false)
+    }))
+
+  test("sslnegotiation=direct is TLS from the first byte, for a CancelRequest and for health too", () =>
+    Effect.gen(function* () {
+      const query = `sslmode=verify-full&sslrootcert=${encodeURIComponent(caFile)}&sslnegotiation=direct`
+      const through = yield* recording
+      yield* on(
+        { url: `${urlOf(server)}?${query}`, port: through.port, maxConnections: 1 },
+        Effect.gen(function* () {
+          const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => row!["pid"])
+          const before = yield* pid
+          const sleeping = yield* Effect.fork(run("SELECT pg_sleep(61)"))
+          yield* until(
+            "it runs",
+            Effect.map(
+              ask(server, "SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(61)' AND state = 'active'"),
+              (_) => _.length === 1
+            )
+          )
+          expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "server" })
+          yield* Fiber.interrupt(sleeping)
+          expect(yield* pid).toBe(before)
+          expect(yield* secured).toBe(true)
+          // Each begins with a handshake.
+          expect(through.firsts).toEqual([22, 22, 22])
+        })
+      )
+      const clear = { url: `${urlOf(server)}?sslnegotiation=direct` }
+      expect(yield* reasonOf(on(clear, secured))).toMatchObject({ _tag: "InvalidInput" })
+    }))
+
+  test("ssl=false and ssl=no-verify of a url mean what they say, for a CancelRequest too", () =>
+    Effect.gen(function* () {
+      expect(yield* on({ url: `${urlOf(server)}?ssl=false` }, secured)).toBe(false)
+      yield* on(
+        { url: `${urlOf(server)}?ssl=no-verify`, maxConnections: 1 },
+        Effect.gen(function* () {
+          const began = performance.now()
+          yield* Effect.ignore(Effect.timeout(run("SELECT pg_sleep(60)"), 100))
+          expect(performance.now() - began).toBeLessThan(1000)
+          expect(yield* secured).toBe(true)
+        })
+      )
+    }))
+
+  test("sslrootcert=system trusts what Node trusts, and a file that can't be read is InvalidInput", () =>
+    Effect.gen(function* () {
+      yield* expectRefused({ url: `${urlOf(server)}?sslrootcert=system` })
+      for (const query of ["sslrootcert=/nowhere/s3cret.crt", "sslmode=verify-ca&uselibpqcompat=true", "ssl=s3cret"]) {
+        const reason = yield* reasonOf(on({ url: `${urlOf(server)}?${query}` }, secured))
+        expect(reason).toMatchObject({ _tag: "InvalidInput", message: "What the url says of TLS can't be done." })
+      }
+    }))
+
+  test("channel_binding=require is refused where the login is not bound, before a password is sent", () =>
+    Effect.gen(function* () {
+      const url = `${urlOf(server)}?channel_binding=require`
+      expect(yield* on({ url, ssl: { ca } }, secured)).toBe(true)
+      const through = yield* proxy(urlOf(server))
+      const refused = yield* reasonOf(on({ url, port: through.port }, secured))
+      expect(refused).toMatchObject({ _tag: "AuthenticationError", isRetryable: false })
+      expect(refused.message).toContain("no channel binding")
+      expect(through.log.filter((_) => _.dir === "frontend").map((_) => _.type)).toEqual(["startup"])
+      const runtime = (options: DbOptions) =>
+        Effect.acquireRelease(
+          Effect.sync(() => DbRuntime.make(quietly(DbLayer(options)))),
+          (_) => Effect.promise(_.close)
+        )
+      expect((yield* runtime({ url, ssl: { ca } })).runSync(secured)).toBe(true)
+      const { runSync } = yield* runtime({ url })
+      expect(yield* reasonOf(Effect.try({ try: () => runSync(secured), catch: (error) => error }))).toEqual(refused)
     }))
 
   test("errors of TLS say what to do, and show no key", () =>

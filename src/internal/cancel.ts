@@ -12,6 +12,7 @@ import type { Host } from "./wire.js"
 /** @internal */
 export interface CancelTarget extends Host {
   readonly ssl: boolean | ConnectionOptions | undefined
+  readonly direct?: boolean | undefined
   readonly stream?: (() => Duplex) | undefined
   readonly pid: number
   readonly secret: number
@@ -45,14 +46,18 @@ export const sendCancel = (target: CancelTarget, timeoutMillis: number, done: (e
     stream.write(request(target.pid, target.secret))
   }
   socket.once("connect", () => {
-    const { ssl } = target
+    const { direct = false, host, ssl } = target
     if (ssl === undefined || ssl === false) return send(socket)
+    const secure = (): void => {
+      const stream = secureSocket(socket, host, ssl, direct)
+      stream.on("error", finish)
+      stream.once("secureConnect", () => send(stream))
+    }
+    if (direct) return secure()
     socket.write(sslRequest)
     socket.once("data", (answer: Buffer) => {
-      if (answer[0] !== 0x53) return finish(new Error("the server does not offer TLS for the cancel request"))
-      const secure = secureSocket(socket, target.host, ssl)
-      secure.on("error", finish)
-      secure.once("secureConnect", () => send(secure))
+      if (answer[0] === 0x53) secure()
+      else finish(new Error("the server does not offer TLS for the cancel request"))
     })
   })
 }

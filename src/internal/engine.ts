@@ -57,7 +57,7 @@ export class EngineCore {
     const { beforeSession } = config.options
     this.beforeSession =
       beforeSession === undefined ? undefined : (this.provide(beforeSession) as Effect.Effect<void, DbError>)
-    this.metrics = new PoolMetrics(name, () => ({ ...this.stats, min: config.min }))
+    this.metrics = new PoolMetrics(name, () => ({ ...this.total(this.pools), min: config.min }))
     this.watched = config.operationMetrics || config.slowMillis < never
     this.live = this.makePool()
   }
@@ -93,6 +93,10 @@ export class EngineCore {
 
   private get pools(): ReadonlyArray<Pool> {
     return [this.live, ...(this.apart === undefined ? [] : [this.apart]), ...this.retired]
+  }
+
+  evictAll(): void {
+    for (const pool of this.pools) pool.evictAll()
   }
 
   get host(): DbHost {

@@ -8,7 +8,7 @@ import type { EngineHealth } from "../DbEngine.js"
 import type { EngineCore } from "./engine.js"
 import { executeApart } from "./execute.js"
 import { readServerMessage } from "./protocol.js"
-import { openSocket, sslRequest } from "./socket.js"
+import { openSocket, secureSocket, sslRequest } from "./socket.js"
 import type { Host } from "./wire.js"
 
 /** What an engine remembers from one check to the next. */
@@ -36,7 +36,7 @@ const startup = (user: string, database: string | undefined): Buffer => {
  */
 const ask = (engine: EngineCore, host: Host): Effect.Effect<void, DbError> =>
   Effect.async<void, DbError>((resume) => {
-    const { database, ssl, username } = engine.config.target
+    const { database, direct, ssl, username } = engine.config.target
     const socket = openSocket(host, engine.config.options.stream)
     const done = (effect: Effect.Effect<void, DbError>): void => {
       socket.destroy()
@@ -46,11 +46,21 @@ const ask = (engine: EngineCore, host: Host): Effect.Effect<void, DbError> =>
       done(Effect.fail(DbError.fromSocket(cause, "connect", `${host.host}:${host.port}`)))
     socket.on("error", lost)
     socket.on("close", () => lost(new Error("the server closed the connection")))
-    socket.once("connect", () =>
-      socket.write(ssl === undefined || ssl === false ? startup(username ?? "postgres", database) : sslRequest)
-    )
+    socket.once("connect", () => {
+      if (ssl === undefined || ssl === false) return socket.write(startup(username ?? "postgres", database))
+      if (!direct) return socket.write(sslRequest)
+      const secure = secureSocket(
+        socket,
+        host.host,
+        { ...(ssl === true ? {} : ssl), rejectUnauthorized: false },
+        direct
+      )
+      secure.on("error", lost)
+      return secure.once("secureConnect", () => done(Effect.void))
+    })
     const chunks: Array<Buffer> = []
     socket.on("data", (chunk: Buffer) => {
+      if (direct) return
       chunks.push(chunk)
       const answer = Buffer.concat(chunks)
       if (answer[0] !== 0x45) return done(Effect.void)

@@ -9,6 +9,7 @@ import type { MessagePort } from "node:worker_threads"
 import { DbError } from "../DbError.js"
 import { bell, sources } from "./blocking.js"
 import type { Source } from "./blocking.js"
+import { unbound } from "./channelBinding.js"
 import { clientOptions, Wire } from "./wire.js"
 import type { dial } from "./wire.js"
 
@@ -24,7 +25,7 @@ const say = (message) => {
   Atomics.notify(bell, 0)
 }
 
-const connect = ({ id, millis, options }) => {
+const connect = ({ id, millis, mustBind, options }) => {
   const client = new Pg.Client({ ...options, password: options.password ?? (() => undefined) })
   const { connection } = client
   const parameters = []
@@ -39,6 +40,17 @@ const connect = ({ id, millis, options }) => {
   }
   const timer = setTimeout(() => failed({ code: "ETIMEDOUT", message: "no connection within " + millis + " ms" }), millis)
   clients.set(id, { client, options })
+  if (mustBind) {
+    const refuse = () => failed({ message: "", unbound: true })
+    let bound = false
+    connection.on("authenticationSASL", ({ mechanisms }) => {
+      bound = mechanisms.includes("SCRAM-SHA-256-PLUS")
+      if (!bound) refuse()
+    })
+    connection.on("authenticationCleartextPassword", refuse)
+    connection.on("authenticationMD5Password", refuse)
+    connection.on("authenticationOk", () => bound || refuse())
+  }
   connection.on("parameterStatus", (_) => parameters.push([_.parameterName, _.parameterValue]))
   client.on("error", failed)
   client.connect((cause) => {
@@ -210,9 +222,11 @@ export const dialRemote: typeof dial = (config, host, password, onDeath, done) =
         stream.closed = true
         const cause = Object.assign(new Error(message.message), message.cause)
         const error =
-          "severity" in cause
-            ? DbError.fromServer(cause as never, { phase: "connect" })
-            : DbError.fromSocket(cause, "connect", where)
+          "unbound" in cause
+            ? unbound()
+            : "severity" in cause
+              ? DbError.fromServer(cause as never, { phase: "connect" })
+              : DbError.fromSocket(cause, "connect", where)
         return done(error, undefined)
       }
       case "ready": {
@@ -246,6 +260,7 @@ export const dialRemote: typeof dial = (config, host, password, onDeath, done) =
       id: stream.id,
       type: "connect",
       millis: config.connectMillis,
+      mustBind: config.channelBinding === "require",
       options: {
         ...clientOptions(config, host),
         ...(password === undefined ? {} : { password: Redacted.value(password) }),

@@ -25,11 +25,17 @@ export const openSocket = ({ host, port }: Host, stream: (() => Duplex) | undefi
 /** The wish for TLS, which is all that is said in the clear. @internal */
 export const sslRequest = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47])
 
-/** TLS on a socket whose server has agreed to it. @internal */
-export const secureSocket = (socket: Net.Socket, host: string, ssl: true | ConnectionOptions): Tls.TLSSocket =>
+/** TLS on a socket whose server has agreed to it, or is taken to (`direct`). @internal */
+export const secureSocket = (
+  socket: Net.Socket,
+  host: string,
+  ssl: true | ConnectionOptions,
+  direct: boolean
+): Tls.TLSSocket =>
   Tls.connect({
     ...(ssl === true ? {} : ssl),
     socket,
+    ...(direct ? { ALPNProtocols: ["postgresql"] } : {}),
     ...(Net.isIP(host) === 0 ? { servername: host } : {}),
     host
   })

@@ -3,11 +3,13 @@
  * read and written by our own pipeline, unless somebody asks for the `pg` client itself (`raw`).
  */
 import * as Redacted from "effect/Redacted"
+import type { EventEmitter } from "node:events"
 import type { Duplex } from "node:stream"
 import * as Pg from "pg"
 import { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
 import { sendCancel } from "./cancel.js"
+import { demandBinding, unbound } from "./channelBinding.js"
 import { deadline } from "./deadline.js"
 import { neutral, neutrally } from "./neutral.js"
 import { Pipeline } from "./pipeline.js"
@@ -167,7 +169,7 @@ export class Wire {
     const secret = this.internals.secretKey
     neutral(() =>
       sendCancel(
-        { ...this.host, ssl: target.ssl, stream: options.stream, pid: this.pid, secret },
+        { ...this.host, ssl: target.ssl, direct: target.direct, stream: options.stream, pid: this.pid, secret },
         Math.min(connectMillis, settleMillis, atMost),
         done
       )
@@ -387,19 +389,25 @@ class ForeignQueue {
 }
 
 /** What `pg` is told, but the password. @internal */
-export const clientOptions = ({ applicationName, startup, target }: Resolved, host: Host): Pg.ClientConfig => {
-  const limit = startup.find(([name]) => name === "transaction_timeout")
+export const clientOptions = (config: Resolved, host: Host): Pg.ClientConfig => {
+  const { startup, target } = config
+  // It knows no such parameter; the last one counts.
+  const line = startup.flatMap(([name, value]) =>
+    name === "options" ? [value] : name === "transaction_timeout" ? [`-c transaction_timeout=${value}`] : []
+  )
   return {
+    ...Object.fromEntries(startup.filter(([name]) => name !== "transaction_timeout")),
     host: host.host,
     port: host.port,
     database: target.database,
     user: target.username,
     ssl: target.ssl,
-    application_name: applicationName,
-    keepAlive: true,
-    enableChannelBinding: true,
-    ...Object.fromEntries(startup.filter(([name]) => name !== "transaction_timeout")),
-    ...(limit === undefined ? {} : { options: `-c transaction_timeout=${limit[1]}` })
+    sslnegotiation: target.direct ? "direct" : "postgres",
+    application_name: config.applicationName,
+    keepAlive: config.keepAlive,
+    keepAliveInitialDelayMillis: config.keepAliveMillis,
+    enableChannelBinding: config.channelBinding !== "disable",
+    ...(line.length === 0 ? {} : { options: line.join(" ") })
   } as Pg.ClientConfig
 }
 
@@ -431,6 +439,9 @@ export const dial = (
   internals.connection.on("parameterStatus", (message) => {
     parameters.set(message.parameterName, message.parameterValue)
   })
+  if (config.channelBinding === "require") {
+    demandBinding(internals.connection as unknown as EventEmitter, () => finish(unbound(), undefined))
+  }
   let finished = false
   const finish = (error: DbError | undefined, wire: Wire | undefined): void => {
     if (finished) return
