@@ -14,7 +14,6 @@ import * as Database from "./Database.js"
 import { DbError } from "./DbError.js"
 import { coreOf } from "./DbEngine.js"
 import type { DbEngine as EngineId, EngineService } from "./DbEngine.js"
-import { contextOf } from "./DbLayer.js"
 import type { Provided } from "./DbLayer.js"
 import type { DbOptions } from "./DbOptions.js"
 import type { CommitToken } from "./DbSession.js"
@@ -63,8 +62,8 @@ const unknownName = (name: string, names: ReadonlyArray<string>): DbError =>
  * @since 0.1.0
  * @category layers
  */
-export const layer = <const Databases extends Readonly<Record<string, DbOptions>>>(
-  databases: Databases,
+export const layer = <const Databases extends Readonly<Record<string, DbOptions<any>>>>(
+  databases: Databases & { readonly [Name in keyof Databases & string]: DbOptions<Name | "default"> },
   options: RegistryOptions = {}
 ): Layer.Layer<
   DbRegistry | { [Name in keyof Databases & string]: Provided<Name> }[keyof Databases & string],
@@ -96,11 +95,7 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions>
         }
       })
       for (const [name, service] of started) {
-        const { DbConnection, DbEngine, DbSession } = Database.make(name)
-        context = Context.merge(
-          context,
-          contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
-        )
+        context = Context.merge(context, Database.contextOf(Database.make(name), service))
       }
       return context
     })
@@ -113,17 +108,14 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions>
 const instead = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   service: EngineService,
-  { DbConnection, DbEngine, DbSession, name }: Database.Database<any> = Database.make("default")
+  database: Database.Database<any> = Database.make("default")
 ): Effect.Effect<A, E, Exclude<R, Provided<"default">>> => {
-  const inside = Effect.provide(
-    effect,
-    contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
-  )
+  const inside = Effect.provide(effect, Database.contextOf(database, service))
   return Effect.contextWithEffect((context: Context.Context<never>) => {
-    const here = Context.getOption(context, DbEngine as never) as Option.Option<EngineService>
+    const here = Context.getOption(context, database.DbEngine as never) as Option.Option<EngineService>
     return Option.isNone(here)
       ? inside
-      : withEngine(coreOf(here.value), (core) => inPlaceOf(inside, name, core, coreOf(service)))
+      : withEngine(coreOf(here.value), (core) => inPlaceOf(inside, database.name, core, coreOf(service)))
   })
 }
 

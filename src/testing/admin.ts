@@ -14,7 +14,7 @@ import { resolveTarget } from "../DbOptions.js"
 export type Ask = (text: string) => Effect.Effect<Pg.QueryResult, SqlError>
 
 /** A connection to the database that the options name, for the scope. @internal */
-export const connect = (options: DbOptions): Effect.Effect<Ask, SqlError, Scope.Scope> =>
+export const connect = (options: DbOptions<any>): Effect.Effect<Ask, SqlError, Scope.Scope> =>
   Effect.gen(function* () {
     const target = yield* resolveTarget(options)
     const password = yield* Effect.mapError(target.password, (cause) =>
@@ -48,5 +48,5 @@ export const connect = (options: DbOptions): Effect.Effect<Ask, SqlError, Scope.
   })
 
 /** One statement on a connection of its own. @internal */
-export const admin = (options: DbOptions, text: string): Effect.Effect<Pg.QueryResult, SqlError> =>
+export const admin = (options: DbOptions<any>, text: string): Effect.Effect<Pg.QueryResult, SqlError> =>
   Effect.scoped(Effect.flatMap(connect(options), (ask) => ask(text)))
