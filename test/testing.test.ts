@@ -725,3 +725,23 @@ describe("DbTest.database", () => {
     }).pipe(Effect.scoped)
   )
 })
+
+describe("the pg client of a connection that is played", () => {
+  for (const [name, raw] of [
+    ["of the ambient connection", DbConnection.withConnection(DbConnection.raw)],
+    ["of a handle", Effect.scoped(Effect.flatMap(DbConnection.acquire(), (_) => _.raw))]
+  ] as const) {
+    it.live(`${name} is refused with InvalidInput, which names DbTest.database`, () =>
+      sandboxed(
+        Effect.gen(function* () {
+          const error = yield* Effect.flip(raw)
+          expect(DbError.reason(error)).toMatchObject({ _tag: "InvalidInput", isRetryable: false })
+          expect(error.message).toContain("DbTest.database")
+          // Nothing else has become of the connection.
+          yield* DbConnection.withConnection(insert("ada"))
+          expect(yield* names).toBe("ada")
+        })
+      )
+    )
+  }
+})

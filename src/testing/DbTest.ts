@@ -117,8 +117,8 @@ export interface TestModule<Name extends string> {
    *
    * Its limits are those of one connection: the transactions of several sessions take turns, one inside the other, so
    * an isolated session does not survive the rollback of the transaction that it was opened in; isolation levels are
-   * those of the sandbox; `connection.raw` is not available. A plain BEGIN, COMMIT or ROLLBACK outside of a session is
-   * played; any other text that begins or ends a transaction is refused, with `InvalidInput`.
+   * those of the sandbox; `connection.raw` is refused, with `InvalidInput`. A plain BEGIN, COMMIT or ROLLBACK outside of
+   * a session is played; any other text that begins or ends a transaction is refused as well.
    */
   readonly sandbox: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | DbEngine<Name>>
   /**
