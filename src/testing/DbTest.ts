@@ -182,7 +182,7 @@ const created = <Name extends string>(
     if (useExisting === true) {
       const literal = `'${name.replace(/'/g, "''")}'`
       const found = yield* admin(server, `SELECT 1 FROM pg_database WHERE datname = ${literal}`)
-      if (found.rows.length > 0) return false
+      if (found.length > 0) return false
     }
     const from = template === undefined ? "" : ` TEMPLATE ${quoteIdentifier(template)}`
     yield* admin(server, `CREATE DATABASE ${quoteIdentifier(name)}${from}`)

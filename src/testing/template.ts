@@ -40,7 +40,7 @@ export const makeTemplate = <Name extends string, E>(
       const ask = yield* connect(server)
       const made = Effect.map(
         ask(`SELECT FROM pg_database WHERE datname = ${literal} AND datistemplate`),
-        (_) => _.rows.length > 0
+        (_) => _.length > 0
       )
       if (yield* made) return name
       // One at a time: whoever comes later finds it made. The lock goes with the connection.
