@@ -273,8 +273,9 @@ type Engines<Name extends string> = { [One in Name]: DbEngine<One> }[Name]
  * and a client that goes away roll back. The commit happens before the response leaves, so that a failed commit is a
  * 5xx. A handler that uses no database borrows nothing, and a request that has a session already is left alone.
  *
- * Around a route, a router, an app, or as the middleware of `HttpServer.serve` and `HttpApiBuilder.serve`; in the last
- * two a failure counts by the status of the response that the server makes of it.
+ * Around a route, a router, an app, or as the middleware of `HttpServer.serve` and `HttpApiBuilder.serve`. In the last
+ * two the server has made a response of a failure before, and says no more than its status: an error that has a response
+ * below 400 of its own, such as a redirect, commits. Around the router it rolls back.
  *
  * ```ts
  * HttpServer.serve(router, DbHttp.middleware())
