@@ -115,16 +115,17 @@ export interface TestModule<Name extends string> {
    * Outside stay fibers that were started there, effects that are run with a `Runtime` that was captured there, and
    * handles of sessions and connections that were opened there.
    *
-   * Its limits are those of one connection: the transactions of several sessions take turns, one inside the other, so
-   * an isolated session does not survive the rollback of the transaction that it was opened in; isolation levels are
-   * those of the sandbox; `connection.raw` is refused, with `InvalidInput`. A plain BEGIN, COMMIT or ROLLBACK outside of
-   * a session is played; any other text that begins or ends a transaction is refused as well.
+   * Its limits are those of one connection in one transaction: the transactions of several sessions take turns, one
+   * inside the other, so an isolated session does not survive the rollback of the transaction that it was opened in;
+   * isolation levels are those of the sandbox; `now()` is when it began; a NOTIFY is not heard; `connection.raw` is
+   * refused, with `InvalidInput`. A plain BEGIN, COMMIT or ROLLBACK outside of a session is played; any other text that
+   * begins or ends a transaction is refused as well.
    */
   readonly sandbox: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | DbEngine<Name>>
   /**
-   * Everything that the database's layer provides, in a sandbox that lasts as long as the layer. Without options the
-   * server is that of the environment (`DATABASE_URL`, else `PGHOST` and so on). With `it.layer` of `@effect/vitest` the
-   * tests of a group share it; `sandbox` around each of them keeps them apart.
+   * What `DbLayer(options)` provides, in a sandbox that lasts as long as the layer. Without options the server is that of
+   * the environment (`DATABASE_URL`, else `PGHOST` and so on). With `layer` of `@effect/vitest` the tests of a group share
+   * it, and see each other's work; `sandbox` around each of them keeps them apart.
    */
   readonly layer: (
     options?: DbOptions<Name | "default">
@@ -152,8 +153,8 @@ export interface TestModule<Name extends string> {
   ) => Effect.Effect<readonly [result: A, trace: Trace], E, R | DbEngine<Name>>
   /**
    * Creates a database for the scope and drops it at the end, with `FORCE`: backends that are still attached, a leaked
-   * one of the program under test for example, don't keep it. A failing body drops it too. The options say how to reach
-   * the server, through a database that exists.
+   * one of the program under test for example, don't keep it. A failing body drops it too. It is reached as an engine
+   * with these options reaches the database that they name (default: `postgres`), by a user who may create databases.
    */
   readonly database: (
     options: DatabaseOptions<Name | "default">
