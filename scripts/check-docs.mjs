@@ -27,7 +27,7 @@ const modules = {
   "@effect/platform-node": "NodeHttpServer NodeRuntime",
   "@effect/sql": "Migrator Model SqlClient SqlError SqlResolver SqlSchema Statement",
   "@effect/sql-pg": "PgClient",
-  "@effect/vitest": "it",
+  "@effect/vitest": "it layer",
   vitest: "expect"
 }
 

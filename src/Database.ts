@@ -13,9 +13,9 @@ import * as Layer from "effect/Layer"
 import * as connections from "./DbConnection.js"
 import type { ConnectionModule } from "./DbConnection.js"
 import * as engines from "./DbEngine.js"
-import type { DbEngine, EngineModule } from "./DbEngine.js"
+import type { DbEngine, EngineModule, EngineService } from "./DbEngine.js"
 import * as layers from "./DbLayer.js"
-import type { LayerModule } from "./DbLayer.js"
+import type { LayerModule, Provided } from "./DbLayer.js"
 import type { HookServices } from "./DbOptions.js"
 import * as schemas from "./DbSchema.js"
 import type { SchemaModule } from "./DbSchema.js"
@@ -68,16 +68,7 @@ const known = globalValue("effect-db/Database", () => new Map<string, Database<a
 export const make = <const Name extends string>(name: Name): Database<Name> => {
   const before = known.get(name)
   if (before !== undefined) return before as Database<Name>
-  // Effects in the options are written for the default database, whatever this one is called.
-  const servicesOf = (service: engines.EngineService): Context.Context<HookServices> => {
-    const own = make("default")
-    return layers.contextOf(
-      "default",
-      { engine: own.DbEngine, connection: own.DbConnection, session: own.DbSession },
-      service
-    )
-  }
-  const DbEngine = engines.make(name, servicesOf)
+  const DbEngine = engines.make(name, hookServices)
   const DbConnection = connections.make(name, DbEngine)
   const DbSession = sessions.make(name, DbEngine)
   const database: Database<Name> = {
@@ -101,3 +92,14 @@ export const make = <const Name extends string>(name: Name): Database<Name> => {
   known.set(name, database)
   return database
 }
+
+/** What the layer of a database provides, with this engine. @internal */
+export const contextOf = <Name extends string>(
+  { DbConnection, DbEngine, DbSession, name }: Database<Name>,
+  service: EngineService
+): Context.Context<Provided<Name>> =>
+  layers.contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
+
+/** Effects in the options of an engine know it by its name, and as the default database. @internal */
+export const hookServices = (service: EngineService): Context.Context<HookServices<any>> =>
+  Context.merge(contextOf(make("default"), service), contextOf(make(service.name), service))

@@ -65,7 +65,8 @@ export interface Connection {
   readonly status: Effect.Effect<ConnectionStatus>
   /**
    * The `pg` client, for what this library does not cover. From now on, and until it is given back, nothing is
-   * pipelined on it; afterwards it is destroyed unless nothing was sent. Borrows if nothing is borrowed.
+   * pipelined on it; afterwards it is destroyed unless nothing was sent. Borrows if nothing is borrowed. In a sandbox of
+   * `DbTest`: `InvalidInput`.
    */
   readonly raw: Effect.Effect<Pg.Client, SqlError>
   /**
@@ -132,7 +133,11 @@ class Handle implements Connection, Stacked {
   })
 
   readonly raw = Effect.flatMap(this.wire, (wire) =>
-    Effect.async<Pg.Client, DbError>((resume) => wire.toForeign((client) => resume(Effect.succeed(client))))
+    Effect.async<Pg.Client, DbError>((resume) =>
+      wire.toForeign((client: Pg.Client | DbError) =>
+        resume(DbError.is(client) ? Effect.fail(client) : Effect.succeed(client))
+      )
+    )
   )
 
   /** Its owner never came to have it. */

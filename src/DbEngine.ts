@@ -294,8 +294,8 @@ export const makeService = (core: EngineCore): EngineService => {
 /** @internal */
 export const makeEngine = (
   name: string,
-  options: DbOptions,
-  servicesOf: (service: EngineService) => Context.Context<HookServices>
+  options: DbOptions<any>,
+  servicesOf: (service: EngineService) => Context.Context<HookServices<any>>
 ): Effect.Effect<EngineService, SqlError, Scope.Scope> =>
   Effect.gen(function* () {
     const config = yield* resolve(options)
@@ -325,9 +325,9 @@ export interface EngineModule<Name extends string> extends Context.Tag<DbEngine<
    * An engine for the current scope. Closing the scope drains it. Made again for the same target within five seconds it
    * logs a warning: once to each logger, to twenty at most, until five seconds have passed without another.
    */
-  readonly make: (options: DbOptions) => Effect.Effect<EngineService, SqlError, Scope.Scope>
+  readonly make: (options: DbOptions<Name | "default">) => Effect.Effect<EngineService, SqlError, Scope.Scope>
   /** The engine alone, without the facades and the ecosystem's client of `DbLayer`. Closing it drains. */
-  readonly layer: (options: DbOptions) => Layer.Layer<DbEngine<Name>, SqlError>
+  readonly layer: (options: DbOptions<Name | "default">) => Layer.Layer<DbEngine<Name>, SqlError>
   /** `changeHost` of the engine. */
   readonly changeHost: (target: DbHost | ReadonlyArray<DbHost>) => Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly ping: Effect.Effect<void, SqlError, DbEngine<Name>>
@@ -341,15 +341,15 @@ export interface EngineModule<Name extends string> extends Context.Tag<DbEngine<
 /** @internal */
 export const make = <Name extends string>(
   name: Name,
-  servicesOf: (service: EngineService) => Context.Context<HookServices>
+  servicesOf: (service: EngineService) => Context.Context<HookServices<any>>
 ): EngineModule<Name> => {
   const tag = Context.GenericTag<DbEngine<Name>, EngineService>(`effect-db/DbEngine/${name}`)
   const use = <A, E>(f: (engine: EngineService) => Effect.Effect<A, E>): Effect.Effect<A, E, DbEngine<Name>> =>
     Effect.flatMap(tag, f)
-  const make = (options: DbOptions) => makeEngine(name, options, servicesOf)
+  const make = (options: DbOptions<Name | "default">) => makeEngine(name, options, servicesOf)
   return Object.assign(tag, {
     make,
-    layer: (options: DbOptions) => Layer.scoped(tag, make(options)),
+    layer: (options: DbOptions<Name | "default">) => Layer.scoped(tag, make(options)),
     changeHost: (target: DbHost | ReadonlyArray<DbHost>) => use((_) => _.changeHost(target)),
     ping: use((_) => _.ping),
     stats: use((_) => _.stats),

@@ -20,9 +20,10 @@ import { identity } from "effect/Function"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import type { NoInfer } from "effect/Types"
 import * as Database from "./Database.js"
 import { coreOf } from "./DbEngine.js"
-import type { DbEngine } from "./DbEngine.js"
+import type { DbEngine, EngineService } from "./DbEngine.js"
 import { DbEngine as DefaultEngine } from "./Default.js"
 import type { SessionOptions } from "./DbSession.js"
 import * as Ambient from "./internal/ambient.js"
@@ -36,7 +37,10 @@ import type { Slot } from "./internal/slot.js"
  * @since 0.1.0
  * @category models
  */
-export interface MiddlewareOptions<Name extends string = "default"> extends Omit<SessionOptions, "timeout"> {
+export interface MiddlewareOptions<Name extends string = "default"> extends Omit<
+  SessionOptions<NoInfer<Name> | "default">,
+  "timeout"
+> {
   /** Whether the response commits. Default: a status below 400. */
   readonly commits?: ((response: HttpServerResponse.HttpServerResponse) => boolean) | undefined
   /**
@@ -245,6 +249,23 @@ const withTokens = (
     )
   )
 
+/** The hook is one for all databases of the request: it knows each by its name. */
+const withWords = <Options extends MiddlewareOptions<any>>(
+  options: Options,
+  services: ReadonlyArray<EngineService>
+): Options =>
+  options.beforeCommit === undefined
+    ? options
+    : {
+        ...options,
+        beforeCommit: services
+          .filter((_) => _.name !== "default")
+          .reduce(
+            (hook, service) => Effect.provide(hook, Database.contextOf(Database.make(service.name), service)),
+            options.beforeCommit
+          )
+      }
+
 type Engines<Name extends string> = { [One in Name]: DbEngine<One> }[Name]
 
 /**
@@ -252,8 +273,9 @@ type Engines<Name extends string> = { [One in Name]: DbEngine<One> }[Name]
  * and a client that goes away roll back. The commit happens before the response leaves, so that a failed commit is a
  * 5xx. A handler that uses no database borrows nothing, and a request that has a session already is left alone.
  *
- * Around a route, a router, an app, or as the middleware of `HttpServer.serve` and `HttpApiBuilder.serve`; in the last
- * two a failure counts by the status of the response that the server makes of it.
+ * Around a route, a router, an app, or as the middleware of `HttpServer.serve` and `HttpApiBuilder.serve`. In the last
+ * two the server has made a response of a failure before, and says no more than its status: an error that has a response
+ * below 400 of its own, such as a redirect, commits. Around the router it rolls back.
  *
  * ```ts
  * HttpServer.serve(router, DbHttp.middleware())
@@ -297,10 +319,11 @@ export const middleware =
         const cores = services.map((service) => engineFor(fiber, coreOf(service)))
         const fresh = [...new Set(cores)].filter((core) => Ambient.entry(fiber, core).slot === undefined)
         if (fresh.length === 0) return app as App
+        const given = withWords(options, services)
         const routed = fiber.currentContext.unsafeMap.has(HttpRouter.RouteContext.key)
         return Effect.uninterruptibleMask((restore) =>
           Effect.flatMap(
-            Effect.forEach(fresh, (core) => makeSlot(core, Ambient.entry(fiber, core), options, false)),
+            Effect.forEach(fresh, (core) => makeSlot(core, Ambient.entry(fiber, core), given, false)),
             (slots) => {
               const app = around(slots, routed ? restore : leavable)
               return tokens === undefined ? app : afterwards(app, slots, tokens)

@@ -42,10 +42,10 @@ export interface LayerModule<Name extends string> {
    * socket before the first use unless `connect` is `"eager"`. Closing it drains. Built twice for the same target within
    * a short time it logs a warning, see `DbEngine.make`.
    */
-  (options: DbOptions): Layer.Layer<Provided<Name>, SqlError>
+  (options: DbOptions<Name | "default">): Layer.Layer<Provided<Name>, SqlError>
   /** The same from a `Config`. */
   readonly config: (
-    config: Config.Config.Wrap<DbOptions>
+    config: Config.Config.Wrap<DbOptions<Name | "default">>
   ) => Layer.Layer<Provided<Name>, SqlError | ConfigError.ConfigError>
   /**
    * The same from the environment: `DATABASE_URL`, else libpq's `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD` and
@@ -81,7 +81,7 @@ const variable = (name: string): Config.Config<Option.Option<string>> => Config.
 const secret = (name: string): Config.Config<Option.Option<Redacted.Redacted>> =>
   Config.map(variable(name), Option.map(Redacted.make))
 
-const fromEnv: Config.Config<DbOptions> = Config.all({
+const fromEnv: Config.Config<DbOptions<never>> = Config.all({
   url: secret("DATABASE_URL"),
   host: variable("PGHOST"),
   // The empty text is a number: 0.
@@ -92,7 +92,7 @@ const fromEnv: Config.Config<DbOptions> = Config.all({
   password: secret("PGPASSWORD"),
   database: variable("PGDATABASE")
 }).pipe(
-  Config.map(({ url, ...rest }): DbOptions => {
+  Config.map(({ url, ...rest }): DbOptions<never> => {
     if (Option.isSome(url)) return { url: url.value }
     return {
       host: Option.getOrUndefined(rest.host),
@@ -111,11 +111,12 @@ export const make = <Name extends string>(
   connection: Context.Tag<DbConnection<Name>, Connection>,
   session: Context.Tag<DbSession<Name>, Session>
 ): LayerModule<Name> => {
-  const build = (options: DbOptions) =>
+  const build = (options: DbOptions<Name | "default">) =>
     Effect.map(engine.make(options), (service) => contextOf(name, { engine, connection, session }, service))
-  const config = (config: Config.Config<DbOptions>) => Layer.scopedContext(Effect.flatMap(config, build))
-  return Object.assign((options: DbOptions) => Layer.scopedContext(build(options)), {
-    config: (wrapped: Config.Config.Wrap<DbOptions>) => config(Config.unwrap(wrapped)),
+  const config = (config: Config.Config<DbOptions<Name | "default">>) =>
+    Layer.scopedContext(Effect.flatMap(config, build))
+  return Object.assign((options: DbOptions<Name | "default">) => Layer.scopedContext(build(options)), {
+    config: (wrapped: Config.Config.Wrap<DbOptions<Name | "default">>) => config(Config.unwrap(wrapped)),
     env: config(fromEnv)
   })
 }

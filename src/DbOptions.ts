@@ -54,7 +54,7 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
  * @since 0.1.0
  * @category models
  */
-export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
+export interface DbOptions<Name extends string = "default"> extends Omit<PgClientConfig, "password" | "url"> {
   /**
    * `postgres://user:password@host:port/database?sslmode=...`, with several hosts as libpq writes them; the single
    * options below win over its parts. What is special in the password is encoded by `encodeURIComponent`; `@`, `,` and
@@ -128,9 +128,9 @@ export interface DbOptions extends Omit<PgClientConfig, "password" | "url"> {
    * Run before every creation of a session, once for it and outside of it: nothing is ambient but schemas and tenants.
    * It may call `DbEngine.changeHost`, run statements and open sessions, for which it is not run again.
    */
-  readonly beforeSession?: Effect.Effect<unknown, SqlError, HookServices> | undefined
+  readonly beforeSession?: Effect.Effect<unknown, SqlError, HookServices<Name>> | undefined
   /** Run on each new raw connection, which is the ambient one for it; counts towards `connectTimeout`. */
-  readonly afterConnect?: Effect.Effect<unknown, unknown, HookServices> | undefined
+  readonly afterConnect?: Effect.Effect<unknown, unknown, HookServices<Name>> | undefined
   /** Log a borrower that keeps a connection for longer than this. Default: never. */
   readonly leakTimeout?: Duration.DurationInput | undefined
   /**
@@ -167,13 +167,14 @@ export interface SqlCommenterOptions {
 }
 
 /**
- * What an effect in the options is given: the services of the engine that it is an option of, under the default
- * database's tags whatever the name of that engine is.
+ * What an effect in the options is given: the services of the engine that it is an option of, under the tags of that
+ * database and under the default one's, so that one hook serves databases of several names.
  *
  * @since 0.1.0
  * @category models
  */
-export type HookServices = DbEngine | DbConnection | DbSession | SqlClient | PgClient
+export type HookServices<Name extends string = "default"> =
+  DbEngine<Name | "default"> | DbConnection<Name | "default"> | DbSession<Name | "default"> | SqlClient | PgClient
 
 /** @internal */
 export interface Target {

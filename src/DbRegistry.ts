@@ -14,11 +14,12 @@ import * as Database from "./Database.js"
 import { DbError } from "./DbError.js"
 import { coreOf } from "./DbEngine.js"
 import type { DbEngine as EngineId, EngineService } from "./DbEngine.js"
-import { contextOf } from "./DbLayer.js"
 import type { Provided } from "./DbLayer.js"
 import type { DbOptions } from "./DbOptions.js"
 import type { CommitToken } from "./DbSession.js"
 import * as Ambient from "./internal/ambient.js"
+import { combinator } from "./internal/combinator.js"
+import type { Combined, CombinatorRest, Known } from "./internal/combinator.js"
 import { later, tokenOf, waitFor } from "./internal/commitToken.js"
 import { inPlaceOf, withEngine } from "./internal/instead.js"
 
@@ -63,8 +64,8 @@ const unknownName = (name: string, names: ReadonlyArray<string>): DbError =>
  * @since 0.1.0
  * @category layers
  */
-export const layer = <const Databases extends Readonly<Record<string, DbOptions>>>(
-  databases: Databases,
+export const layer = <const Databases extends Readonly<Record<string, DbOptions<any>>>>(
+  databases: Databases & { readonly [Name in keyof Databases & string]: DbOptions<Name | "default"> },
   options: RegistryOptions = {}
 ): Layer.Layer<
   DbRegistry | { [Name in keyof Databases & string]: Provided<Name> }[keyof Databases & string],
@@ -96,11 +97,7 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions>
         }
       })
       for (const [name, service] of started) {
-        const { DbConnection, DbEngine, DbSession } = Database.make(name)
-        context = Context.merge(
-          context,
-          contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
-        )
+        context = Context.merge(context, Database.contextOf(Database.make(name), service))
       }
       return context
     })
@@ -113,17 +110,14 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions>
 const instead = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   service: EngineService,
-  { DbConnection, DbEngine, DbSession, name }: Database.Database<any> = Database.make("default")
+  database: Database.Database<any> = Database.make("default")
 ): Effect.Effect<A, E, Exclude<R, Provided<"default">>> => {
-  const inside = Effect.provide(
-    effect,
-    contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
-  )
+  const inside = Effect.provide(effect, Database.contextOf(database, service))
   return Effect.contextWithEffect((context: Context.Context<never>) => {
-    const here = Context.getOption(context, DbEngine as never) as Option.Option<EngineService>
+    const here = Context.getOption(context, database.DbEngine as never) as Option.Option<EngineService>
     return Option.isNone(here)
       ? inside
-      : withEngine(coreOf(here.value), (core) => inPlaceOf(inside, name, core, coreOf(service)))
+      : withEngine(coreOf(here.value), (core) => inPlaceOf(inside, database.name, core, coreOf(service)))
   })
 }
 
@@ -189,6 +183,28 @@ export interface ReadOnlyOptions<Name extends string = "default"> {
   readonly timeout?: Duration.DurationInput | undefined
 }
 
+/** The database that options name; the default one, when they name none. */
+type NameIn<Options> = Options extends { readonly database?: infer Given } ? NameOf<NonNullable<Given>> : "default"
+
+type NameOf<Given> = [Given] extends [never]
+  ? "default"
+  : Given extends { readonly name: infer Name extends string }
+    ? Name
+    : "default"
+
+/**
+ * A combinator whose options name the database that it is for.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReadOnly {
+  <Arg extends Effect.Effect<any, any, any> | ReadOnlyOptions<any>, Name extends string = "default">(
+    effectOrOptions: Arg & Known<Arg, ReadOnlyOptions>,
+    ...rest: CombinatorRest<ReadOnlyOptions<Name>>
+  ): Combined<Arg, SqlError, EngineId<Arg extends Effect.Effect<any, any, any> ? Name : NameIn<Arg>> | DbRegistry>
+}
+
 /**
  * Runs an effect that only reads on the database's replica, if the registry knows one; inside of `using` on the replica
  * of that database. Inside a session whose transaction is open it stays there, since a replica would not show what that
@@ -201,18 +217,7 @@ export interface ReadOnlyOptions<Name extends string = "default"> {
  * @since 0.1.0
  * @category combinators
  */
-export const readOnly: {
-  <Name extends string = "default">(
-    options: ReadOnlyOptions<Name>
-  ): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | EngineId<Name> | DbRegistry>
-  <A, E, R, Name extends string = "default">(
-    effect: Effect.Effect<A, E, R>,
-    options?: ReadOnlyOptions<Name>
-  ): Effect.Effect<A, E | SqlError, R | EngineId<Name> | DbRegistry>
-} = ((...args: ReadonlyArray<any>) =>
-  Effect.isEffect(args[0])
-    ? onReplica(args[0] as Effect.Effect<any, any, any>, (args[1] ?? {}) as ReadOnlyOptions<string>)
-    : (effect: Effect.Effect<any, any, any>) => onReplica(effect, args[0] as ReadOnlyOptions<string>)) as never
+export const readOnly: ReadOnly = combinator((effect, options) => onReplica(effect, options)) as never
 
 const onReplica = (effect: Effect.Effect<any, any, any>, options: ReadOnlyOptions<string>) =>
   Effect.gen(function* () {

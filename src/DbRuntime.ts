@@ -26,6 +26,9 @@ type Services<Name extends string> = DbEngine<Name> | DbConnection<Name> | DbSes
 /** The names of the databases that a layer provides. */
 type Names<R> = R extends DbEngine<infer Name> ? Name : never
 
+/** Those whose words hooks may use. */
+type Spoken<R> = R extends DbSession<infer Name> ? Name : never
+
 /**
  * Promise code in sessions and transactions of one database. What is ambient travels with `AsyncLocalStorage`: each
  * database has its own place in it, so calls for several databases nest. Stores of your own are in the callback what they
@@ -34,14 +37,14 @@ type Names<R> = R extends DbEngine<infer Name> ? Name : never
  * @since 0.1.0
  * @category models
  */
-export interface PromiseSessions {
+export interface PromiseSessions<Name extends string = "default"> {
   /**
    * Runs promise code in a session, which commits when the promise is fulfilled and rolls back when it is rejected, with
    * that error. Inside a session it joins that one. Concurrent calls have sessions of their own.
    */
-  readonly session: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
+  readonly session: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions<Name>) => Promise<A>
   /** As `session`, always with a session and a connection of its own. */
-  readonly isolated: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions) => Promise<A>
+  readonly isolated: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions<Name>) => Promise<A>
   /**
    * Runs promise code as an atomic block: a savepoint inside a session, else a transaction of its own. With `retry` the
    * code runs again when it is rejected with a `DbError` that passes.
@@ -58,7 +61,7 @@ export interface PromiseSessions {
  * @since 0.1.0
  * @category models
  */
-export interface DbRuntime<R, E> extends PromiseSessions {
+export interface DbRuntime<R, E> extends PromiseSessions<Spoken<R> | "default"> {
   /**
    * Runs an effect. Inside the callback of `session`, `isolated`, `transaction` or `atomic` it runs in that session, and
    * in promise code that another effect of this runtime awaits in the session of that one's fiber. Its fibers have the
@@ -79,7 +82,7 @@ export interface DbRuntime<R, E> extends PromiseSessions {
    * `session`, `isolated`, `transaction` and `atomic` of another database that the layer provides. Nested, each has its
    * own session; the inner one ends first.
    */
-  readonly of: <Name extends Names<R>>(database: Database.Database<Name>) => PromiseSessions
+  readonly of: <Name extends Names<R>>(database: Database.Database<Name>) => PromiseSessions<Name | "default">
   /**
    * Drains and closes: sessions in hand may finish, up to `drainTimeout`; what comes later is rejected with
    * `PoolClosed`. Twice: nothing.
@@ -187,7 +190,7 @@ export const make: {
     // One of ours is a failure like that of an effect: whoever decides about retries looks at it.
     promised.code(f, (reason) => (reason instanceof SqlError ? reason : new Rejected(reason)))
 
-  const sessionsOf = ({ atomic, DbSession, withTransaction }: Database.Database<any>): PromiseSessions => {
+  const sessionsOf = ({ atomic, DbSession, withTransaction }: Database.Database<any>): PromiseSessions<any> => {
     // The signature of `make` and of `of` says that the layer provides it.
     const run = <A, E2>(effect: Effect.Effect<A, E2, DbEngine<any>>) => exit(effect as Effect.Effect<A, E2, any>)
     return {

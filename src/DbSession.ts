@@ -65,16 +65,16 @@ export type SessionState = UnitState
  * @since 0.1.0
  * @category models
  */
-export interface SessionOptions extends TransactionOptions {
+export interface SessionOptions<Name extends string = "default"> extends TransactionOptions {
   /** Run before each COMMIT of the session, still inside. Its failure prevents the commit. */
-  readonly beforeCommit?: Effect.Effect<unknown, SqlError, HookServices> | undefined
+  readonly beforeCommit?: Effect.Effect<unknown, SqlError, HookServices<Name>> | undefined
 }
 
 /**
  * @since 0.1.0
  * @category models
  */
-export interface MakeOptions extends SessionOptions {
+export interface MakeOptions<Name extends string = "default"> extends SessionOptions<Name> {
   /** Commit at the end of the scope when it succeeds. Default: false, everything uncommitted is rolled back. */
   readonly autocommit?: boolean | undefined
 }
@@ -286,7 +286,7 @@ export const makeFacade = (service: EngineService): Session => {
 /** Opens a slot whose end is that of the current scope. A commit that fails where nobody can be told is a defect. */
 const openScoped = (
   core: EngineCore,
-  options: MakeOptions,
+  options: MakeOptions<any>,
   commits: boolean,
   after: () => Effect.Effect<void>
 ): Effect.Effect<Slot, SqlError, Scope.Scope> =>
@@ -331,15 +331,19 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
    * Runs an effect in a session: success commits, everything else rolls back. Inside a session it joins that one:
    * with options that its transaction can't honour, `PropagationError`.
    */
-  readonly autocommit: Combinator<SessionOptions, SqlError, DbEngine<Name>>
+  readonly autocommit: Combinator<SessionOptions<Name | "default">, SqlError, DbEngine<Name>>
   /** Always a session and a connection of its own, which leaves an outer one untouched. */
-  readonly isolated: Combinator<SessionOptions, SqlError, DbEngine<Name>>
+  readonly isolated: Combinator<SessionOptions<Name | "default">, SqlError, DbEngine<Name>>
   /** The ambient session until the scope closes, which commits or rolls back by its Exit. */
-  readonly scoped: (options?: SessionOptions) => Effect.Effect<Session, SqlError, DbEngine<Name> | Scope.Scope>
+  readonly scoped: (
+    options?: SessionOptions<Name | "default">
+  ) => Effect.Effect<Session, SqlError, DbEngine<Name> | Scope.Scope>
   /** A session that is not ambient; `session.use(effect)` makes it so for an effect. */
-  readonly make: (options?: MakeOptions) => Effect.Effect<Session, SqlError, DbEngine<Name> | Scope.Scope>
+  readonly make: (
+    options?: MakeOptions<Name | "default">
+  ) => Effect.Effect<Session, SqlError, DbEngine<Name> | Scope.Scope>
   /** The ambient session for as long as the layer lasts, which ends by the Exit of its scope. */
-  readonly layer: (options?: SessionOptions) => Layer.Layer<DbSession<Name>, SqlError, DbEngine<Name>>
+  readonly layer: (options?: SessionOptions<Name | "default">) => Layer.Layer<DbSession<Name>, SqlError, DbEngine<Name>>
   /** The ambient session, which is created if nobody has asked yet. */
   readonly current: Effect.Effect<Option.Option<Session>, SqlError, DbEngine<Name>>
   /** Runs an effect with no ambient session, connection or transaction of any database: for daemons. */
@@ -391,13 +395,13 @@ export const make = <Name extends string>(
   const facade = <A, E, R>(f: (session: Session) => Effect.Effect<A, E, R>) =>
     Effect.flatMap(engine, (service) => f(makeFacade(service)))
   return Object.assign(tag, {
-    autocommit: combinator<SessionOptions, SqlError, DbEngine<Name>>((effect, options) =>
+    autocommit: combinator<SessionOptions<Name | "default">, SqlError, DbEngine<Name>>((effect, options) =>
       withCore((core) => autocommit(core, effect, options))
     ),
-    isolated: combinator<SessionOptions, SqlError, DbEngine<Name>>((effect, options) =>
+    isolated: combinator<SessionOptions<Name | "default">, SqlError, DbEngine<Name>>((effect, options) =>
       withCore((core) => isolated(core, effect, options))
     ),
-    scoped: (options: SessionOptions = {}) =>
+    scoped: (options: SessionOptions<Name | "default"> = {}) =>
       withCore((core) =>
         Effect.withFiberRuntime<Session, SqlError, Scope.Scope>((fiber) => {
           const before = Ambient.entry(fiber, core)
@@ -414,14 +418,14 @@ export const make = <Name extends string>(
           )
         })
       ),
-    make: (options: MakeOptions = {}) =>
+    make: (options: MakeOptions<Name | "default"> = {}) =>
       withCore((core) =>
         Effect.flatMap(
           openScoped(core, options, options.autocommit === true, () => Effect.void),
           (slot) => handleOfSlot(core, slot)
         )
       ),
-    layer: (options: SessionOptions = {}) =>
+    layer: (options: SessionOptions<Name | "default"> = {}) =>
       Layer.scopedContext(
         Effect.flatMap(engine, (service) =>
           coreHere(service, (core) =>

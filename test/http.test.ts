@@ -7,13 +7,14 @@ import {
   HttpRouter,
   HttpServer,
   HttpServerRequest,
+  HttpServerRespondable,
   HttpServerResponse
 } from "@effect/platform"
 import { NodeHttpServer } from "@effect/platform-node"
 import type { SqlError } from "@effect/sql/SqlError"
 import { describe, it } from "@effect/vitest"
 import type { Context } from "effect"
-import { Deferred, Effect, Fiber, Layer, Option, Schema, type Scope, Stream } from "effect"
+import { Data, Deferred, Effect, Fiber, Layer, Option, Schema, type Scope, Stream } from "effect"
 import { Database, DbConnection, DbEngine, DbError, DbHttp, DbSchema, DbSession, withTransaction } from "effect-db"
 import { createServer, request as httpRequest } from "node:http"
 import type { AddressInfo } from "node:net"
@@ -1031,5 +1032,32 @@ describe("the middleware as an effect", () => {
       expect(yield* status(url)).toBe(200)
       expect(yield* rows).toEqual([1])
       expect(Option.isNone(yield* DbSession.current)).toBe(true)
+    }))
+})
+
+describe("a failure whose response is a redirect", () => {
+  class Elsewhere extends Data.TaggedError("Elsewhere") implements HttpServerRespondable.Respondable {
+    [HttpServerRespondable.symbol]() {
+      return HttpServerResponse.empty({ status: 303 })
+    }
+  }
+  const handler = Effect.zipRight(insert(1), Effect.fail(new Elsewhere()))
+  for (const [place, serve] of places) {
+    // There the server has made the response of it before anybody can tell it from a success.
+    const kept = place === "HttpServer.serve"
+    test(`${place}: ${kept ? "counts by its status, and commits" : "is a failure, and rolls back"}`, () =>
+      Effect.gen(function* () {
+        const url = yield* listening(serve(get("/", handler)))
+        expect(yield* status(url)).toBe(303)
+        expect(yield* rows).toEqual(kept ? [1] : [])
+      }))
+  }
+
+  test("HttpServer.serve: rolls back where commits says so", () =>
+    Effect.gen(function* () {
+      const middleware = DbHttp.middleware({ commits: ({ status }) => status < 300 })
+      const url = yield* listening(HttpServer.serve(get("/", handler), middleware) as never)
+      expect(yield* status(url)).toBe(303)
+      expect(yield* rows).toEqual([])
     }))
 })

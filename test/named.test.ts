@@ -1,10 +1,12 @@
 /** Schemas, sandboxes, promise code and requests of a database that is not the default one. */
+import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { expect, it } from "@effect/vitest"
 import { Effect, Layer, Logger, LogLevel, Option, Schema } from "effect"
 import {
   Database,
   type DbConnection,
   DbEngine,
+  DbHttp,
   DbRegistry,
   DbResolver,
   DbRuntime,
@@ -311,4 +313,108 @@ describe("DbResolver on another database", () => {
       expect(found).toEqual([Option.none(), Option.some({ id: 2 }), Option.some({ id: 3 })])
       expect(statements).toBe(1)
     }))
+})
+
+describe("effects in the options of another database", () => {
+  const value = Effect.flatMap(
+    Analytics.DbSession,
+    ({ sql }) => sql<{ name: string }>`SELECT current_setting('app.name', true) AS name`
+  )
+  const sets = (name: string) =>
+    Effect.flatMap(Analytics.DbConnection, ({ sql }) => sql`SELECT set_config('app.name', ${name}, false)`)
+
+  it.live("afterConnect, beforeSession and beforeCommit may be written in its own words", () => {
+    let begun = 0
+    return Effect.gen(function* () {
+      expect((yield* Analytics.DbSession.autocommit(value))[0]!.name).toBe("own")
+      expect(begun).toBe(1)
+      yield* Analytics.DbSession.autocommit(intoOther(1), { beforeCommit: intoOther(2) })
+      yield* Analytics.DbSession.isolated(intoOther(3), { beforeCommit: Analytics.withTransaction(intoOther(4)) })
+      yield* Effect.scoped(Effect.zipRight(Analytics.DbSession.scoped({ beforeCommit: intoOther(5) }), intoOther(6)))
+      expect(yield* othersRows).toEqual([1, 2, 3, 4, 5, 6])
+    }).pipe(
+      Effect.provide(
+        quietly(
+          Analytics.DbLayer({
+            url: other.url,
+            afterConnect: sets("own"),
+            beforeSession: Effect.zipRight(
+              Effect.sync(() => void begun++),
+              Analytics.DbEngine.changeHost({ host: other.host, port: other.port })
+            )
+          })
+        )
+      )
+    )
+  })
+
+  it.live("in the registry each entry has the words of its own name, and the default one's for itself", () =>
+    Effect.gen(function* () {
+      expect((yield* value)[0]!.name).toBe("own")
+      expect(
+        (yield* DbRegistry.using(
+          Effect.flatMap(DbSession, ({ sql }) => sql`SELECT 1 AS n`),
+          "analytics"
+        ))[0]
+      ).toEqual({ n: 1 })
+      yield* Analytics.DbSession.autocommit(intoOther(1), { beforeCommit: DbSession.autocommit(insert(2)) })
+      expect(yield* othersRows).toEqual([1, 2])
+      expect(yield* rows).toEqual([])
+    }).pipe(
+      Effect.provide(
+        quietly(
+          DbRegistry.layer({ default: { url: database.url }, analytics: { url: other.url, afterConnect: sets("own") } })
+        )
+      )
+    )
+  )
+
+  it.live("in a sandbox they stay in it", () =>
+    Effect.gen(function* () {
+      yield* Analytics.DbSession.autocommit(intoOther(1), { beforeCommit: intoOther(2) })
+      expect(yield* Effect.map(value, (_) => _.length)).toBe(1)
+      expect(yield* othersRows).toEqual([])
+    }).pipe(
+      Effect.provide(quietly(DbTest.of(Analytics).layer({ url: other.url, beforeSession: Analytics.DbEngine.ping })))
+    )
+  )
+
+  it("of promise code", async () => {
+    const alone = DbRuntime.make(quietly(Analytics.DbLayer({ url: other.url })), Analytics)
+    await alone.session(() => alone.run(intoOther(1)), { beforeCommit: intoOther(2) })
+    await alone.close()
+    expect(await Effect.runPromise(othersRows)).toEqual([1, 2])
+  })
+
+  it.live("a request's, with sessions of both, may be written in the words of both", () =>
+    Effect.gen(function* () {
+      let hooks = 0
+      const both = DbHttp.middleware({
+        databases: [Database.make("default"), Analytics],
+        beforeCommit: Effect.flatMap(Analytics.DbSession, (there) =>
+          Effect.map(Effect.zip(DbSession.state, there.state), () => void hooks++)
+        )
+      })
+      const put = (sql: EngineService["sql"]) => sql`INSERT INTO t (id) VALUES (1)`
+      const app = Effect.as(
+        Effect.zip(
+          Effect.flatMap(DbEngine, (_) => put(_.sql)),
+          Effect.flatMap(Analytics.DbEngine, (_) => put(_.sql))
+        ),
+        HttpServerResponse.empty()
+      )
+      const request = HttpServerRequest.fromWeb(new Request("http://localhost/"))
+      const response = yield* Effect.scoped(
+        Effect.provideService(both(app), HttpServerRequest.HttpServerRequest, request)
+      )
+      expect(response.status).toBe(204)
+      expect(hooks).toBe(2)
+      expect(yield* Effect.all([rows, othersRows])).toEqual([[1], [1]])
+      // Nothing but the engines.
+    }).pipe(
+      Effect.provide(
+        quietly(Layer.merge(DbEngine.layer({ url: database.url }), Analytics.DbEngine.layer({ url: other.url })))
+      )
+    )
+  )
 })

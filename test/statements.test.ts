@@ -2,7 +2,7 @@ import { PgClient } from "@effect/sql-pg"
 import { SqlClient, type SqlError, Statement } from "@effect/sql"
 import { describe } from "@effect/vitest"
 import { Deferred, Effect, Fiber, Redacted, Stream } from "effect"
-import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbQuery, DbSession, type DbSql, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import { committed, insert, outcome, programsOn, proxiedOn, reason } from "./support/programs.js"
@@ -194,4 +194,44 @@ describe("sql.unsafe", () => {
       )
       expect(yield* ask(yield* client)).toEqual(theirs)
     }))
+})
+
+describe("a text that is not a string is refused, whoever watches", () => {
+  const texts: ReadonlyArray<unknown> = [42, undefined, Symbol("x"), ["SELECT 1"], { toString: () => "SELECT 1" }]
+  const runs = (sql: DbSql, text: never): ReadonlyArray<Effect.Effect<unknown, SqlError.SqlError, any>> => {
+    const statement = sql.unsafe(text)
+    const reserved = <A>(f: (_: Effect.Effect.Success<typeof sql.reserve>) => Effect.Effect<A, SqlError.SqlError>) =>
+      Effect.scoped(Effect.flatMap(sql.reserve, f))
+    return [
+      statement,
+      statement.raw,
+      statement.values,
+      statement.unprepared,
+      statement.withoutTransform,
+      Stream.runDrain(statement.stream),
+      DbSession.batch([statement]),
+      DbSession.batch([sql`SELECT 1`, statement]),
+      DbQuery.one(statement),
+      DbQuery.scalar(statement),
+      DbQuery.status(statement),
+      DbQuery.copyFrom(statement, Stream.empty),
+      Stream.runDrain(DbQuery.copyTo(statement)),
+      reserved((_) => _.execute(text, [], undefined)),
+      reserved((_) => _.executeRaw(text, [])),
+      reserved((_) => Stream.runDrain(_.executeStream(text, [], undefined)))
+    ]
+  }
+  const all = Effect.gen(function* () {
+    const sql = yield* client
+    for (const text of texts) {
+      for (const run of runs(sql, text as never)) {
+        expect(outcome(yield* Effect.exit(run as Effect.Effect<unknown, unknown, DbEngine>))).toBe("InvalidInput")
+      }
+    }
+  })
+  test("nobody", () => all)
+  test("a span", () => Effect.withSpan(all, "around"))
+  test("the log of slow statements", () => all, { slowStatement: "1 minute" })
+  test("the metrics of operations", () => all, { operationMetrics: true })
+  test("the server's log", () => Effect.withSpan(all, "around"), { sqlCommenter: true })
 })

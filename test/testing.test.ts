@@ -725,3 +725,67 @@ describe("DbTest.database", () => {
     }).pipe(Effect.scoped)
   )
 })
+
+describe("the pg client of a connection that is played", () => {
+  for (const [name, raw] of [
+    ["of the ambient connection", DbConnection.withConnection(DbConnection.raw)],
+    ["of a handle", Effect.scoped(Effect.flatMap(DbConnection.acquire(), (_) => _.raw))]
+  ] as const) {
+    it.live(`${name} is refused with InvalidInput, which names DbTest.database`, () =>
+      sandboxed(
+        Effect.gen(function* () {
+          const error = yield* Effect.flip(raw)
+          expect(DbError.reason(error)).toMatchObject({ _tag: "InvalidInput", isRetryable: false })
+          expect(error.message).toContain("DbTest.database")
+          // Nothing else has become of the connection.
+          yield* DbConnection.withConnection(insert("ada"))
+          expect(yield* names).toBe("ada")
+        })
+      )
+    )
+  }
+})
+
+describe("what the words call the limits of a sandbox", () => {
+  it.live("now() is when it began, and clock_timestamp() goes on", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const times = Effect.flatMap(
+          DbSession,
+          ({ sql }) => sql<{ now: Date; clock: Date }>`SELECT now() AS now, clock_timestamp() AS clock`
+        ).pipe(Effect.map((rows) => rows[0]!))
+        const before = yield* DbSession.autocommit(times)
+        yield* Effect.sleep("20 millis")
+        const after = yield* DbSession.autocommit(times)
+        expect(after.now).toEqual(before.now)
+        expect(after.clock.getTime()).toBeGreaterThan(before.clock.getTime())
+      })
+    )
+  )
+
+  it.live("what must not run in a transaction is refused by the server, and the sandbox goes on", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const error = yield* Effect.flip(sql`VACUUM`)
+        expect(DbError.reason(error)?.sqlState).toBe("25001")
+        yield* DbSession.autocommit(insert("ada"))
+        expect(yield* names).toBe("ada")
+      })
+    )
+  )
+
+  it.live("a NOTIFY is not heard", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const heard = yield* Effect.fork(Stream.runHead(sql.listen("news")))
+        yield* Effect.sleep("100 millis")
+        yield* DbSession.autocommit(sql.notify("news", "x"))
+        yield* Effect.sleep("100 millis")
+        expect(Option.isNone(yield* Fiber.poll(heard))).toBe(true)
+        yield* Fiber.interrupt(heard)
+      })
+    )
+  )
+})

@@ -6,19 +6,22 @@ import type * as PgClient from "@effect/sql-pg/PgClient"
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import { HttpServerResponse } from "@effect/platform"
-import { Context, Data, Effect, Layer, type Option, Record as Records, type Scope } from "effect"
+import { Config, Context, Data, Effect, Layer, type Option, Record as Records, type Scope } from "effect"
 import {
   atomic,
   Database,
   DbConnection,
-  type DbEngine,
+  DbEngine,
   DbError,
   DbHttp,
   DbLayer,
+  type DbOptions,
+  DbRegistry,
   DbRuntime,
   DbSchema,
   DbSession,
   DbTransaction,
+  type HookServices,
   type ManualTransaction,
   type Session,
   type Transaction,
@@ -301,5 +304,69 @@ describe("what must not compile", () => {
     // @ts-expect-error DbEngine is missing
     const program: Effect.Effect<number, SqlError> = Effect.succeed(1 as number).pipe(DbSession.autocommit)
     void program
+  })
+})
+
+describe("effects in the options", () => {
+  const Billing = Database.make("billing")
+  const plain: DbOptions = { url: "postgres://host", afterConnect: DbEngine.ping }
+  const own: DbOptions<"analytics"> = { url: "postgres://host", afterConnect: Analytics.DbEngine.ping }
+
+  it("of the default database may need its services, and no other's", () => {
+    expectTypeOf<HookServices>().toEqualTypeOf<
+      DbEngine | DbConnection | DbSession | SqlClient.SqlClient | PgClient.PgClient
+    >()
+    void DbLayer({ afterConnect: Effect.flatMap(DbConnection, (_) => _.pid), beforeSession: DbEngine.ping })
+    // @ts-expect-error written for another database
+    void DbLayer({ afterConnect: Analytics.DbEngine.ping })
+    // @ts-expect-error the same
+    void DbLayer(own)
+    // @ts-expect-error the same
+    void given.pipe(DbSession.autocommit({ beforeCommit: Analytics.DbEngine.ping }))
+    // @ts-expect-error a service of the program's own, which nobody gives it
+    void DbLayer({ beforeSession: Needed })
+  })
+
+  it("of another one may be written in its words, and in the default one's", () => {
+    void Analytics.DbLayer(own)
+    void Analytics.DbLayer(plain)
+    void Analytics.DbLayer({ beforeSession: Analytics.DbEngine.changeHost({ host: "other" }) })
+    void Analytics.DbLayer.config({ afterConnect: Config.succeed(Analytics.DbEngine.ping) })
+    void Analytics.DbEngine.make(own)
+    void Analytics.DbSession.scoped({ beforeCommit: Analytics.DbSession.commit })
+    const hooked = { beforeCommit: Effect.zipRight(DbEngine.ping, Analytics.DbEngine.ping) }
+    expectTypeOf(given.pipe(Analytics.DbSession.autocommit(hooked))).toEqualTypeOf<Combined<DbEngine<"analytics">>>()
+    expectTypeOf(Analytics.DbSession.isolated(given, hooked)).toEqualTypeOf<Combined<DbEngine<"analytics">>>()
+    // @ts-expect-error the words of a third one
+    void Billing.DbLayer(own)
+    // @ts-expect-error the words of a third one
+    void Analytics.DbSession.isolated(given, { beforeCommit: Billing.DbEngine.ping })
+  })
+
+  it("of an entry of the registry: in the words of its name", () => {
+    const enginesOf = <R, E>(_layer: Layer.Layer<R, E>): Extract<R, DbEngine<any>> => undefined as never
+    expectTypeOf(
+      enginesOf(DbRegistry.layer({ default: plain, analytics: { ...own, connect: "lazy" }, billing: plain }))
+    ).toEqualTypeOf<DbEngine | DbEngine<"analytics"> | DbEngine<"billing">>()
+    // @ts-expect-error another one's
+    void DbRegistry.layer({ default: plain, billing: own })
+    // @ts-expect-error the default one has no other's
+    void DbRegistry.layer({ default: own, analytics: own })
+  })
+
+  it("of tests, promise code and requests", () => {
+    const kit = DbTest.of(Analytics)
+    void kit.layer(own)
+    void kit.database({ ...own, prefix: "own" })
+    void kit.template({ ...own, version: 1 }, Analytics.DbEngine.ping)
+    // @ts-expect-error the default one's kit
+    void DbTest.layer(own)
+    const runtime = DbRuntime.make(Analytics.DbLayer(own), Analytics)
+    expectTypeOf(runtime.session<void>).toBeCallableWith(() => {}, { beforeCommit: Analytics.DbEngine.ping })
+    expectTypeOf(runtime.of(Analytics)).toExtend<DbRuntime.PromiseSessions>()
+    void DbHttp.middleware({ databases: [Analytics], beforeCommit: Analytics.DbEngine.ping })
+    void DbHttp.middleware({ databases: [Analytics, Billing], beforeCommit: Billing.DbEngine.ping })
+    // @ts-expect-error the hook says nothing about which databases there are
+    void DbHttp.middleware({ beforeCommit: Analytics.DbEngine.ping })
   })
 })

@@ -36,6 +36,10 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
         const compiled = compileOf(statement)
         if (isRefused(compiled)) return Effect.fail(compiled)
         const [text, params] = compiled
+        const engine = connection.at(fiber)
+        const path = Ambient.searchPath(Ambient.entry(fiber, engine))
+        const spec = makeSpec(text, [], "array", { several: false, prepare: false, copy, path })
+        if (isRefused(spec)) return Effect.fail(spec)
         if (!pattern.test(text)) {
           return Effect.fail(
             refuse(
@@ -49,14 +53,9 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
             refuse("COPY takes no parameters.", "Put names in with sql(name), constants with sql.literal.")
           )
         }
-        const engine = connection.at(fiber)
-        const path = Ambient.searchPath(Ambient.entry(fiber, engine))
-        const spec = makeSpec(text, [], "array", { several: false, prepare: false, copy, path })
-        return isRefused(spec)
-          ? Effect.fail(spec)
-          : observeOwn(engine, { text, stream: true }, (watch) =>
-              executeSpec(fiber, engine, connection.bound, { ...spec, watch }, (result) => result)
-            )
+        return observeOwn(engine, { text, stream: true }, (watch) =>
+          executeSpec(fiber, engine, connection.bound, { ...spec, watch }, (result) => result)
+        )
       })
     )
   )

@@ -45,7 +45,7 @@ export class EngineCore {
   readonly watched: boolean
   readonly reactivity = Effect.runSync(Reactivity.make)
   /** What effects in the options are given; set as soon as there is something to give. */
-  services: Context.Context<HookServices> = Context.empty() as Context.Context<HookServices>
+  services: Context.Context<HookServices<any>> = Context.empty() as Context.Context<HookServices<any>>
   readonly beforeSession: Effect.Effect<void, DbError> | undefined
 
   constructor(
@@ -63,7 +63,7 @@ export class EngineCore {
   }
 
   /** Runs an effect of the options with this engine's services. */
-  provide<A, E>(effect: Effect.Effect<A, E, HookServices>): Effect.Effect<A, E> {
+  provide<A, E>(effect: Effect.Effect<A, E, HookServices<any>>): Effect.Effect<A, E> {
     return Effect.suspend(() => Effect.provide(effect, this.services))
   }
 

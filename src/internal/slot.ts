@@ -19,7 +19,7 @@ let sessions = 0
 
 /** @internal */
 export interface SlotOptions extends TransactionOptions {
-  readonly beforeCommit?: Effect.Effect<unknown, unknown, HookServices> | undefined
+  readonly beforeCommit?: Effect.Effect<unknown, unknown, HookServices<any>> | undefined
 }
 
 /** @internal */

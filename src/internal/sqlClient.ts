@@ -46,6 +46,9 @@ const rowsOf = (result: Result, multiple: Array<Result> | undefined): ReadonlyAr
 
 const rawOf = (result: Result, multiple: Array<Result> | undefined): unknown => multiple ?? result
 
+/** What is no text has nothing to show to those who watch: it is refused before it is sent. */
+const shown = (text: unknown): string => (typeof text === "string" ? text : "")
+
 type Runnable<A> = readonly [
   text: string,
   params: ReadonlyArray<unknown>,
@@ -92,7 +95,9 @@ export class ViewConnection implements Connection {
     const { bound } = this
     const engine = this.at(fiber)
     return isObserved(fiber, engine)
-      ? observe(fiber, engine, { text: statement[0] }, (watch) => execute(fiber, engine, bound, ...statement, watch))
+      ? observe(fiber, engine, { text: shown(statement[0]) }, (watch) =>
+          execute(fiber, engine, bound, ...statement, watch)
+        )
       : execute(fiber, engine, bound, ...statement, undefined, status)
   }
 
@@ -131,7 +136,7 @@ export class ViewConnection implements Connection {
       Effect.withFiberRuntime<Stream.Stream<any, SqlError>, never, Scope.Scope>((fiber) => {
         const engine = this.at(fiber)
         return isTraced(fiber)
-          ? Effect.map(observeScoped(fiber, engine, text), ({ failed, watch }) =>
+          ? Effect.map(observeScoped(fiber, engine, shown(text)), ({ failed, watch }) =>
               Stream.tapError(this.streamOf(engine, this.bound, text, params, watch), (error) =>
                 Effect.sync(() => failed(error))
               )

@@ -29,10 +29,11 @@ const bytesPerFetch = 1 << 20
 
 let cursors = 0
 
-/** Only queries have cursors: INSERT ... RETURNING, also inside of WITH, comes in one piece. */
-const hasCursor = (text: string): boolean =>
-  /^[\s(]*(?:select|values|table)\b/i.test(text) ||
-  (/^[\s(]*with\b/i.test(text) && !/\b(?:insert|update|delete|merge)\b/i.test(text))
+/** Only queries have cursors: INSERT ... RETURNING, also inside of WITH, comes in one piece; what is no text, never. */
+const hasCursor = (text: unknown): boolean =>
+  typeof text === "string" &&
+  (/^[\s(]*(?:select|values|table)\b/i.test(text) ||
+    (/^[\s(]*with\b/i.test(text) && !/\b(?:insert|update|delete|merge)\b/i.test(text)))
 
 /** @internal */
 export const streamRows = (

@@ -14,7 +14,6 @@ import { randomBytes } from "node:crypto"
 import { borrow, coreOf, makeService } from "../DbEngine.js"
 import type { DbEngine, EngineService } from "../DbEngine.js"
 import * as Database from "../Database.js"
-import { contextOf } from "../DbLayer.js"
 import type { Provided } from "../DbLayer.js"
 import type { DbOptions } from "../DbOptions.js"
 import type { EngineCore } from "../internal/engine.js"
@@ -38,15 +37,6 @@ const statement = (wire: Wire, text: string): Effect.Effect<void, SqlError> =>
       )
     )
   })
-
-/** What a database's layer provides, of this engine. */
-const provided = <Name extends string>(
-  { DbConnection, DbEngine, DbSession, name }: Database.Database<Name>,
-  service: EngineService
-): Context.Context<Provided<Name>> =>
-  contextOf(name, { engine: DbEngine, connection: DbConnection, session: DbSession }, service)
-
-const defaultDatabase = Database.make("default")
 
 /** An engine on one borrowed connection, in a transaction that is rolled back when the scope closes. */
 const sandboxed = (core: EngineCore): Effect.Effect<EngineService, SqlError, Scope.Scope> =>
@@ -72,8 +62,7 @@ const sandboxed = (core: EngineCore): Effect.Effect<EngineService, SqlError, Sco
         ),
         (sandbox) => {
           const service = makeService(sandbox)
-          // Effects in the options are written for the default database, whatever this one is called.
-          sandbox.services = provided(defaultDatabase, service)
+          sandbox.services = Database.hookServices(service)
           return service
         }
       )
@@ -84,7 +73,7 @@ const sandboxed = (core: EngineCore): Effect.Effect<EngineService, SqlError, Sco
  * @since 0.1.0
  * @category models
  */
-export interface DatabaseOptions extends DbOptions {
+export interface DatabaseOptions<Name extends string = "default"> extends DbOptions<Name> {
   /** The beginning of the name. Default: `"test"`. */
   readonly prefix?: string | undefined
   /** The whole name, instead of a prefix and something random. */
@@ -106,7 +95,7 @@ export interface DatabaseOptions extends DbOptions {
 export interface TestDatabase<Name extends string = "default"> {
   readonly name: string
   /** The options of an engine on it. */
-  readonly options: DbOptions
+  readonly options: DbOptions<Name | "default">
   readonly layer: Layer.Layer<Provided<Name>, SqlError>
 }
 
@@ -126,18 +115,21 @@ export interface TestModule<Name extends string> {
    * Outside stay fibers that were started there, effects that are run with a `Runtime` that was captured there, and
    * handles of sessions and connections that were opened there.
    *
-   * Its limits are those of one connection: the transactions of several sessions take turns, one inside the other, so
-   * an isolated session does not survive the rollback of the transaction that it was opened in; isolation levels are
-   * those of the sandbox; `connection.raw` is not available. A plain BEGIN, COMMIT or ROLLBACK outside of a session is
-   * played; any other text that begins or ends a transaction is refused, with `InvalidInput`.
+   * Its limits are those of one connection in one transaction: the transactions of several sessions take turns, one
+   * inside the other, so an isolated session does not survive the rollback of the transaction that it was opened in;
+   * isolation levels are those of the sandbox; `now()` is when it began; a NOTIFY is not heard; `connection.raw` is
+   * refused, with `InvalidInput`. A plain BEGIN, COMMIT or ROLLBACK outside of a session is played; any other text that
+   * begins or ends a transaction is refused as well.
    */
   readonly sandbox: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | DbEngine<Name>>
   /**
-   * Everything that the database's layer provides, in a sandbox that lasts as long as the layer. Without options the
-   * server is that of the environment (`DATABASE_URL`, else `PGHOST` and so on). With `it.layer` of `@effect/vitest` the
-   * tests of a group share it; `sandbox` around each of them keeps them apart.
+   * What `DbLayer(options)` provides, in a sandbox that lasts as long as the layer. Without options the server is that of
+   * the environment (`DATABASE_URL`, else `PGHOST` and so on). With `layer` of `@effect/vitest` the tests of a group share
+   * it, and see each other's work; `sandbox` around each of them keeps them apart.
    */
-  readonly layer: (options?: DbOptions) => Layer.Layer<Provided<Name>, SqlError | ConfigError.ConfigError>
+  readonly layer: (
+    options?: DbOptions<Name | "default">
+  ) => Layer.Layer<Provided<Name>, SqlError | ConfigError.ConfigError>
   /** A sandbox over an engine that is there already. */
   readonly sandboxLayer: Layer.Layer<Provided<Name>, SqlError, DbEngine<Name>>
   /**
@@ -161,10 +153,12 @@ export interface TestModule<Name extends string> {
   ) => Effect.Effect<readonly [result: A, trace: Trace], E, R | DbEngine<Name>>
   /**
    * Creates a database for the scope and drops it at the end, with `FORCE`: backends that are still attached, a leaked
-   * one of the program under test for example, don't keep it. A failing body drops it too. The options say how to reach
-   * the server, through a database that exists.
+   * one of the program under test for example, don't keep it. A failing body drops it too. It is reached as an engine
+   * with these options reaches the database that they name (default: `postgres`), by a user who may create databases.
    */
-  readonly database: (options: DatabaseOptions) => Effect.Effect<TestDatabase<Name>, SqlError, Scope.Scope>
+  readonly database: (
+    options: DatabaseOptions<Name | "default">
+  ) => Effect.Effect<TestDatabase<Name>, SqlError, Scope.Scope>
   /**
    * The name of a database that the effect has filled, to be the `template` of `database`, which then takes
    * milliseconds. It is made once for each `version`: test files that ask at the same time, in this process or another,
@@ -172,13 +166,15 @@ export interface TestModule<Name extends string> {
    * `ALTER DATABASE name IS_TEMPLATE false` and `DROP DATABASE name`.
    */
   readonly template: <E>(
-    options: TemplateOptions,
+    options: TemplateOptions<Name | "default">,
     fill: Effect.Effect<unknown, E, Provided<Name>>
   ) => Effect.Effect<string, E | SqlError>
 }
 
 /** Creates it for the scope. */
-const created = (options: DatabaseOptions): Effect.Effect<Omit<TestDatabase, "layer">, SqlError, Scope.Scope> => {
+const created = <Name extends string>(
+  options: DatabaseOptions<Name | "default">
+): Effect.Effect<Omit<TestDatabase<Name>, "layer">, SqlError, Scope.Scope> => {
   const { keep, name: given, prefix, template, useExisting, ...server } = options
   const name = given ?? `${prefix ?? "test"}_${randomBytes(6).toString("hex")}`
   const create = Effect.gen(function* () {
@@ -187,13 +183,13 @@ const created = (options: DatabaseOptions): Effect.Effect<Omit<TestDatabase, "la
     if (useExisting === true) {
       const literal = `'${name.replace(/'/g, "''")}'`
       const found = yield* admin(server, `SELECT 1 FROM pg_database WHERE datname = ${literal}`)
-      if (found.rows.length > 0) return false
+      if (found.length > 0) return false
     }
     const from = template === undefined ? "" : ` TEMPLATE ${quoteIdentifier(template)}`
     yield* admin(server, `CREATE DATABASE ${quoteIdentifier(name)}${from}`)
     return true
   })
-  const engine: DbOptions = { ...server, database: name }
+  const engine: DbOptions<Name | "default"> = { ...server, database: name }
   return Effect.as(
     Effect.acquireRelease(create, (created) =>
       created && keep !== true
@@ -219,7 +215,7 @@ export const of = <Name extends string>(database: Database.Database<Name>): Test
   const sandboxLayer: TestModule<Name>["sandboxLayer"] = Layer.scopedContext(
     Effect.map(
       Effect.flatMap(DbEngine, (engine) => withEngine(coreOf(engine), sandboxed)),
-      (service) => provided(database, service)
+      (service) => Database.contextOf(database, service)
     )
   )
   return {
@@ -229,7 +225,7 @@ export const of = <Name extends string>(database: Database.Database<Name>): Test
           withEngine(coreOf(engine), (core) =>
             Effect.flatMap(Scope.extend(sandboxed(core), scope), (service) => {
               const inside = Effect.mapInputContext(effect, (context: Context.Context<R>) =>
-                Context.merge(context, provided(database, service))
+                Context.merge(context, Database.contextOf(database, service))
               )
               return inSandbox(inside, core, coreOf(service))
             })
@@ -245,7 +241,7 @@ export const of = <Name extends string>(database: Database.Database<Name>): Test
   }
 }
 
-const own = of(defaultDatabase)
+const own = of(Database.make("default"))
 
 /**
  * `sandbox` of the default database.

@@ -14,7 +14,7 @@ import { connect } from "./admin.js"
  * @since 0.1.0
  * @category models
  */
-export interface TemplateOptions extends DbOptions {
+export interface TemplateOptions<Name extends string = "default"> extends DbOptions<Name> {
   /**
    * What makes it another one when it changes: the texts of the migrations, or a number. Its hash is part of the name.
    */
@@ -24,9 +24,9 @@ export interface TemplateOptions extends DbOptions {
 }
 
 /** @internal */
-export const makeTemplate = <E>(
-  options: TemplateOptions,
-  fill: (options: DbOptions) => Effect.Effect<unknown, E | SqlError>
+export const makeTemplate = <Name extends string, E>(
+  options: TemplateOptions<Name | "default">,
+  fill: (options: DbOptions<Name | "default">) => Effect.Effect<unknown, E | SqlError>
 ): Effect.Effect<string, E | SqlError> =>
   Effect.scoped(
     Effect.gen(function* () {
@@ -40,7 +40,7 @@ export const makeTemplate = <E>(
       const ask = yield* connect(server)
       const made = Effect.map(
         ask(`SELECT FROM pg_database WHERE datname = ${literal} AND datistemplate`),
-        (_) => _.rows.length > 0
+        (_) => _.length > 0
       )
       if (yield* made) return name
       // One at a time: whoever comes later finds it made. The lock goes with the connection.

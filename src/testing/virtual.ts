@@ -2,7 +2,7 @@
  * Many connections played on one: each virtual connection's transaction is a savepoint of the real one, so that
  * whatever a program commits, rolls back or closes stays inside a transaction that is rolled back at the end.
  */
-import type { DbError } from "../DbError.js"
+import { DbError } from "../DbError.js"
 import { Command } from "../internal/command.js"
 import type { Control, Owner } from "../internal/command.js"
 import type { Wire } from "../internal/wire.js"
@@ -91,6 +91,12 @@ export class Sandbox {
 
 let savepoints = 0
 
+const rawRefused = (): DbError =>
+  DbError.make("InvalidInput", {
+    message: "The pg client of a connection was asked for in a sandbox, whose connections are all one",
+    hint: "A test of what uses connection.raw needs a database of its own: DbTest.database."
+  })
+
 const noResult = (command: string) => ({ command, rowCount: null, oid: 0, rows: [], fields: [] })
 
 /** In a session BEGIN is only a warning of the server's. */
@@ -153,8 +159,9 @@ export class VirtualWire {
     this.doomed = "destroyed"
   }
 
-  toForeign(done: (client: never) => void): void {
-    done(undefined as never)
+  /** Handed out, the client would take the socket of the whole sandbox along. */
+  toForeign(done: (refused: DbError) => void): void {
+    done(rawRefused())
   }
 
   submit(command: Command): void {
