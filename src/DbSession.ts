@@ -294,11 +294,11 @@ const openScoped = (
     Effect.withFiberRuntime<Slot, SqlError, Scope.Scope>((fiber) => {
       const entry = Ambient.entry(fiber, core)
       return Effect.flatMap(sessions.makeSlot(core, entry, options, false), (slot) => {
-        const timer = sessions.startTimer(slot, options.timeout)
+        const stopTimer = sessions.startTimer(slot, options.timeout)
         return Effect.flatMap(Effect.scope, (scope) =>
           Effect.as(
             Scope.addFinalizerExit(scope, (exit) => {
-              clearTimeout(timer)
+              stopTimer()
               const success = commits && Exit.isSuccess(exit)
               const { unit } = slot
               const before = success && unit !== undefined ? sessions.runBefore(slot, unit, undefined) : Effect.void

@@ -5,6 +5,7 @@
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
@@ -15,6 +16,7 @@ import { coreHere, coreOf } from "./DbEngine.js"
 import type { DbEngine, EngineService } from "./DbEngine.js"
 import * as Ambient from "./internal/ambient.js"
 import * as blocks from "./internal/block.js"
+import { lateError } from "./internal/body.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combined, CombinatorRest, Known } from "./internal/combinator.js"
 import * as endings from "./internal/ending.js"
@@ -266,11 +268,12 @@ export const beginManual = (
   savepoint: boolean
 ): Effect.Effect<ManualTransaction, SqlError> =>
   Effect.suspend(() => {
-    const refused = validateManual(options)
+    const refused = validate(options)
     if (refused !== undefined) return Effect.fail(refused)
     return Effect.uninterruptibleMask((restore) => {
       const kind = () => (savepoint || unit.open || at.top.kind !== "session" ? "savepoint" : "transaction")
       return Effect.map(blocks.openFrame(at, kind, { ...options, manual: true }, restore, "own"), (frame) => {
+        limit(frame, options)
         const end = (commits: boolean): Effect.Effect<void, SqlError> =>
           Effect.uninterruptible(Effect.suspend(() => endManual(slot, unit, frame, commits)))
         const { end: _, ...handle } = handleOf(unit, frame, noEnd)
@@ -279,14 +282,10 @@ export const beginManual = (
     })
   })
 
-/** Nobody is there to be interrupted when the time is over. */
-const validateManual = (options: TransactionOptions): DbError | undefined =>
-  options.timeout === undefined
-    ? validate(options)
-    : DbError.make("InvalidInput", {
-        message: "The option timeout has no effect to limit in a block that is opened by hand or for a scope",
-        hint: "Use withTransaction or a session with a timeout, or statementTimeout."
-      })
+/** Nobody is there to be interrupted when the time is over: the block itself fails from then on. */
+const limit = (frame: Frame, { timeout }: TransactionOptions): void => {
+  if (timeout !== undefined) frame.limit(Duration.toMillis(timeout), () => lateError(frame.name, timeout))
+}
 
 const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effect.Effect<void, SqlError> => {
   if (frame.ended) {
@@ -319,7 +318,7 @@ const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effe
 const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Transaction, SqlError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime<Transaction, SqlError, Scope.Scope>((fiber) => {
-      const refused = validateManual(options)
+      const refused = validate(options)
       if (refused !== undefined) return Effect.fail(refused)
       const entry = Ambient.entry(fiber, core)
       return Effect.flatMap(Effect.scope, (scope) => {
@@ -329,6 +328,7 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
           frame: Frame,
           end: (success: boolean) => Effect.Effect<void, SqlError>
         ): Effect.Effect<Transaction> => {
+          limit(frame, options)
           const undo = (now: Ambient.Entry): Ambient.Entry =>
             now.frame === frame ? { ...now, slot: entry.slot, frame: entry.frame, stack: entry.stack } : now
           return Effect.flatMap(Ambient.open(core, inSlot(slot, frame), undo), ({ leave }) =>

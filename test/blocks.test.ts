@@ -468,3 +468,66 @@ describe("a stream that outlives the block that it was opened in", () => {
       expect(yield* rows).toEqual([2])
     }))
 })
+
+describe("the time limit of a block that has no effect to interrupt", () => {
+  const late = { timeout: 50 }
+  const sleep = Effect.flatMap(DbSession, ({ sql }) => sql`SELECT pg_sleep(60)`)
+  const manual = (open: typeof DbSession.begin) => (body: Effect.Effect<unknown, unknown, any>) =>
+    Effect.flatMap(open(late), (tx) => Effect.zipRight(body, tx.commit))
+  const forms: ReadonlyArray<
+    readonly [string, (body: Effect.Effect<unknown, unknown, any>) => Effect.Effect<unknown, unknown, any>]
+  > = [
+    ["begin", (body) => session(manual(DbSession.begin)(body))],
+    ["savepoint", (body) => session(manual(DbSession.savepoint)(body))],
+    ["scoped", (body) => Effect.scoped(Effect.zipRight(DbTransaction.scoped(late), body))],
+    ["scoped in a session", (body) => session(Effect.scoped(Effect.zipRight(DbTransaction.scoped(late), body)))]
+  ]
+  const over = Effect.sleep(100)
+  for (const [name, around] of forms) {
+    test(`${name}: a statement that runs is cancelled, and fails with TransactionTimeout`, () =>
+      Effect.gen(function* () {
+        let told = ""
+        const body = Effect.zipRight(
+          insert(1),
+          Effect.onExit(sleep, (exit) => Effect.sync(() => void (told = outcome(exit))))
+        )
+        expect(outcome(yield* Effect.exit(around(body) as Effect.Effect<unknown>))).toBe("TransactionTimeout")
+        expect(told).toBe("TransactionTimeout")
+        expect(yield* rows).toEqual([])
+      }))
+
+    test(`${name}: the next statement fails with it`, () =>
+      Effect.gen(function* () {
+        const body = Effect.zipRight(insert(1), Effect.zipRight(over, insert(2)))
+        expect(outcome(yield* Effect.exit(around(body) as Effect.Effect<unknown>))).toBe("TransactionTimeout")
+        expect(yield* rows).toEqual([])
+      }))
+
+    test(`${name}: so does its success`, () =>
+      Effect.gen(function* () {
+        const exit = yield* Effect.exit(around(Effect.zipRight(insert(1), over)) as Effect.Effect<unknown>)
+        expect(outcome(exit)).toMatch(/TransactionTimeout$/)
+        expect(yield* rows).toEqual([])
+      }))
+
+    test(`${name}: in time is nothing`, () =>
+      Effect.gen(function* () {
+        yield* around(insert(1)) as Effect.Effect<unknown>
+        expect(yield* rows).toEqual([1])
+      }))
+  }
+
+  test("a session goes on after a savepoint that was too late", () =>
+    Effect.gen(function* () {
+      yield* session(
+        Effect.gen(function* () {
+          yield* insert(1)
+          const tx = yield* DbSession.savepoint(late)
+          expect(yield* reason(Effect.zipRight(insert(2), sleep))).toBe("TransactionTimeout")
+          yield* tx.rollback
+          yield* insert(3)
+        })
+      )
+      expect(yield* rows).toEqual([1, 3])
+    }))
+})

@@ -997,17 +997,6 @@ describe("24 options", () => {
       expect((yield* DbEngine.stats).total).toBe(0)
     }))
 
-  test("a timeout of a block that is opened by hand or for a scope is refused, not ignored", () =>
-    Effect.gen(function* () {
-      const scoped = Effect.scoped(DbTransaction.scoped({ timeout: 1000 }))
-      expect(yield* reason(scoped)).toBe("InvalidInput")
-      for (const open of [DbSession.begin({ timeout: 1000 }), DbSession.savepoint({ timeout: 1000 }), scoped]) {
-        expect(
-          yield* reason(DbSession.autocommit(Effect.asVoid(open as Effect.Effect<unknown, unknown, DbEngine>)))
-        ).toBe("InvalidInput")
-      }
-    }))
-
   test("current tells depth, isolation, readOnly and name", () =>
     withTransaction(
       Effect.gen(function* () {

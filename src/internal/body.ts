@@ -80,7 +80,8 @@ export const limited = (
     ? effect
     : Effect.timeoutFail(effect, { duration: timeout, onTimeout: () => lateError(name, timeout) })
 
-const lateError = (name: string, timeout: Duration.DurationInput): DbError =>
+/** @internal */
+export const lateError = (name: string, timeout: Duration.DurationInput): DbError =>
   DbError.make("TransactionTimeout", {
     message: `The block "${name}" did not end within ${Duration.format(timeout)}.`,
     hint: "It was rolled back. Do less in one transaction, or raise its timeout."

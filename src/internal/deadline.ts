@@ -11,6 +11,13 @@ const shortest = 20
 /** As long as a timer can count, and longer: what is switched off. @internal */
 export const never = 2 ** 31 - 1
 
+/** Calls back once after that many milliseconds, whatever this process did meanwhile; it keeps no process alive. @internal */
+export const timer = (millis: number, f: () => void): (() => void) => {
+  if (millis >= never) return () => {}
+  const timer = setTimeout(f, millis).unref()
+  return () => clearTimeout(timer)
+}
+
 /**
  * Calls back once after that many milliseconds, of which a standstill counts as one slice; after `never`, not at all. The
  * returned function stops it.

@@ -158,7 +158,8 @@ const waitsForSettings = (unit: Unit, frame: Frame): boolean =>
 
 const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
-    const spoiled = frame.failure !== undefined || frame.rollbackOnly !== undefined || unit.aborted
+    const { failure, late, rollbackOnly } = frame
+    const spoiled = failure !== undefined || late !== undefined || rollbackOnly !== undefined || unit.aborted
     if (success && !spoiled && unit.lost === undefined) {
       // A block in it that a fiber still runs is not finished: its part is not kept.
       const left = frame.child
@@ -186,7 +187,7 @@ const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<vo
       frame.close()
       return Effect.void
     }
-    const error = success ? (unit.lost ?? unit.abortedError(frame)) : undefined
+    const error = success ? (unit.lost ?? late ?? unit.abortedError(frame)) : undefined
     const undone = undo(unit, frame)
     return error === undefined ? undone : Effect.zipRight(undone, Effect.fail(error))
   })

@@ -4,7 +4,7 @@
  * that a rollback never takes another block's work along.
  */
 import { DbError } from "../DbError.js"
-import { deadline } from "./deadline.js"
+import { deadline, timer } from "./deadline.js"
 import { Line } from "./line.js"
 import type { Outcome } from "./observe.js"
 import type { Control, Owner } from "./pipeline.js"
@@ -58,6 +58,9 @@ export class Frame implements Owner {
   failure: DbError | undefined = undefined
   failedStatement: string | undefined = undefined
   rollbackOnly: string | undefined = undefined
+  /** Its time is over: what is issued in it fails, and so does its success. */
+  late: DbError | undefined = undefined
+  private stopTimer: () => void = () => {}
   /** What became of a savepoint, for those who watch. */
   outcome: Outcome = "none"
   /** How `tx.end` told this block to end, or one around it, through this one. */
@@ -101,6 +104,22 @@ export class Frame implements Owner {
   opening(defaults: TransactionOptions): TransactionOptions | undefined {
     if (this.holds !== "own") return undefined
     return this.options === defaults ? defaults : { ...defaults, ...given(this.options) }
+  }
+
+  /** For a block without an effect that could be interrupted: its own time limit, until it ends. */
+  limit(millis: number, error: () => DbError): void {
+    this.stopTimer = timer(millis, () => {
+      this.late = error()
+      for (const run of [...this.unit.runs]) if (run.block.isWithin(this)) run.cancel()
+    })
+  }
+
+  /** The block that is too late, of this one and those around it. */
+  get overdue(): DbError | undefined {
+    for (let frame: Frame | undefined = this; frame !== undefined; frame = frame.parent) {
+      if (frame.late !== undefined) return frame.late
+    }
+    return undefined
   }
 
   isWithin(outer: Frame): boolean {
@@ -174,6 +193,7 @@ export class Frame implements Owner {
   seal(): void {
     if (this.ended) return
     this.ended = true
+    this.stopTimer()
     this.child?.seal()
     if (this.waiters.length === 0 && this.unit.runs.size === 0) return
     const error = this.closedError()

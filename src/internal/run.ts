@@ -68,8 +68,10 @@ export class Run {
   private submit(wire: Wire): void {
     const { frame, spec, unit } = this
     if (spec.cursor?.isGone === true) return this.settle(cursorGone(), undefined, undefined)
-    this.wire = wire
     const owner = (this.block = frame.top)
+    const { overdue } = owner
+    if (overdue !== undefined) return this.settle(overdue, undefined, undefined)
+    this.wire = wire
     const command = new Command(
       spec.text,
       spec.params,

@@ -10,6 +10,7 @@ import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
+import { never, timer } from "./deadline.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import type { Frame } from "./frame.js"
@@ -280,10 +281,8 @@ export const timed = <A, E, R>(
     : around(slot, Effect.timeoutFail(effect, { duration: timeout, onTimeout: () => expired(slot) }))
 
 /** Where there is no effect to interrupt, the session itself fails from then on. @internal */
-export const startTimer = (slot: Slot, timeout: Duration.DurationInput | undefined): NodeJS.Timeout | undefined =>
-  timeout === undefined
-    ? undefined
-    : setTimeout(() => slot.unit?.expire(expired(slot)), Duration.toMillis(timeout)).unref()
+export const startTimer = (slot: Slot, timeout: Duration.DurationInput | undefined): (() => void) =>
+  timer(timeout === undefined ? never : Duration.toMillis(timeout), () => slot.unit?.expire(expired(slot)))
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 

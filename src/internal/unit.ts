@@ -234,15 +234,16 @@ export class Unit implements PathState {
     if (command.simple && wire.status === "I") return this.left(wire, "one of several", command.text, error)
     if (error.reason.sqlState === undefined && error.reason._tag !== "TransactionAborted") return error
     this.aborted = true
+    const told = (command.canceled ? frame.overdue : undefined) ?? error
     if (this.firstFailed === undefined) {
       // Its block may be over: what has failed then is the one around it.
       let at = frame
       while (at.parent !== undefined && at.parent.child !== at) at = at.parent
       at.failure = error
       at.failedStatement = command.text
-      return error
+      return told
     }
-    return error.reason._tag === "TransactionAborted" ? this.abortedError(frame) : error
+    return error.reason._tag === "TransactionAborted" ? this.abortedError(frame) : told
   }
 
   /** There is no transaction on the connection, or somebody else's: nothing more is sent there. */
@@ -291,6 +292,7 @@ export class Unit implements PathState {
   refusal(frame: Frame): DbError | undefined {
     return (
       this.lost ??
+      frame.late ??
       (this.aborted || frame.failure !== undefined || frame.rollbackOnly !== undefined
         ? this.abortedError(frame)
         : this.frame.rollbackOnly !== undefined
