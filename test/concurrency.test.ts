@@ -16,9 +16,9 @@ import {
   refused,
   seen,
   sessionForms,
-  until,
   used
 } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)

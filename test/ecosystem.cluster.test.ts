@@ -16,7 +16,8 @@ import { Deferred, Effect, Layer, Schema } from "effect"
 import { DbEngine, DbSession } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, programsOn, until, used } from "./support/programs.js"
+import { committed, insert, programsOn, used } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 

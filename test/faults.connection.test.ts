@@ -8,7 +8,8 @@ import type { DbOptions } from "../src/DbOptions.js"
 import { query, testDatabase, untilActivity } from "./support/database.js"
 import { proxy } from "./support/proxy.js"
 import type { Wired } from "./support/wired.js"
-import { answered, errorOf, executes, forkUntil, reasonOf, took, until, wire, wired } from "./support/wired.js"
+import { answered, errorOf, executes, forkUntil, reasonOf, took, wire, wired } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // FAULTS.md: connecting, and connections that die. Numbers are those of that list.
 const database = testDatabase()

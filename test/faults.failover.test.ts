@@ -19,7 +19,8 @@ import {
   urlOf
 } from "./support/cluster.js"
 import { quietly, type Services } from "./support/programs.js"
-import { identity, reasonOf, until } from "./support/wired.js"
+import { identity, reasonOf } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // FAULTS.md 21 to 23, on a primary and a standby that streams from it. Numbers are those of that list.
 

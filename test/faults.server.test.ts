@@ -11,7 +11,8 @@ import type { DbOptions } from "../src/DbOptions.js"
 import { EmbeddedServer } from "../src/embedded/EmbeddedServer.js"
 import { query } from "./support/database.js"
 import type { Services, Wired } from "./support/wired.js"
-import { errorOf, executes, forkUntil, reasonOf, took, until, wire } from "./support/wired.js"
+import { errorOf, executes, forkUntil, reasonOf, took, wire } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // FAULTS.md: what happens to a server of our own. Numbers are those of that list.
 const scope = Effect.runSync(Scope.make())

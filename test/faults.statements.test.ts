@@ -8,7 +8,8 @@ import { beforeEach, describe, expect } from "vitest"
 import type { DbOptions } from "../src/DbOptions.js"
 import { testDatabase } from "./support/database.js"
 import type { Wired } from "./support/wired.js"
-import { errorOf, executes, forkUntil, reasonOf, until, wired } from "./support/wired.js"
+import { errorOf, executes, forkUntil, reasonOf, wired } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // FAULTS.md: statements and transactions that fail on a connection that lives. Numbers are those of that list.
 const database = testDatabase()

@@ -12,7 +12,8 @@ import * as ofExpress from "../examples/recipes/express.js"
 import * as ofFastify from "../examples/recipes/fastify.js"
 import * as ofHono from "../examples/recipes/hono.js"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, place, quietly, until } from "./support/programs.js"
+import { committed, insert, place, quietly } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const rows = () => Effect.runPromise(committed(database))

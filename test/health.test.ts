@@ -3,7 +3,8 @@ import { Database, DbConnection, DbEngine, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { Deferred, Effect, Fiber } from "effect"
 import { testDatabase } from "./support/database.js"
-import { insert, programsOn, proxiedOn, quietly, until } from "./support/programs.js"
+import { insert, programsOn, proxiedOn, quietly } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)

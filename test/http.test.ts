@@ -32,9 +32,9 @@ import {
   refused,
   seen,
   type Services,
-  until,
   used
 } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const other = testDatabase()

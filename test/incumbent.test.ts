@@ -27,9 +27,9 @@ import {
   reason,
   refused,
   seen,
-  until,
   used
 } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const second = testDatabase()

@@ -3,7 +3,8 @@ import { Deferred, Effect, Fiber, Option, Stream } from "effect"
 import { atomic, DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
 import { describe, expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, outcome, pid, programsOn, proxiedOn, reason, seen, until } from "./support/programs.js"
+import { committed, insert, outcome, pid, programsOn, proxiedOn, reason, seen } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)

@@ -14,7 +14,8 @@ import type { EngineService } from "../src/DbEngine.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { proxy } from "./support/proxy.js"
 import type { Wired } from "./support/wired.js"
-import { answered, executes, forkUntil, identity, reasonOf, sent, took, until, wire, wired } from "./support/wired.js"
+import { answered, executes, forkUntil, identity, reasonOf, sent, took, wire, wired } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // What HikariCP promises of a pool, here.
 const database = testDatabase()

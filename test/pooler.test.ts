@@ -13,7 +13,8 @@ import { contract } from "./support/contract.js"
 import { testDatabase } from "./support/database.js"
 import { pgbouncer, pgbouncerProgram, type Pooler } from "./support/pgbouncer.js"
 import { committed, insert, onDatabase, type Services, used } from "./support/programs.js"
-import { reasonOf, until } from "./support/wired.js"
+import { reasonOf } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // Through a real PgBouncer, with the options that docs/engine.md recommends.
 type Mode = "session" | "transaction"

@@ -17,9 +17,9 @@ import {
   reason,
   seen,
   sessionForms,
-  until,
   used
 } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)

@@ -16,7 +16,8 @@ import { createServer, type AddressInfo } from "node:net"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, pid, place, refused, seen, type Services, until } from "./support/programs.js"
+import { committed, insert, pid, place, refused, seen, type Services } from "./support/programs.js"
+import { until } from "./support/until.js"
 import { proxy } from "./support/proxy.js"
 
 const database = testDatabase()

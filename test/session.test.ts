@@ -29,9 +29,9 @@ import {
   seen,
   sessionForms,
   type Services,
-  until,
   used
 } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const other = testDatabase()

@@ -15,7 +15,8 @@ import type { EmbeddedServer } from "../src/embedded/EmbeddedServer.js"
 import { ask, caughtUp, type Cluster, cluster, promote, urlOf } from "./support/cluster.js"
 import { quietly, type Services } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
-import { reasonOf, until } from "./support/wired.js"
+import { reasonOf } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // What has been written on a primary is read from its standby, which streams from it.
 const scope = Effect.runSync(Scope.make())

@@ -7,7 +7,8 @@ import type { DbOptions } from "effect-db"
 import { Deferred, Effect, Fiber, HashMap, Logger, Tracer } from "effect"
 import type { LogLevel as Level } from "effect"
 import { testDatabase } from "./support/database.js"
-import { expectAtRest, programsOn, proxiedOn, reason, until } from "./support/programs.js"
+import { expectAtRest, programsOn, proxiedOn, reason } from "./support/programs.js"
+import { until } from "./support/until.js"
 import type { Services } from "./support/programs.js"
 
 const database = testDatabase()

@@ -38,7 +38,8 @@ import { Database } from "effect-db"
 import type { DbOptions } from "effect-db"
 import { Deferred, Effect, Fiber, Layer, Tracer } from "effect"
 import { testDatabase } from "./support/database.js"
-import { quietly, reason, until } from "./support/programs.js"
+import { quietly, reason } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 

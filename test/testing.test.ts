@@ -18,7 +18,7 @@ import {
 } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { query, testDatabase } from "./support/database.js"
-import { until } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 

@@ -3,7 +3,8 @@ import { atomic, Database, DbConnection, DbEngine, DbQuery, DbSchema, DbSession,
 import { DbTest } from "effect-db/testing"
 import { Deferred, Effect, Exit, Fiber, Stream } from "effect"
 import { testDatabase } from "./support/database.js"
-import { insert, programsOn, proxiedOn, quietly, refused, seen, until } from "./support/programs.js"
+import { insert, programsOn, proxiedOn, quietly, refused, seen } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)

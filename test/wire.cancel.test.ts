@@ -6,7 +6,8 @@ import Pg from "pg"
 import { beforeEach, describe, expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
 import type { Logged } from "./support/proxy.js"
-import { answered, executes, forkUntil, reasonOf, seen, took, until, wired } from "./support/wired.js"
+import { answered, executes, forkUntil, reasonOf, seen, took, wired } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 

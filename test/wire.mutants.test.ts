@@ -8,7 +8,8 @@ import Pg from "pg"
 import { beforeEach, expect } from "vitest"
 import { sendCancel } from "../src/internal/cancel.js"
 import { testDatabase } from "./support/database.js"
-import { answered, executes, forkUntil, reasonOf, seen, until, wire, wired, type Wired } from "./support/wired.js"
+import { answered, executes, forkUntil, reasonOf, seen, wire, wired, type Wired } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 

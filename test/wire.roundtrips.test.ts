@@ -4,7 +4,8 @@ import * as Fiber from "effect/Fiber"
 import { beforeAll, describe, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import type { Wired } from "./support/wired.js"
-import { errorOf, executes, forkUntil, reasonOf, seen, sent, until, wired } from "./support/wired.js"
+import { errorOf, executes, forkUntil, reasonOf, seen, sent, wired } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // DESIGN §8: the table of round trips, counted on the wire.
 const database = testDatabase()

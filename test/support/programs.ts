@@ -17,23 +17,9 @@ import { DbConnection, DbEngine, DbError, DbLayer, DbSession, type DbOptions } f
 import { expect } from "vitest"
 import { type TestDatabase, untilActivity } from "./database.js"
 import { type PgProxy, proxy } from "./proxy.js"
+import { until } from "./until.js"
 
 export type Services = DbEngine | DbConnection | DbSession | SqlClient.SqlClient | PgClient.PgClient
-
-/** Waits, without a clock, until something that is under way has come true; dies when it does not. */
-export const until = <R>(what: string, holds: Effect.Effect<boolean, never, R>): Effect.Effect<void, never, R> =>
-  Effect.suspend(() => {
-    const deadline = performance.now() + 5000
-    const look: Effect.Effect<void, never, R> = Effect.flatMap(holds, (now) => {
-      if (now) return Effect.void
-      if (performance.now() > deadline) return Effect.dieMessage(`never: ${what}`)
-      return Effect.zipRight(
-        Effect.promise(() => new Promise((resolve) => setImmediate(resolve))),
-        look
-      )
-    })
-    return look
-  })
 
 /** 0 borrowed, 0 waiting, no transaction left open on the server. */
 export const expectAtRest = (database: TestDatabase): Effect.Effect<void, never, DbEngine> =>

@@ -19,6 +19,7 @@ import type { TestDatabase } from "./database.js"
 import { serverActivity } from "./database.js"
 import type { Logged, PgProxy } from "./proxy.js"
 import { proxy } from "./proxy.js"
+import { until } from "./until.js"
 
 export type Services = DbEngine | DbConnection | DbSession | SqlClient | PgClient
 
@@ -26,28 +27,6 @@ export interface Wired {
   readonly proxy: PgProxy
   readonly engine: EngineService
 }
-
-/** Waits for what happens in the background, by looking; dies after `millis`. */
-export const until = <R = never>(
-  what: string,
-  holds: Effect.Effect<boolean, never, R> | (() => boolean),
-  millis = 5000
-): Effect.Effect<void, never, R> =>
-  Effect.suspend(() => {
-    const deadline = performance.now() + millis
-    const check: Effect.Effect<boolean, never, R> = typeof holds === "function" ? Effect.sync(holds) : holds
-    const look: Effect.Effect<void, never, R> = Effect.flatMap(check, (yes) =>
-      yes
-        ? Effect.void
-        : performance.now() > deadline
-          ? Effect.dieMessage(`not within ${millis} ms: ${what}`)
-          : Effect.zipRight(
-              Effect.promise(() => new Promise((resolve) => setTimeout(resolve, 5))),
-              look
-            )
-    )
-    return look
-  })
 
 export const identity = (stats: EngineStats): void => {
   expect(stats.used + stats.idle + stats.connecting + stats.closing).toBe(stats.total)
