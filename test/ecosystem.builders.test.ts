@@ -290,12 +290,11 @@ describe("Kysely and Drizzle in promise code", () => {
       const builder = make(db)
       await db.session(async () => {
         await builder.insert(1)
-        await db
-          .transaction(async () => {
-            await builder.insert(2)
-            throw new Error("no")
-          })
-          .catch(() => {})
+        const tried = db.transaction(async () => {
+          await builder.insert(2)
+          throw new Error("no")
+        })
+        await expect(tried).rejects.toThrow(/^no$/)
         await expect(builder.transaction()).rejects.toThrow(/runtime's transaction|not supported/)
         expect(await builder.ids()).toEqual([1])
       })

@@ -75,7 +75,10 @@ describe("connecting", () => {
       ])
       silent.accept("silent")
       refusing.accept("refuse")
-      const hosts = [silent, refusing, good].map(({ host, port }) => ({ host, port }))
+      const hosts = [silent, refusing, { host: "no-such-host.invalid", port: 5432 }, good].map(({ host, port }) => ({
+        host,
+        port
+      }))
       const engine = yield* DbEngine.make({ url: database.url, hosts, connectTimeout: 150 })
       yield* engine.ping
       expect([silent.accepted, refusing.accepted, good.accepted]).toEqual([1, 1, 1])

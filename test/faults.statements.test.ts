@@ -303,13 +303,14 @@ describe("transactions", () => {
     )
   }
 
-  for (const text of [
-    "ROLLBACK TO SAVEPOINT s",
-    "rollback work to s",
-    "SAVEPOINT r; ROLLBACK TO r; ROLLBACK TRANSACTION TO s",
-    "PREPARE one AS SELECT 'COMMIT'",
-    "BEGIN"
-  ]) {
+  const endsNothing: ReadonlyArray<readonly [string, ReadonlyArray<number>]> = [
+    ["ROLLBACK TO SAVEPOINT s", [2]],
+    ["rollback work to s", [2]],
+    ["SAVEPOINT r; ROLLBACK TO r; ROLLBACK TRANSACTION TO s", [2]],
+    ["PREPARE one AS SELECT 'COMMIT'", [1, 2]],
+    ["BEGIN", [1, 2]]
+  ]
+  for (const [text, kept] of endsNothing) {
     wired(database, `FAULTS 47: ${text} ends nothing`, one, () =>
       Effect.gen(function* () {
         yield* withTransaction(
@@ -317,7 +318,7 @@ describe("transactions", () => {
             Effect.ensuring(Effect.ignore(run("DEALLOCATE ALL")))
           )
         )
-        expect((yield* ids).at(-1)).toBe(2)
+        expect(yield* ids).toEqual(kept)
       })
     )
   }
@@ -385,11 +386,7 @@ describe("transactions", () => {
         const tags = yield* Effect.forEach([fiber, block, held], (_) =>
           Effect.map(Fiber.join(_), (reason) => reason._tag)
         )
-        expect(tags).toEqual([
-          "SessionClosed",
-          expect.stringMatching(/^(TransactionClosed|SessionClosed)$/),
-          "ConnectionReleased"
-        ])
+        expect(tags).toEqual(["SessionClosed", "SessionClosed", "ConnectionReleased"])
         expect(yield* ids).toEqual([1, 2, 3])
         yield* recovers(at)
       })

@@ -561,13 +561,12 @@ describe("beforeCommit", () => {
     }))
 
   test("its connection is the session's own", () =>
-    DbSession.autocommit(
-      Effect.gen(function* () {
-        const own = yield* pid
-        yield* DbSession.beforeCommit(Effect.map(pid, (_) => expect(_).toBe(own)))
-        yield* DbSession.commit
-      })
-    ))
+    Effect.gen(function* () {
+      const pids: Array<number> = []
+      const note = Effect.map(pid, (_) => void pids.push(_))
+      yield* DbSession.autocommit(Effect.all([note, DbSession.beforeCommit(note), DbSession.commit]))
+      expect(pids).toEqual([pids[0], pids[0]])
+    }))
 })
 
 describe("the tenant of a hook", () => {

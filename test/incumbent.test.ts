@@ -638,12 +638,17 @@ describe("15 a statement inside a stream's loop", () => {
 })
 
 describe("16 notify", () => {
-  test("works, with any payload", () =>
+  proxied("works, with any payload", (proxy) =>
     Effect.gen(function* () {
       const sql = yield* PgClient.PgClient
+      const listening = proxy.seen(({ text, type }) => type === "C" && text === "LISTEN")
+      const heard = yield* Effect.fork(Stream.runCollect(Stream.take(sql.listen("a channel"), 2)))
+      yield* Effect.promise(() => listening)
       yield* sql.notify("a channel", "it's; 'quoted'")
       yield* withTransaction(sql.notify("a channel", ""))
-    }))
+      expect([...(yield* Fiber.join(heard))]).toEqual(["it's; 'quoted'", ""])
+    })
+  )
 })
 
 describe("17 listen after the backend died", () => {
@@ -751,11 +756,11 @@ describe("20 a BEGIN that fails", () => {
     })
   )
 
-  const refusedOptions: ReadonlyArray<readonly [string, WithTransactionOptions]> = [
-    ["a setting that does not exist", { settings: { nonsense: "1" } }],
-    ["a value that a setting can't have", { settings: { work_mem: "much" } }]
+  const refusedOptions: ReadonlyArray<readonly [string, WithTransactionOptions, sqlState: string]> = [
+    ["a setting that does not exist", { settings: { nonsense: "1" } }, "42704"],
+    ["a value that a setting can't have", { settings: { work_mem: "much" } }, "22023"]
   ]
-  for (const [name, options] of refusedOptions) {
+  for (const [name, options, sqlState] of refusedOptions) {
     test(
       `with ${name}: that error alone, nested too, and the connection is clean`,
       () =>
@@ -765,9 +770,7 @@ describe("20 a BEGIN that fails", () => {
             withTransaction(withTransaction(insert(1), options)),
             DbSession.autocommit(insert(1), options)
           ]) {
-            const exit = yield* Effect.exit(work)
-            expect(Exit.isFailure(exit) && Cause.isDie(exit.cause)).toBe(false)
-            expect(outcome(exit)).not.toMatch(/success|Aborted|Closed/)
+            expect(DbError.reason(yield* Effect.flip(work))?.sqlState).toBe(sqlState)
             expect(yield* committed(database)).toEqual([])
             yield* pid
           }

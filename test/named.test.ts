@@ -263,13 +263,12 @@ describe("DbRuntime with several databases", () => {
       await db.run(intoOther(1))
       await analytics.isolated(() => db.run(intoOther(2)))
       expect(await Effect.runPromise(othersRows)).toEqual([2])
-      await analytics
-        .transaction(async (tx) => {
-          expect(tx.depth).toBe(1)
-          await db.run(intoOther(3))
-          throw new Error("no")
-        })
-        .catch(() => {})
+      const tried = analytics.transaction(async (tx) => {
+        expect(tx.depth).toBe(1)
+        await db.run(intoOther(3))
+        throw new Error("no")
+      })
+      await expect(tried).rejects.toThrow(/^no$/)
       await analytics.atomic(() => db.run(intoOther(4)))
       expect(await Effect.runPromise(othersRows)).toEqual([1, 2, 4])
     })
@@ -279,7 +278,7 @@ describe("DbRuntime with several databases", () => {
   it("a runtime of a layer without the default database has the sessions of the one that is named", async () => {
     const alone = DbRuntime.make(quietly(Analytics.DbLayer({ url: other.url })), Analytics)
     await alone.session(() => alone.run(intoOther(1)))
-    await alone.transaction(() => Promise.reject(new Error("no"))).catch(() => {})
+    await expect(alone.transaction(() => Promise.reject(new Error("no")))).rejects.toThrow(/^no$/)
     expect(await Effect.runPromise(othersRows)).toEqual([1])
     expect(alone.runSync(Analytics.DbSession.autocommit(Effect.as(intoOther(2), "done")))).toBe("done")
     const { pending, used } = await alone.run(Analytics.DbEngine.stats)

@@ -12,6 +12,7 @@ import * as Scope from "effect/Scope"
 import { beforeAll, describe, expect } from "vitest"
 import type { EngineService } from "../src/DbEngine.js"
 import { testDatabase, untilActivity } from "./support/database.js"
+import { outcome } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
 import type { Wired } from "./support/wired.js"
 import { answered, executes, forkUntil, identity, reasonOf, sent, took, wire, wired } from "./support/wired.js"
@@ -77,13 +78,12 @@ describe("the maximum", () => {
             yield* pause(2)
           })
         )
-        const watcher = yield* Effect.forkScoped(watch)
-        yield* Effect.forEach(
+        const work = Effect.forEach(
           numbers(200),
           (i) => Effect.zipRight(run("SELECT pg_sleep(0.003)"), i % 10 === 0 ? DbEngine.evictAll : Effect.void),
           { concurrency: "unbounded", discard: true }
         )
-        yield* Fiber.interrupt(watcher)
+        yield* Effect.raceFirst(work, watch)
         expect(most).toBeGreaterThan(1)
         expect(most).toBeLessThanOrEqual(4)
       })
@@ -195,7 +195,9 @@ describe("waiting", () => {
           })
         )
         const exits = yield* Effect.all([Effect.exit(greedy), Effect.exit(greedy)], { concurrency: 2 })
-        expect(exits.some(Exit.isFailure)).toBe(true)
+        const failures = exits.map(outcome).filter((_) => _ !== "success")
+        expect(failures.length).toBeGreaterThan(0)
+        expect(failures.filter((_) => _ !== "AcquireTimeout")).toEqual([])
       })
   )
 
@@ -308,13 +310,14 @@ describe("idle connections", () => {
       database,
       `minConnections are opened after ${how}, and again after they were closed`,
       { minConnections: 3, maxConnections: 4, ...options },
-      () =>
+      (at) =>
         Effect.gen(function* () {
           yield* use
           yield* idle(3)
           yield* DbEngine.evictAll
           yield* idle(3)
           expect((yield* stats).total).toBe(3)
+          expect(startups(at)).toBe(6)
         })
     )
   }
@@ -437,13 +440,15 @@ describe("administration", () => {
       yield* run("SELECT 1")
       yield* DbEngine.suspend
       at.proxy.reset()
+      const lent: Array<number> = []
       const fibers = yield* Effect.forEach(numbers(3), (i) =>
-        Effect.zipLeft(Effect.forkScoped(run(`SELECT ${i}`)), pending(i + 1))
+        Effect.zipLeft(Effect.forkScoped(DbConnection.withConnection(Effect.sync(() => lent.push(i)))), pending(i + 1))
       )
-      yield* pause(20)
-      expect(at.proxy.statements()).toEqual([])
+      expect(lent).toEqual([])
+      expect(at.proxy.log).toEqual([])
       yield* DbEngine.resume
       yield* Fiber.joinAll(fibers)
+      expect(lent).toEqual(numbers(3))
     })
   )
 

@@ -281,7 +281,7 @@ describe("using", () => {
         yield* DbSession.autocommit(
           Effect.gen(function* () {
             yield* insert(1)
-            expect(yield* reason(onOther(refused))).not.toBe("success")
+            expect(yield* reason(onOther(refused))).toBe("UnknownError")
             expect(yield* DbSession.state).toBe("active")
           })
         )

@@ -252,6 +252,7 @@ describe("60 promise-style code", () => {
   })
 
   test("isolated is always its own, commits by itself and leaves the outer one untouched", async (db) => {
+    const no = new Error("no")
     const failed = db.session(async () => {
       await db.run(insert(1))
       const outer = await db.run(place)
@@ -260,16 +261,15 @@ describe("60 promise-style code", () => {
         await db.run(insert(2))
       })
       expect(await rows()).toEqual([2])
-      await rejection(
-        db.isolated(async () => {
-          await db.run(insert(3))
-          throw new Error("no")
-        })
-      )
+      const inner = db.isolated(async () => {
+        await db.run(insert(3))
+        throw no
+      })
+      expect(await rejection(inner)).toBe(no)
       expect(await db.run(place)).toEqual(outer)
-      throw new Error("no")
+      throw no
     })
-    await rejection(failed)
+    expect(await rejection(failed)).toBe(no)
     expect(await rows()).toEqual([2])
   })
 
@@ -318,13 +318,14 @@ describe("60 promise-style code", () => {
   })
 
   test("atomic commits inside a session, which goes on", async (db) => {
+    const no = new Error("no")
     const failed = db.session(async () => {
       await db.atomic(() => db.run(insert(1)))
       expect(await rows()).toEqual([1])
       await db.run(insert(2))
-      throw new Error("no")
+      throw no
     })
-    await rejection(failed)
+    expect(await rejection(failed)).toBe(no)
     expect(await rows()).toEqual([1])
   })
 
@@ -479,11 +480,13 @@ describe("signal", () => {
     expect(await rows()).toEqual([1, 2])
   })
 
-  test("an effect that ends in its own error keeps it, though the signal comes later", async (db) => {
+  test("an effect that ends in its own error keeps it, though it was aborted before", async (db) => {
     const controller = new AbortController()
-    const running = db.run(Effect.fail("mine"), { signal: controller.signal })
-    expect(await rejection(running)).toBe("mine")
-    controller.abort()
+    const aborted = Effect.zipRight(
+      Effect.sync(() => controller.abort()),
+      Effect.fail("mine")
+    )
+    expect(await rejection(db.run(Effect.uninterruptible(aborted), { signal: controller.signal }))).toBe("mine")
   })
 })
 
@@ -889,6 +892,7 @@ describe("code of both kinds", () => {
     async (db) => {
       const opened = latch()
       const gate = latch()
+      const no = new Error("no")
       const session = db.session(async () => {
         await db.run(insert(1))
         // Whoever comes next gets the connection that this session has opened.
@@ -896,7 +900,7 @@ describe("code of both kinds", () => {
         opened.open()
         await gate.opened
         await db.run(insert(2))
-        throw new Error("no")
+        throw no
       })
       await opened.opened
       const stranger = Effect.zipRight(
@@ -916,7 +920,7 @@ describe("code of both kinds", () => {
       )
       expect(await rows()).toEqual([3, 4, 5])
       gate.open()
-      await rejection(session)
+      expect(await rejection(session)).toBe(no)
       expect(await rows()).toEqual([3, 4, 5])
     },
     { maxConnections: 1 }

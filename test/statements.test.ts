@@ -65,6 +65,7 @@ describe("a statement that is interrupted while it runs", () => {
       yield* Deferred.await(running)
       yield* Effect.sleep("50 millis")
       yield* Fiber.interrupt(fiber)
+      expect(seen).toHaveLength(2)
       expect(seen[1]).toBe(seen[0])
     }))
 

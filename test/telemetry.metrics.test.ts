@@ -144,7 +144,7 @@ describe("metrics of the pool", () => {
           wait: "HISTOGRAM  s",
           use: "HISTOGRAM  s"
         })
-        expect(points(metrics, METRIC_DB_CLIENT_CONNECTION_TIMEOUTS, "metrics-pool")[0]).toBeGreaterThanOrEqual(1)
+        expect(points(metrics, METRIC_DB_CLIENT_CONNECTION_TIMEOUTS, "metrics-pool")[0]).toBe(1)
         const created = points(metrics, METRIC_DB_CLIENT_CONNECTION_CREATE_TIME, "metrics-pool")[0] as Histogram
         const used = points(metrics, METRIC_DB_CLIENT_CONNECTION_USE_TIME, "metrics-pool")[0] as Histogram
         const waited = points(metrics, METRIC_DB_CLIENT_CONNECTION_WAIT_TIME, "metrics-pool")[0] as Histogram

@@ -143,7 +143,7 @@ describe("16 savepoints", () => {
 
   proxied("10 000 in sequence are released one by one, and cost no round trip of their own", (proxy) =>
     Effect.gen(function* () {
-      const times = 2500
+      const times = 10_000
       yield* withTransaction(
         Effect.gen(function* () {
           yield* insert(0)
@@ -794,7 +794,7 @@ describe("23 manual transactions", () => {
   test("a manual transaction kept after its session is a TransactionClosed", () =>
     Effect.gen(function* () {
       const kept: ManualTransaction = yield* DbSession.autocommit(Effect.zipLeft(DbSession.begin(), insert(1)))
-      expect(yield* reason(kept.commit)).toMatch(/^(TransactionClosed|SessionClosed)$/)
+      expect(yield* reason(kept.commit)).toBe("TransactionClosed")
       expect(yield* rows).toEqual([])
     }))
 

@@ -264,7 +264,7 @@ describe("interrupting a statement behind others", () => {
 })
 
 describe("late cancels", () => {
-  wired(database, "FAULTS 27: never hit the next borrower, in 150 rounds", one, () =>
+  wired(database, "FAULTS 27: never hit the next borrower, in 150 rounds", one, (at) =>
     Effect.gen(function* () {
       for (let round = 0; round < 150; round++) {
         const fiber = yield* Effect.fork(run(`/* ${round} */ SELECT pg_sleep(0.002)`))
@@ -273,6 +273,7 @@ describe("late cancels", () => {
         yield* Fiber.interruptFork(fiber)
         expect(yield* run("SELECT pg_sleep(0.002), 'mine' AS whose")).toMatchObject([{ whose: "mine" }])
       }
+      expect(at.proxy.cancels.length).toBeGreaterThan(0)
     })
   )
 })
