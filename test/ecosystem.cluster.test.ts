@@ -41,9 +41,11 @@ const storage = (options: Partial<ShardingConfig.ShardingConfig["Type"]> = {}) =
     (context) => context.unsafeMap.get(RunnerStorage.RunnerStorage.key) as RunnerStorage.RunnerStorage["Type"]
   )
 
+/** Of this database: the server has others, of other files. */
+const ours = `locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 const advisoryLocks = Effect.map(
   database.query<{ n: number; pids: number }>(
-    "SELECT count(*)::int AS n, count(DISTINCT pid)::int AS pids FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    `SELECT count(*)::int AS n, count(DISTINCT pid)::int AS pids FROM pg_locks WHERE ${ours} AND granted`
   ),
   (rows) => rows[0]!
 )
@@ -110,7 +112,7 @@ describe("SqlRunnerStorage", () => {
         const a = yield* storage()
         yield* a.register(runnerOf(1), true)
         yield* a.acquire(addressOf(1), shards)
-        yield* database.query("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        yield* database.query(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE ${ours}`)
         yield* until(
           "acquired again",
           Effect.map(

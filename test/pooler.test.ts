@@ -72,9 +72,10 @@ describe.skipIf(pgbouncerProgram === undefined).each(["session", "transaction"] 
           until(
             `${text} runs`,
             Effect.map(
-              database.query("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE $1", [
-                `%'${text}'%`
-              ]),
+              database.query(
+                "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query LIKE $1",
+                [`%'${text}'%`]
+              ),
               (_) => _.length === 1
             )
           )
@@ -277,7 +278,10 @@ describe.skipIf(pgbouncerProgram === undefined)(`PgBouncer${why}`, () => {
       const heard = yield* Effect.fork(Stream.runHead(client.listen("news")))
       yield* until(
         "somebody listens",
-        Effect.map(database.query("SELECT 1 FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'"), (_) => _.length > 0)
+        Effect.map(
+          database.query("SELECT FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'LISTEN%'"),
+          (_) => _.length > 0
+        )
       )
       yield* client.notify("news", "hello")
       expect(yield* Fiber.join(heard)).toEqual(Option.some("hello"))
