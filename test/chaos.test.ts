@@ -196,9 +196,9 @@ describe("found by chaos", () => {
         expect(reason?._tag).toBe("CommitUnknown")
         // It arrives after all.
         proxy.resume()
-        yield* Effect.retry(
-          Effect.filterOrFail(committed(database), (rows) => rows.length === 1),
-          { times: 200 }
+        yield* until(
+          "it has arrived",
+          Effect.map(committed(database), (rows) => rows.length === 1)
         )
       }),
     quick

@@ -1,8 +1,9 @@
 import { describe } from "@effect/vitest"
-import { Deferred, Effect, Fiber, Option } from "effect"
+import { Deferred, Effect, Fiber } from "effect"
 import { atomic, DbConnection, DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
+import { lockedOutside } from "./support/outside.js"
 
 import {
   committed,
@@ -18,7 +19,7 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
-import { until } from "./support/until.js"
+import { stillRuns, until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -590,13 +591,15 @@ describe("46 interrupting statements", () => {
         DbSession.autocommit(
           Effect.gen(function* () {
             yield* insert(1)
-            const first = yield* Effect.fork(sql<{ n: number }>`SELECT 7 AS n FROM pg_sleep(0.4)`)
-            yield* sleeping
+            const lock = yield* lockedOutside(database, 46)
+            const first = yield* Effect.fork(sql<{ n: number }>`SELECT 7 AS n FROM pg_advisory_xact_lock(46)`)
+            yield* lock.waitedFor
             const behind = yield* Effect.fork(insert(2))
             yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
             yield* Fiber.interrupt(behind)
             // It has returned although the first is still running.
-            expect(Option.isNone(yield* Fiber.poll(first))).toBe(true)
+            expect(yield* stillRuns(first)).toBe(true)
+            yield* lock.release
             expect(yield* Fiber.join(first)).toEqual([{ n: 7 }])
           })
         )

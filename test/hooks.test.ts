@@ -22,6 +22,7 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -277,7 +278,11 @@ describe("27 afterCommit", () => {
         expect(yield* reason(around(Effect.zipRight(note(log, "it"), insert(1))))).toBe("CommitUnknown")
         expect(log).toEqual([])
         // The server may still be at it when the client has lost the connection.
-        expect(yield* Effect.repeat(rows, { until: (all) => all.length > 0 })).toEqual([1])
+        yield* until(
+          "it has committed",
+          Effect.map(rows, (all) => all.length > 0)
+        )
+        expect(yield* rows).toEqual([1])
       })
     )
   }

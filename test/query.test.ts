@@ -6,6 +6,7 @@ import { DbConnection, DbEngine, DbError, DbQuery, DbSession, withTransaction } 
 import type { DbSql } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
+import { lockedOutside } from "./support/outside.js"
 import {
   committed,
   insert,
@@ -128,11 +129,14 @@ describe("41 stream", () => {
     DbSession.autocommit(
       Effect.gen(function* () {
         const sql = yield* client
-        // The second FETCH takes its time.
+        const lock = yield* lockedOutside(database, 1)
+        const letGo = yield* Effect.fork(Effect.zipRight(lock.waitedFor, lock.release))
+        // The second FETCH waits for the lock.
         const slow = sql<{ n: number }>`
-          SELECT n FROM generate_series(1, 1000) n WHERE n <> 100 OR pg_sleep(0.3) IS NOT NULL`.stream
+          SELECT n FROM generate_series(1, 1000) n WHERE n <> 100 OR pg_advisory_xact_lock(1) IS NOT NULL`.stream
         expect(yield* collect(Stream.take(slow, 3))).toEqual(upTo(3))
         yield* insert(1)
+        yield* Fiber.join(letGo)
       })
     ).pipe(Effect.zipRight(Effect.map(committed(database), (ids) => expect(ids).toEqual([1])))))
 

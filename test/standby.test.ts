@@ -51,6 +51,23 @@ const behind = Effect.acquireRelease(
 )
 const resume = Effect.suspend(() => ask(at.b, "SELECT pg_wal_replay_resume()"))
 
+/** From now on: what waits until the standby has been asked how far it is. */
+const standbyAsked = Effect.suspend(() =>
+  Effect.map(ask<{ now: string }>(at.b, "SELECT clock_timestamp()::text AS now"), ([row]) =>
+    until(
+      "the standby is asked",
+      Effect.map(
+        ask(
+          at.b,
+          `SELECT FROM pg_stat_activity WHERE query LIKE '%pg_last_wal_replay_lsn%'
+             AND query_start > '${row!.now}' AND pid <> pg_backend_pid()`
+        ),
+        (_) => _.length > 0
+      )
+    )
+  )
+)
+
 const emptied = Effect.suspend(() =>
   Effect.zipRight(ask(at.a, "DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"), caughtUp(at.a, at.b))
 )
@@ -200,19 +217,11 @@ describe("waitFor", () => {
       yield* behind
       const token = yield* written
       yield* DbSession.waitFor(token)
+      const asked = yield* standbyAsked
       const reading = yield* Effect.fork(
         onStandby(Effect.zip(ids, Effect.zipRight(DbSession.waitFor(token, { timeout: "20 seconds" }), ids)))
       )
-      yield* until(
-        "it has asked",
-        Effect.map(
-          ask(
-            at.b,
-            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_last_wal_replay_lsn%' AND pid <> pg_backend_pid()"
-          ),
-          (_) => _.length > 0
-        )
-      )
+      yield* asked
       yield* resume
       expect(yield* Fiber.join(reading)).toEqual([[], [1]])
     }))
@@ -242,7 +251,8 @@ describe("waitFor", () => {
     Effect.gen(function* () {
       yield* behind
       const token = yield* written
-      yield* Effect.forkScoped(Effect.delay(resume, "100 millis"))
+      const asked = yield* standbyAsked
+      yield* Effect.forkScoped(Effect.zipRight(asked, resume))
       yield* onStandby(
         DbSession.autocommit(
           Effect.gen(function* () {
@@ -307,7 +317,9 @@ describe("DbRegistry.readOnly", () => {
       const after = Option.getOrThrow(token)
       expect(yield* DbRegistry.readOnly(where)).toEqual([at.b.port])
       expect(yield* DbRegistry.readOnly(where, { after, timeout: 50 })).toEqual([1, at.a.port])
+      const asked = yield* standbyAsked
       const reading = yield* Effect.fork(where.pipe(DbRegistry.readOnly({ after, timeout: "20 seconds" })))
+      yield* asked
       yield* resume
       expect(yield* Fiber.join(reading)).toEqual([1, at.b.port])
       expect((yield* reasonOf(DbRegistry.readOnly(where, { after: "no token" })))._tag).toBe("InvalidInput")

@@ -2,12 +2,12 @@ import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import Pg from "pg"
 import { beforeEach, describe, expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
+import { lockedOutside } from "./support/outside.js"
 import type { Logged } from "./support/proxy.js"
 import { answered, executes, forkUntil, reasonOf, seen, took, wired } from "./support/wired.js"
-import { until } from "./support/until.js"
+import { pending, stillRuns, until } from "./support/until.js"
 
 const database = testDatabase()
 
@@ -25,29 +25,14 @@ const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY
 const running = (n = 1) => untilActivity(database.url, (_) => _.active === n)
 const noneActive = untilActivity(database.url, (_) => _.active === 0)
 
-/** Holds an advisory lock on a connection of its own until `release`. */
-const locked = (key: number) =>
-  Effect.acquireRelease(
-    Effect.promise(async () => {
-      const client = new Pg.Client({ connectionString: database.url, application_name: "effect-db test support" })
-      client.on("error", () => {})
-      await client.connect()
-      await client.query("SELECT pg_advisory_lock($1)", [key])
-      return { release: Effect.promise(() => client.query("SELECT pg_advisory_unlock_all()")), client }
-    }),
-    ({ client }) => Effect.promise(() => client.end())
-  )
-
 describe("interrupting a statement that was not sent", () => {
   wired(database, "one that waits for the pool never happens", one, (at) =>
     Effect.gen(function* () {
       const holder = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
       const waiting = yield* Effect.forkScoped(run("INSERT INTO t VALUES (1)"))
-      yield* until(
-        "it waits",
-        Effect.map(DbEngine.stats, (_) => _.pending === 1)
-      )
-      expect(yield* took(Fiber.interrupt(waiting))).toBeLessThan(50)
+      yield* pending(1)
+      yield* Fiber.interrupt(waiting)
+      expect(yield* stillRuns(holder)).toBe(true)
       yield* Fiber.interrupt(holder)
       yield* run("SELECT 1")
       expect(at.proxy.statements()).toEqual([sleep, "SELECT 1"])
@@ -64,7 +49,8 @@ describe("interrupting a statement that was not sent", () => {
           DbSession.batch([sql`INSERT INTO t VALUES (2)`, sql`INSERT INTO t VALUES (3)`])
         )
         yield* Effect.yieldNow()
-        expect(yield* took(Fiber.interruptAll([second, batch]))).toBeLessThan(50)
+        yield* Fiber.interruptAll([second, batch])
+        expect(yield* stillRuns(first)).toBe(true)
         yield* Fiber.interrupt(first)
         yield* run("INSERT INTO t VALUES (4)")
         expect(yield* ids).toEqual([4])
@@ -76,10 +62,7 @@ describe("interrupting a statement that was not sent", () => {
     Effect.gen(function* () {
       const holder = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
       const waiting = yield* Effect.forkScoped(DbSession.autocommit(run("INSERT INTO t VALUES (1)")))
-      yield* until(
-        "it waits",
-        Effect.map(DbEngine.stats, (_) => _.pending === 1)
-      )
+      yield* pending(1)
       yield* Fiber.interrupt(waiting)
       yield* Fiber.interrupt(holder)
       expect(at.proxy.statements()).toEqual([sleep])
@@ -92,7 +75,7 @@ describe("interrupting a statement that runs", () => {
     Effect.gen(function* () {
       const fiber = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
       yield* noneActive
       expect(at.proxy.cancels.length).toBe(1)
       expect(at.proxy.log.filter((_) => _.dir === "backend" && _.type === "E").map((_) => _.name)).toEqual(["57014"])
@@ -139,10 +122,10 @@ describe("interrupting a statement that runs", () => {
 
   wired(database, "a BEGIN and statement that wait for a lock are cancelled together", one, (at) =>
     Effect.gen(function* () {
-      const lock = yield* locked(1)
+      const lock = yield* lockedOutside(database, 1)
       const fiber = yield* forkUntil(at, executes(/advisory/), withTransaction(run("SELECT pg_advisory_xact_lock(1)")))
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
       yield* lock.release
     })
   )
@@ -153,7 +136,7 @@ describe("interrupting a statement that runs", () => {
       const batch = DbSession.batch([sql`INSERT INTO t VALUES (1)`, sql.unsafe(sleep), sql`INSERT INTO t VALUES (2)`])
       const fiber = yield* forkUntil(at, executes(/VALUES \(2\)/), batch)
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
       expect(yield* ids).toEqual([])
       yield* run("SELECT 1")
       expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
@@ -180,21 +163,22 @@ describe("interrupting a statement behind others", () => {
   wired(database, "the interrupt returns at once, and the one in front is not harmed", one, (at) =>
     DbConnection.withConnection(
       Effect.gen(function* () {
-        const lock = yield* locked(2)
+        const lock = yield* lockedOutside(database, 2)
         const front = yield* forkUntil(
           at,
           executes(/advisory/),
           run("SELECT pg_advisory_xact_lock(2), 'mine' AS whose")
         )
         const behind = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
-        expect(yield* took(Fiber.interrupt(behind))).toBeLessThan(50)
+        yield* Fiber.interrupt(behind)
+        expect(yield* stillRuns(front)).toBe(true)
         expect(at.proxy.cancels).toEqual([])
         const canceled = seen(at, isCancel)
         yield* lock.release
         expect((yield* Fiber.join(front))[0]).toMatchObject({ whose: "mine" })
         // Its turn has come.
         yield* canceled
-        expect(yield* took(run("SELECT 1"))).toBeLessThan(500)
+        expect(yield* took(run("SELECT 1"))).toBeLessThan(5_000)
       })
     )
   )
@@ -222,7 +206,7 @@ describe("interrupting a statement behind others", () => {
 
   const stray = (text: string) => (at: Parameters<Parameters<typeof wired>[3]>[0]) =>
     Effect.gen(function* () {
-      const lock = yield* locked(3)
+      const lock = yield* lockedOutside(database, 3)
       const first = yield* forkUntil(at, executes(/advisory/), run("SELECT pg_advisory_xact_lock(3)"))
       const innocent = yield* forkUntil(at, executes(/pg_sleep/), run(text))
       const held = at.proxy.holdAt(isCancel, { forward: false })
@@ -289,7 +273,7 @@ describe("a cancel that is not confirmed", () => {
         yield* running()
         at.proxy.accept(mode)
         const elapsed = yield* took(Fiber.interrupt(fiber))
-        expect(elapsed).toBeGreaterThan(290)
+        expect(elapsed).toBeGreaterThan(200)
         expect(elapsed).toBeLessThan(600)
         yield* until(
           "its socket is closed",

@@ -91,6 +91,22 @@ export const refused: Effect.Effect<unknown, SqlError, DbSession> = Effect.flatM
   ({ sql }) => sql`INSERT INTO t (id) VALUES ('no number')`
 )
 
+/** A statement that runs until it is cancelled, or for a minute. */
+export const sleep: Effect.Effect<unknown, SqlError, DbSession> = Effect.flatMap(
+  DbSession,
+  ({ sql }) => sql`SELECT pg_sleep(${60})`
+)
+
+/** Waits until the server runs a `pg_sleep`. */
+export const sleepingOn = (database: TestDatabase): Effect.Effect<void> =>
+  until(
+    "the server sleeps",
+    Effect.map(
+      database.query("SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"),
+      (_) => _.length > 0
+    )
+  )
+
 /** The ids that a program sees from where it stands. */
 export const seen: Effect.Effect<ReadonlyArray<number>, SqlError, DbSession> = Effect.flatMap(DbSession, ({ sql }) =>
   Effect.map(sql<{ id: number }>`SELECT id FROM t ORDER BY id`, (rows) => rows.map(({ id }) => id))

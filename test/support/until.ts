@@ -3,6 +3,8 @@
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import { DbEngine } from "effect-db"
 import type { EngineStats } from "../../src/DbEngine.js"
 
@@ -51,3 +53,7 @@ export const barrier = (parties: number): Effect.Effect<Effect.Effect<void>> =>
       ++arrived < parties ? Deferred.await(all) : Effect.asVoid(Deferred.succeed(all, undefined))
     )
   })
+
+/** It has not come to its end. */
+export const stillRuns = (fiber: Fiber.Fiber<unknown, unknown>): Effect.Effect<boolean> =>
+  Effect.map(Fiber.poll(fiber), Option.isNone)
