@@ -1,6 +1,7 @@
 import { describe } from "@effect/vitest"
 import { Deferred, Effect, Fiber } from "effect"
-import { atomic, DbConnection, DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
+import type { DbEngine } from "effect-db"
+import { atomic, DbConnection, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import { lockedOutside } from "./support/outside.js"
@@ -8,6 +9,7 @@ import { lockedOutside } from "./support/outside.js"
 import {
   committed,
   insert,
+  no,
   outcome,
   pid,
   place,
@@ -17,25 +19,18 @@ import {
   refused,
   seen,
   sessionForms,
+  sleep,
+  sleepingOn,
   used
 } from "./support/programs.js"
-import { stillRuns, until } from "./support/until.js"
+import { barrier, pending, stillRuns, until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
 const rows = committed(database)
-const no = Effect.fail("no" as const)
 
-/** A statement that runs until it is cancelled, and what tells that the server has it. */
-const sleep = Effect.flatMap(DbSession, ({ sql }) => sql`SELECT pg_sleep(${60})`)
-const sleeping = until(
-  "the server sleeps",
-  Effect.map(
-    database.query(`SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'`),
-    (_) => _.length > 0
-  )
-)
+const sleeping = sleepingOn(database)
 const awake = until(
   "no statement is left on the server",
   Effect.map(database.activity, (_) => _.active === 0)
@@ -349,10 +344,7 @@ describe("fibers that outlive their block", () => {
                   block(
                     Effect.gen(function* () {
                       issued = yield* Effect.forkDaemon(reason(insert(1)))
-                      yield* until(
-                        "it waits for the connection",
-                        Effect.map(DbEngine.stats, (_) => _.pending === 1)
-                      )
+                      yield* pending(1)
                       yield* end
                     })
                   )
@@ -424,13 +416,11 @@ describe("43 - 44 several sessions at once", () => {
 
   test("isolated sessions run in parallel, each on its own connection", () =>
     Effect.gen(function* () {
-      let arrived = 0
-      const all = yield* Deferred.make<void>()
+      const all = yield* barrier(5)
       // Each holds its transaction until all have one.
       const one = Effect.gen(function* () {
         const at = yield* place
-        if (++arrived === 5) yield* Deferred.succeed(all, undefined)
-        yield* Deferred.await(all)
+        yield* all
         return at.pid
       })
       const pids = yield* Effect.all(Array.from({ length: 5 }, () => one).map(DbSession.isolated), { concurrency: 5 })
@@ -574,10 +564,7 @@ describe("46 interrupting statements", () => {
         const fiber = yield* Effect.fork(DbSession.autocommit(sleep))
         yield* sleeping
         const next = yield* Effect.fork(DbSession.isolated(Effect.zipRight(insert(1), seen)))
-        yield* until(
-          "it waits",
-          Effect.map(DbEngine.stats, (_) => _.pending === 1)
-        )
+        yield* pending(1)
         yield* Fiber.interrupt(fiber)
         expect(yield* Fiber.join(next)).toEqual([1])
       }),

@@ -30,7 +30,7 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
-import { until } from "./support/until.js"
+import { pending, until, untilStats } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -698,10 +698,7 @@ describe("38 interrupted fifty times", () => {
               for (let i = 0; i < 50; i++) {
                 const waiting = yield* Effect.fork(DbSession.detach(borrow))
                 const { stats } = yield* DbEngine
-                yield* until(
-                  "pending",
-                  Effect.map(stats, (_) => _.pending === 1)
-                )
+                yield* pending(1)
                 yield* Fiber.interrupt(waiting)
                 expect(yield* stats).toMatchObject({ pending: 0, used: max })
               }
@@ -716,26 +713,19 @@ describe("38 interrupted fifty times", () => {
       `in the hand-over to ${name}: nothing is lost`,
       () =>
         Effect.gen(function* () {
-          const { stats } = yield* DbEngine
           for (let i = 0; i < 50; i++) {
             yield* Effect.scoped(
               Effect.gen(function* () {
                 const held = yield* Effect.all(Array.from({ length: max }, () => acquire()))
                 const waiting = yield* Effect.fork(DbSession.detach(borrow))
-                yield* until(
-                  "pending",
-                  Effect.map(stats, (_) => _.pending === 1)
-                )
+                yield* pending(1)
                 // The connection is its own from here on; the fiber has not run yet, or is a few steps on.
                 yield* held[0]!.release()
                 for (let step = i % 5; step > 0; step--) yield* Effect.yieldNow()
                 yield* Fiber.interrupt(waiting)
               })
             )
-            yield* until(
-              "all are back",
-              Effect.map(stats, (_) => _.used === 0 && _.pending === 0)
-            )
+            yield* untilStats("all are back", (_) => _.used === 0 && _.pending === 0)
           }
           yield* wholePool
         }),
@@ -756,16 +746,10 @@ describe("38 interrupted fifty times", () => {
           yield* Fiber.interrupt(waiting)
           expect((yield* stats).connecting).toBe(1)
           proxy.resume()
-          yield* until(
-            "connected",
-            Effect.map(stats, (_) => _.connecting === 0)
-          )
+          yield* untilStats("connected", (_) => _.connecting === 0)
           expect(yield* stats).toMatchObject({ used: 0, pending: 0, idle: 1 })
           yield* evictAll
-          yield* until(
-            "closed",
-            Effect.map(stats, (_) => _.total === 0)
-          )
+          yield* untilStats("closed", (_) => _.total === 0)
         }
         yield* wholePool
       }),

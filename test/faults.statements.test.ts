@@ -8,8 +8,9 @@ import { beforeEach, describe, expect } from "vitest"
 import type { DbOptions } from "../src/DbOptions.js"
 import { testDatabase } from "./support/database.js"
 import type { Wired } from "./support/wired.js"
-import { errorOf, executes, forkUntil, reasonOf, wired } from "./support/wired.js"
-import { until } from "./support/until.js"
+import { errorOf, executes, forkUntil, one, reasonOf, run, startups, wired } from "./support/wired.js"
+import { barrier, untilStats } from "./support/until.js"
+import { committed } from "./support/programs.js"
 
 // FAULTS.md: statements and transactions that fail on a connection that lives. Numbers are those of that list.
 const database = testDatabase()
@@ -24,10 +25,7 @@ beforeEach(async () => {
   )
 })
 
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
-const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
-const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
-const one: DbOptions = { maxConnections: 1 }
+const ids = committed(database)
 const insert = (id: number) => run(`INSERT INTO t VALUES (${id})`)
 
 /** The server refused it, and the connection is as good as before. */
@@ -79,11 +77,7 @@ describe("statements", () => {
           )
         const both = (retry: boolean) =>
           Effect.gen(function* () {
-            const latch = yield* Deferred.make<void>()
-            let there = 0
-            const meet = Effect.suspend(() =>
-              ++there >= 2 ? Effect.asVoid(Deferred.succeed(latch, undefined)) : Deferred.await(latch)
-            )
+            const meet = yield* barrier(2)
             return yield* Effect.all(
               [Effect.either(cross(1, 2, meet, retry)), Effect.either(cross(2, 1, meet, retry))],
               { concurrency: 2 }
@@ -106,13 +100,12 @@ describe("statements", () => {
     () =>
       Effect.gen(function* () {
         yield* database.query("INSERT INTO t VALUES (1), (2)")
-        const latch = yield* Deferred.make<void>()
-        let there = 0
+        const meet = yield* barrier(2)
         const skew = (id: number) =>
           DbSession.isolated(
             Effect.gen(function* () {
               yield* run("SELECT sum(n) FROM t")
-              yield* ++there === 2 ? Deferred.succeed(latch, undefined) : Deferred.await(latch)
+              yield* meet
               yield* run(`UPDATE t SET n = 1 WHERE id = ${id}`)
             }),
             { isolation: "serializable" }
@@ -182,10 +175,7 @@ describe("statements", () => {
         })
       )
       yield* Stream.runCollect(Stream.take(rows, 3))
-      yield* until(
-        "given back",
-        Effect.map(DbEngine.stats, (_) => _.used === 0)
-      )
+      yield* untilStats("given back", (_) => _.used === 0)
       yield* recovers(at)
     })
   )

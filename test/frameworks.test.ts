@@ -14,6 +14,7 @@ import * as ofHono from "../examples/recipes/hono.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { committed, insert, place, quietly } from "./support/programs.js"
 import { until } from "./support/until.js"
+import { latch } from "./support/promises.js"
 
 const database = testDatabase()
 const rows = () => Effect.runPromise(committed(database))
@@ -22,13 +23,6 @@ type Db = DbRuntime.DbRuntime<DbEngine | DbSession, unknown>
 
 /** What the handlers of all frameworks do with `{ id }` of the body, and the status that they answer. */
 type Handler = (id: number) => Promise<{ readonly status: 200 | 404 | 500; readonly body: unknown }>
-
-/** A promise and who keeps it. */
-const latch = () => {
-  let open = (): void => {}
-  const opened = new Promise<void>((resolve) => (open = resolve))
-  return { open: () => open(), opened }
-}
 
 interface Served {
   readonly server: Server

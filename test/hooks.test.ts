@@ -8,9 +8,13 @@ import { testDatabase } from "./support/database.js"
 import {
   type Around,
   committed,
+  conflict,
   expectAtRest,
   insert,
+  no,
+  note,
   outcome,
+  path,
   pid,
   place,
   programsOn,
@@ -28,7 +32,6 @@ const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
 const rows = committed(database)
-const no = Effect.fail("no" as const)
 
 const outerForms: ReadonlyArray<readonly [string, Around]> = [
   ...sessionForms,
@@ -41,13 +44,6 @@ const outerForms: ReadonlyArray<readonly [string, Around]> = [
     (effect) => Effect.scoped(Effect.flatMap(DbSession.make({ autocommit: true }), (_) => _.use(effect))) as never
   ]
 ]
-
-/** Both hooks, writing down that they ran. */
-const note = (log: Array<string>, name: string) =>
-  Effect.zipRight(
-    DbSession.afterCommit(Effect.sync(() => log.push(`${name} committed`))),
-    DbSession.afterRollback(Effect.sync(() => log.push(`${name} rolled back`)))
-  )
 
 describe("27 afterCommit", () => {
   test("comes to its end when its fiber is interrupted meanwhile, whatever it forks", () =>
@@ -239,14 +235,12 @@ describe("27 afterCommit", () => {
   test("with retry only that of the attempt that committed", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
-      const { sql } = yield* DbSession
       let attempt = 0
-      const again = sql`DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$`
       yield* withTransaction(
         Effect.suspend(() => {
           const name = `attempt ${++attempt}`
           const hook = DbSession.afterCommit(Effect.sync(() => log.push(name)))
-          return Effect.all([hook, insert(attempt), attempt < 3 ? again : Effect.void])
+          return Effect.all([hook, insert(attempt), attempt < 3 ? conflict : Effect.void])
         }),
         { retry: true }
       )
@@ -576,9 +570,6 @@ describe("beforeCommit", () => {
 
 describe("the tenant of a hook", () => {
   const Other = Database.make("hooks-other")
-  const path = Effect.flatMap(DbSession, ({ sql }) =>
-    Effect.map(sql<{ path: string }>`SELECT current_setting('search_path') AS path`, ([row]) => row!.path)
-  )
   const usual = '"$user", public'
   const acme = '"acme", "public"'
   const inAcme = DbSchema.withTenant(["acme", "public"])

@@ -30,7 +30,7 @@ import {
   seen,
   used
 } from "./support/programs.js"
-import { until } from "./support/until.js"
+import { pending, until } from "./support/until.js"
 
 const database = testDatabase()
 const second = testDatabase()
@@ -200,10 +200,7 @@ describe("7 interrupted while waiting for a full pool", () => {
           yield* DbConnection.acquire()
           const { stats } = yield* DbEngine
           const waiting = yield* Effect.fork(DbSession.detach(withTransaction(insert(1))))
-          yield* until(
-            "pending",
-            Effect.map(stats, (_) => _.pending === 1)
-          )
+          yield* pending(1)
           yield* Fiber.interrupt(waiting)
           expect(yield* stats).toMatchObject({ pending: 0, used: 1 })
           expect(yield* committed(database)).toEqual([])
@@ -223,15 +220,11 @@ describe("8 reserve or stream interrupted while waiting", () => {
       `${name}: the slot is back`,
       () =>
         Effect.gen(function* () {
-          const { stats } = yield* DbEngine
           yield* Effect.scoped(
             Effect.gen(function* () {
               yield* DbConnection.acquire()
               const waiting = yield* Effect.fork(DbSession.detach(wait))
-              yield* until(
-                "pending",
-                Effect.map(stats, (_) => _.pending === 1)
-              )
+              yield* pending(1)
               yield* Fiber.interrupt(waiting)
             })
           )

@@ -14,9 +14,20 @@ import type { EngineService } from "../src/DbEngine.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { outcome } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
-import type { Wired } from "./support/wired.js"
-import { answered, executes, forkUntil, identity, reasonOf, sent, took, wire, wired } from "./support/wired.js"
-import { until } from "./support/until.js"
+import {
+  answered,
+  executes,
+  forkUntil,
+  identity,
+  reasonOf,
+  run,
+  sent,
+  startups,
+  took,
+  wire,
+  wired
+} from "./support/wired.js"
+import { barrier, idle, pending, until, untilStats } from "./support/until.js"
 
 // What HikariCP promises of a pool, here.
 const database = testDatabase()
@@ -31,11 +42,9 @@ beforeAll(async () => {
   )
 })
 
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const numbers = (n: number): ReadonlyArray<number> => Array.from({ length: n }, (_, i) => i)
 const pause = (millis: number) => Effect.promise(() => new Promise((resolve) => setTimeout(resolve, millis)))
 const stats = DbEngine.stats
-const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
 
 /** Holds a connection until the latch opens. */
 const holdUntil = (latch: Deferred.Deferred<void>, name: string) =>
@@ -50,17 +59,6 @@ const holdUntil = (latch: Deferred.Deferred<void>, name: string) =>
     yield* Deferred.await(holds)
     return fiber
   })
-
-const pending = (n: number) =>
-  until(
-    `${n} wait`,
-    Effect.map(stats, (_) => _.pending === n)
-  )
-const idle = (n: number) =>
-  until(
-    `${n} are idle`,
-    Effect.map(stats, (_) => _.idle === n && _.used === 0)
-  )
 
 describe("the maximum", () => {
   wired(
@@ -185,14 +183,9 @@ describe("waiting", () => {
     { maxConnections: 2, acquireTimeout: 150 },
     () =>
       Effect.gen(function* () {
-        const both = yield* Deferred.make<void>()
-        let holding = 0
+        const both = yield* barrier(2)
         const greedy = DbConnection.withConnection(
-          Effect.gen(function* () {
-            if (++holding === 2) yield* Deferred.succeed(both, undefined)
-            yield* Deferred.await(both)
-            yield* DbConnection.withConnection(Effect.void, { reuse: false })
-          })
+          Effect.zipRight(both, DbConnection.withConnection(Effect.void, { reuse: false }))
         )
         const exits = yield* Effect.all([Effect.exit(greedy), Effect.exit(greedy)], { concurrency: 2 })
         const failures = exits.map(outcome).filter((_) => _ !== "success")
@@ -247,10 +240,7 @@ describe("waiting", () => {
     Effect.gen(function* () {
       at.proxy.pause("backend")
       const fiber = yield* Effect.forkScoped(run("SELECT 1"))
-      yield* until(
-        "dialling",
-        Effect.map(stats, (_) => _.connecting === 1)
-      )
+      yield* untilStats("dialling", (_) => _.connecting === 1)
       yield* Fiber.interrupt(fiber)
       expect((yield* stats).connecting).toBe(1)
       at.proxy.resume()
@@ -275,11 +265,7 @@ describe("idle connections", () => {
           yield* Fiber.join(fibers[i]!)
           yield* pause(70)
         }
-        yield* until(
-          "all are closed",
-          Effect.map(stats, (_) => _.total === 0),
-          1000
-        )
+        yield* untilStats("all are closed", (_) => _.total === 0, 1000)
         yield* untilActivity(database.url, (_) => _.total === 0)
       })
   )
@@ -351,10 +337,7 @@ describe("idle connections", () => {
           { until: (killed) => killed.length === 0 }
         )
         yield* untilActivity(database.url, (_) => _.total === 0)
-        yield* until(
-          "it was noticed",
-          Effect.map(stats, (_) => _.idle === 0)
-        )
+        yield* untilStats("it was noticed", (_) => _.idle === 0)
         yield* run("SELECT 1")
       }
     })
@@ -403,10 +386,7 @@ describe("idle connections", () => {
           Effect.flatMap(DbConnection.raw, (client) => Effect.promise(() => client.query("SELECT 'raw'")))
         )
         yield* raw
-        yield* until(
-          "it is closed",
-          Effect.map(stats, (_) => _.total === 1)
-        )
+        yield* untilStats("it is closed", (_) => _.total === 1)
         at.proxy.reset()
         yield* run("SELECT 1")
         expect(at.proxy.statements()).toEqual(["SELECT 1"])
@@ -421,16 +401,10 @@ describe("administration", () => {
       const holder = yield* holdUntil(latch, "holder")
       yield* run("SELECT 1")
       yield* DbEngine.evictAll
-      yield* until(
-        "the idle one is gone",
-        Effect.map(stats, (_) => _.total === 1)
-      )
+      yield* untilStats("the idle one is gone", (_) => _.total === 1)
       yield* Deferred.succeed(latch, undefined)
       yield* Fiber.join(holder)
-      yield* until(
-        "so is the lent one",
-        Effect.map(stats, (_) => _.total === 0)
-      )
+      yield* untilStats("so is the lent one", (_) => _.total === 0)
       yield* run("SELECT 1")
       expect(startups(at)).toBe(3)
     })
@@ -471,10 +445,7 @@ describe("administration", () => {
       expect(at.proxy.flights()).toBe(1)
       at.proxy.accept("refuse")
       at.proxy.cutAll()
-      yield* until(
-        "it was noticed",
-        Effect.map(stats, (_) => _.total === 0)
-      )
+      yield* untilStats("it was noticed", (_) => _.total === 0)
       expect((yield* reasonOf(DbEngine.ping))._tag).toBe("ConnectionError")
     })
   )
@@ -762,10 +733,7 @@ describe("afterConnect", () => {
           "ConnectionError",
           [{ i: 2 }]
         ])
-        yield* until(
-          "the refused ones are closed",
-          Effect.map(stats, (_) => _.total === 1)
-        )
+        yield* untilStats("the refused ones are closed", (_) => _.total === 1)
         expect(proxy.accepted).toBe(3)
       }).pipe(Effect.provide(context))
       yield* untilActivity(database.url, (_) => _.total === 1)
@@ -894,10 +862,7 @@ describe("changeHost", () => {
         expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "pool" })
         yield* Deferred.succeed(latch, undefined)
         yield* Fiber.join(holder)
-        yield* until(
-          "the old pool is closed",
-          Effect.map(stats, (_) => _.total === 1 && _.used === 0)
-        )
+        yield* untilStats("the old pool is closed", (_) => _.total === 1 && _.used === 0)
       }).pipe(Effect.provide(context))
     })
   )
@@ -1071,10 +1036,7 @@ describe("FAULTS 12: closing an engine", () => {
       at.proxy.accept("silent")
       yield* Effect.gen(function* () {
         const waiting = yield* Effect.forkScoped(reasonOf(run("SELECT 1")))
-        yield* until(
-          "dialling",
-          Effect.map(stats, (_) => _.connecting === 1)
-        )
+        yield* untilStats("dialling", (_) => _.connecting === 1)
         expect(yield* took(at.close)).toBeLessThan(200)
         expect((yield* Fiber.join(waiting))._tag).toBe("PoolClosed")
       }).pipe(Effect.provide(at.context))
@@ -1133,10 +1095,7 @@ describe("building an engine", () => {
         yield* run("SELECT 1")
         at.proxy.accept("refuse")
         at.proxy.cutAll()
-        yield* until(
-          "it was noticed",
-          Effect.map(stats, (_) => _.total === 0)
-        )
+        yield* untilStats("it was noticed", (_) => _.total === 0)
         const reasons = yield* Effect.all(
           numbers(20).map(() => reasonOf(run("SELECT 1"))),
           { concurrency: "unbounded" }

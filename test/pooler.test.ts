@@ -5,7 +5,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { afterAll, beforeAll, describe, expect } from "vitest"
@@ -14,7 +13,7 @@ import { testDatabase } from "./support/database.js"
 import { pgbouncer, pgbouncerProgram, type Pooler } from "./support/pgbouncer.js"
 import { committed, insert, onDatabase, type Services, used } from "./support/programs.js"
 import { reasonOf } from "./support/wired.js"
-import { until } from "./support/until.js"
+import { again, until, untilStats } from "./support/until.js"
 
 // Through a real PgBouncer, with the options that docs/engine.md recommends.
 type Mode = "session" | "transaction"
@@ -26,8 +25,6 @@ const why = pgbouncerProgram === undefined ? ": pgbouncer is not installed" : ""
 
 const run = (text: string, values?: ReadonlyArray<unknown>) =>
   Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text, values))
-const again = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.retry(effect, { schedule: Schedule.spaced("20 millis"), times: 250 })
 
 /** No client is connected any more, and no server connection is in use. */
 const left = (pooler: Pooler) =>
@@ -257,10 +254,7 @@ describe.skipIf(pgbouncerProgram === undefined)(`PgBouncer${why}`, () => {
           ])
         )
         // the connection goes back to the pooler, who gives the server's to the next client
-        yield* until(
-          "our connection is closed",
-          Effect.map(DbEngine.stats, (_) => _.total === 0)
-        )
+        yield* untilStats("our connection is closed", (_) => _.total === 0)
         yield* left(pooler)
         expect(yield* pid).toBe(before)
         expect(

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "@effect/vitest"
-import { Context, Deferred, Effect, Exit, Layer, Logger, LogLevel, Schedule, Scope, Stream } from "effect"
+import { Context, Deferred, Effect, Exit, Layer, Schedule, Scope, Stream } from "effect"
 import {
   DbConnection,
   DbEngine,
@@ -16,50 +16,22 @@ import { createServer, type AddressInfo } from "node:net"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, pid, place, refused, seen, type Services } from "./support/programs.js"
+import { committed, conflict, insert, pid, place, quietly, refused, seen, type Services } from "./support/programs.js"
 import { until } from "./support/until.js"
 import { proxy } from "./support/proxy.js"
+import { barrier, latch, onRuntime, rejection } from "./support/promises.js"
 
 const database = testDatabase()
 const rows = () => Effect.runPromise(committed(database))
 
 type Db = DbRuntime.DbRuntime<Services, unknown>
 
-const quiet = Logger.minimumLogLevel(LogLevel.Error)
-
 const stats = (db: Db) => db.run(DbEngine.stats)
 
-/** Runs promise code with a runtime on an empty table, and looks whether it has left everything at rest. */
+/** Promise code with a runtime, on an empty table. */
 const test = (name: string, program: (db: Db) => Promise<void>, options: DbOptions = {}): void => {
-  it(name, async () => {
-    await Effect.runPromise(
-      database.query(
-        "DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)"
-      )
-    )
-    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url, ...options }), quiet))
-    try {
-      await program(db)
-      const { pending, used } = await stats(db)
-      expect({ pending, used }).toEqual({ pending: 0, used: 0 })
-      await Effect.runPromise(
-        untilActivity(database.url, (_) => _.active + _.idleInTransaction + _.idleInTransactionAborted === 0)
-      )
-    } finally {
-      await db.close()
-    }
-    await Effect.runPromise(untilActivity(database.url, (_) => _.total === 0))
-  })
+  it(name, () => onRuntime(database, program, options))
 }
-
-/** What a promise is rejected with. */
-const rejection = (promise: Promise<unknown>): Promise<unknown> =>
-  promise.then(
-    (value) => {
-      throw new Error(`it was fulfilled: ${String(value)}`)
-    },
-    (error: unknown) => error
-  )
 
 const reasonOf = async (promise: Promise<unknown>): Promise<string> => {
   const error = await rejection(promise)
@@ -78,30 +50,6 @@ const thrown = (f: () => unknown): unknown => {
 const reasonThrown = (f: () => unknown): string => {
   const error = thrown(f)
   return DbError.reason(error)?._tag ?? String(error)
-}
-
-/** A statement whose transaction could not be serialized. */
-const conflict = Effect.flatMap(DbSession, ({ sql }) =>
-  sql.unsafe("DO $$ BEGIN RAISE EXCEPTION 'x' USING errcode = '40001'; END $$")
-)
-
-/** A promise and who settles it. */
-const latch = () => {
-  let open = (): void => {}
-  const opened = new Promise<void>((resolve) => {
-    open = resolve
-  })
-  return { open, opened }
-}
-
-/** Lets nobody go on before that many have come. */
-const barrier = (size: number) => {
-  const { open, opened } = latch()
-  let come = 0
-  return (): Promise<void> => {
-    if (++come === size) open()
-    return opened
-  }
 }
 
 describe("60 promise-style code", () => {
@@ -434,7 +382,7 @@ describe("signal", () => {
   test("aborts a statement that runs, and rejects with its reason", async (db) => {
     const via = await Effect.runPromise(Scope.make())
     const front = await Effect.runPromise(Scope.extend(proxy(database.url), via))
-    const other = DbRuntime.make(Layer.provide(DbLayer({ url: front.url }), quiet))
+    const other = DbRuntime.make(quietly(DbLayer({ url: front.url })))
     const { sql } = await other.run(DbSession)
     const controller = new AbortController()
     const sleeping = front.seen(({ text, type }) => type === "E" && text.includes("pg_sleep"))
@@ -491,8 +439,7 @@ describe("signal", () => {
 })
 
 describe("close", () => {
-  const make = (options: DbOptions = {}) =>
-    DbRuntime.make(Layer.provide(DbLayer({ url: database.url, ...options }), quiet))
+  const make = (options: DbOptions = {}) => DbRuntime.make(quietly(DbLayer({ url: database.url, ...options })))
   const table = () => Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"))
 
   it("lets a session in hand finish, refuses what comes later, and leaves no connection", async () => {
@@ -568,7 +515,7 @@ describe("close", () => {
   it("before the first use builds nothing, and is for good", async () => {
     let built = 0
     const db = DbRuntime.make(
-      Layer.provide(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))), quiet)
+      quietly(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))))
     )
     await db.close()
     expect(await reasonOf(db.run(Effect.void))).toBe("PoolClosed")
@@ -580,7 +527,7 @@ describe("the layer", () => {
   it("is built once, at the first use, by however many calls", async () => {
     let built = 0
     const db = DbRuntime.make(
-      Layer.provide(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))), quiet)
+      quietly(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))))
     )
     expect(built).toBe(0)
     await Promise.all(Array.from({ length: 20 }, () => db.run(Effect.flatMap(DbSession, ({ sql }) => sql`SELECT 1`))))
@@ -590,9 +537,7 @@ describe("the layer", () => {
 
   it("may provide more, which run can use, also in a session", async () => {
     class Greeting extends Context.Tag("test/Greeting")<Greeting, string>() {}
-    const db = DbRuntime.make(
-      Layer.merge(Layer.provide(DbLayer({ url: database.url }), quiet), Layer.succeed(Greeting, "hello"))
-    )
+    const db = DbRuntime.make(Layer.merge(quietly(DbLayer({ url: database.url })), Layer.succeed(Greeting, "hello")))
     expect(await db.run(Greeting)).toBe("hello")
     expect(await db.session(() => db.run(Effect.zip(Greeting, pid)))).toEqual(["hello", expect.any(Number)])
     await db.close()
@@ -670,7 +615,7 @@ describe("runSync", () => {
     class Users extends Effect.Service<Users>()("test/Users", {
       effect: Effect.map(DbSession, (db) => ({ add: (id: number) => db.sql`INSERT INTO t (id) VALUES (${id})` }))
     }) {}
-    const layer = Layer.provide(DbLayer({ url: database.url }), quiet)
+    const layer = quietly(DbLayer({ url: database.url }))
     const db = DbRuntime.make(Layer.provideMerge(Users.Default, layer))
     db.runSync(DbSession.autocommit(Effect.zipRight(Users.pipe(Effect.flatMap((_) => _.add(7))), insert(8))))
     expect(await rows()).toEqual([7, 8])
@@ -780,17 +725,17 @@ describe("runSync", () => {
   it("a server that is not there is a typed error, in time", async () => {
     const url = new URL(database.url)
     url.pathname = "/no_such_database"
-    const wrong = DbRuntime.make(Layer.provide(DbLayer({ url: url.href }), quiet))
+    const wrong = DbRuntime.make(quietly(DbLayer({ url: url.href })))
     expect(reasonThrown(() => wrong.runSync(insert(1)))).toBe("AuthorizationError")
     await wrong.close()
-    const none = DbRuntime.make(Layer.provide(DbLayer({ host: "127.0.0.1", port: 1 }), quiet))
+    const none = DbRuntime.make(quietly(DbLayer({ host: "127.0.0.1", port: 1 })))
     expect(reasonThrown(() => none.runSync(insert(1)))).toBe("ConnectionError")
     await none.close()
     // One that accepts and says nothing: this thread, which stands still.
     const silent = createServer().listen(0, "127.0.0.1")
     await new Promise((resolve) => silent.once("listening", resolve))
     const { port } = silent.address() as AddressInfo
-    const slow = DbRuntime.make(Layer.provide(DbLayer({ host: "127.0.0.1", port, connectTimeout: 100 }), quiet))
+    const slow = DbRuntime.make(quietly(DbLayer({ host: "127.0.0.1", port, connectTimeout: 100 })))
     expect(reasonThrown(() => slow.runSync(insert(1)))).toBe("ConnectionError")
     await slow.close()
     silent.close()
@@ -798,7 +743,7 @@ describe("runSync", () => {
 
   it("a layer that needs the event loop has to be built before", async () => {
     await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"))
-    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url, connect: "eager" }), quiet))
+    const db = DbRuntime.make(quietly(DbLayer({ url: database.url, connect: "eager" })))
     expect(reasonThrown(() => db.runSync(insert(1)))).toBe("InvalidInput")
     await db.run(Effect.void)
     db.runSync(insert(1))
@@ -807,7 +752,7 @@ describe("runSync", () => {
   })
 
   it("after close it throws PoolClosed, and no backend is left", async () => {
-    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url }), quiet))
+    const db = DbRuntime.make(quietly(DbLayer({ url: database.url })))
     db.runSync(seen)
     await db.run(seen)
     await db.close()
@@ -1031,12 +976,11 @@ describe("AsyncLocalStorage of somebody else", () => {
     let built: string | undefined = "never"
     let connected: string | undefined = "never"
     const db = DbRuntime.make(
-      Layer.provide(
+      quietly(
         Layer.merge(
           DbLayer({ url: database.url, afterConnect: Effect.sync(() => void (connected = user.getStore())) }),
           Layer.effectDiscard(Effect.sync(() => void (built = user.getStore())))
-        ),
-        quiet
+        )
       )
     )
     await user.run("ann", () => db.run(pid))

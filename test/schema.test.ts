@@ -16,7 +16,7 @@ import {
 } from "effect-db"
 import { beforeAll, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
-import { type Around, pid, programsOn, proxiedOn, quietly, reason, refused } from "./support/programs.js"
+import { type Around, path, pid, programsOn, proxiedOn, quietly, reason, refused } from "./support/programs.js"
 import type { PgProxy } from "./support/proxy.js"
 
 const database = testDatabase()
@@ -44,9 +44,6 @@ beforeAll(async () => {
 /** In which schema an unqualified name is found. */
 const who = Effect.flatMap(DbSession, ({ sql }) =>
   Effect.map(sql<{ name: string }>`SELECT name FROM who`, ([row]) => row!.name)
-)
-const path = Effect.flatMap(DbSession, ({ sql }) =>
-  Effect.map(sql<{ path: string }>`SELECT current_setting('search_path') AS path`, ([row]) => row!.path)
 )
 const usual = '"$user", public'
 

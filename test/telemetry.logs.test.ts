@@ -7,8 +7,8 @@ import type { DbOptions } from "effect-db"
 import { Deferred, Effect, Fiber, HashMap, Logger, Tracer } from "effect"
 import type { LogLevel as Level } from "effect"
 import { testDatabase } from "./support/database.js"
-import { expectAtRest, programsOn, proxiedOn, reason } from "./support/programs.js"
-import { until } from "./support/until.js"
+import { expectAtRest, programsOn, proxiedOn, reason, whileFull } from "./support/programs.js"
+import { pending, until } from "./support/until.js"
 import type { Services } from "./support/programs.js"
 
 const database = testDatabase()
@@ -73,22 +73,12 @@ describe("slowStatement", () => {
     "counts from the moment it is sent: a wait for the pool is no slow statement",
     (lines) =>
       Effect.gen(function* () {
-        const { sql, stats } = yield* DbEngine
-        const held = yield* Deferred.make<void>()
-        const holder = yield* Effect.fork(DbConnection.withConnection(Deferred.await(held)))
-        yield* until(
-          "one is lent",
-          Effect.map(stats, (_) => _.used === 1)
+        const { sql } = yield* DbEngine
+        const waiter = yield* whileFull(
+          // Longer than is slow.
+          Effect.zipLeft(Effect.fork(sql`SELECT 1`), Effect.zipRight(pending(1), Effect.sleep("150 millis")))
         )
-        const waiter = yield* Effect.fork(sql`SELECT 1`)
-        yield* until(
-          "one waits",
-          Effect.map(stats, (_) => _.pending === 1)
-        )
-        yield* Effect.sleep("150 millis")
-        yield* Deferred.succeed(held, undefined)
         yield* Fiber.join(waiter)
-        yield* Fiber.join(holder)
         expect(warnings(lines)).toEqual([])
       }),
     { slowStatement: "100 millis", maxConnections: 1 }

@@ -20,7 +20,7 @@ import { DbTest } from "effect-db/testing"
 import { query, testDatabase } from "./support/database.js"
 import { lockedOutside } from "./support/outside.js"
 import { expectAtRest } from "./support/programs.js"
-import { barrier, until } from "./support/until.js"
+import { barrier, untilStats } from "./support/until.js"
 
 const database = testDatabase()
 
@@ -441,10 +441,7 @@ const withUsers = <A, E>(
     yield* sql`CREATE TABLE users (name text PRIMARY KEY)`
     yield* effect
     expect(yield* query(database.url, "SELECT name FROM users")).toEqual([])
-    yield* until(
-      "nothing is lent, or on its way back",
-      Effect.map(DbEngine.stats, (_) => _.used === 0)
-    )
+    yield* untilStats("nothing is lent, or on its way back", (_) => _.used === 0)
     // And outside again it is what it was.
     const users = yield* Users
     yield* users.inserts.implicit("outside")

@@ -2,24 +2,33 @@ import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { beforeEach, describe, expect } from "vitest"
+import { describe, expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { lockedOutside } from "./support/outside.js"
 import type { Logged } from "./support/proxy.js"
-import { answered, executes, forkUntil, reasonOf, seen, took, wired } from "./support/wired.js"
-import { pending, stillRuns, until } from "./support/until.js"
+import {
+  answered,
+  executes,
+  forkUntil,
+  freshTable,
+  one,
+  reasonOf,
+  run,
+  seen,
+  startups,
+  took,
+  wired
+} from "./support/wired.js"
+import { pending, stillRuns, until, untilStats } from "./support/until.js"
+import { committed } from "./support/programs.js"
 
 const database = testDatabase()
 
-beforeEach(async () => {
-  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int)"))
-})
+freshTable(database)
 
-const one = { maxConnections: 1 }
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const sleep = "SELECT pg_sleep(60)"
 const isCancel = (_: Logged): boolean => _.type === "cancel"
-const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
+const ids = committed(database)
 
 /** The query is on the server and runs. */
 const running = (n = 1) => untilActivity(database.url, (_) => _.active === n)
@@ -80,7 +89,7 @@ describe("interrupting a statement that runs", () => {
       expect(at.proxy.cancels.length).toBe(1)
       expect(at.proxy.log.filter((_) => _.dir === "backend" && _.type === "E").map((_) => _.name)).toEqual(["57014"])
       expect(yield* run("SELECT 2 AS two")).toEqual([{ two: 2 }])
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+      expect(startups(at)).toBe(1)
     })
   )
 
@@ -103,7 +112,7 @@ describe("interrupting a statement that runs", () => {
       expect(yield* ids).toEqual([])
       expect(at.proxy.statements().at(-1)).toBe("ROLLBACK")
       yield* run("SELECT 1")
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+      expect(startups(at)).toBe(1)
     })
   )
 
@@ -139,7 +148,7 @@ describe("interrupting a statement that runs", () => {
       expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
       expect(yield* ids).toEqual([])
       yield* run("SELECT 1")
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+      expect(startups(at)).toBe(1)
     })
   )
 
@@ -154,7 +163,7 @@ describe("interrupting a statement that runs", () => {
       at.proxy.accept("relay")
       yield* Fiber.join(interrupting)
       expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+      expect(startups(at)).toBe(1)
     })
   )
 })
@@ -232,7 +241,7 @@ describe("interrupting a statement behind others", () => {
       )
       // It was not confirmed by the one that it was meant for.
       yield* run("SELECT 1")
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(2)
+      expect(startups(at)).toBe(2)
     })
   )
 
@@ -275,11 +284,7 @@ describe("a cancel that is not confirmed", () => {
         const elapsed = yield* took(Fiber.interrupt(fiber))
         expect(elapsed).toBeGreaterThan(200)
         expect(elapsed).toBeLessThan(600)
-        yield* until(
-          "its socket is closed",
-          Effect.map(DbEngine.stats, (_) => _.total === 0),
-          500
-        )
+        yield* untilStats("its socket is closed", (_) => _.total === 0, 500)
         at.proxy.accept("relay")
         expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
       })

@@ -8,8 +8,9 @@ import { beforeEach, expect } from "vitest"
 import { sendCancel } from "../src/internal/cancel.js"
 import { testDatabase } from "./support/database.js"
 import { outside } from "./support/outside.js"
-import { answered, executes, forkUntil, reasonOf, seen, wire, wired, type Wired } from "./support/wired.js"
+import { answered, executes, forkUntil, one, reasonOf, run, seen, startups, wire, wired } from "./support/wired.js"
 import { until } from "./support/until.js"
+import { committed } from "./support/programs.js"
 
 const database = testDatabase()
 
@@ -17,11 +18,8 @@ beforeEach(async () => {
   await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int); INSERT INTO t VALUES (1)"))
 })
 
-const one = { maxConnections: 1 }
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
-const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
+const ids = committed(database)
 const workMem = Effect.map(run("SELECT current_setting('work_mem') AS found"), ([row]) => row!["found"])
-const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
 
 describe("what is not done after all, or not twice", () => {
   wired(database, "a statement that was interrupted is not prepared anew and run", one, (at) =>

@@ -5,6 +5,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import { DbEngine } from "effect-db"
 import type { EngineStats } from "../../src/DbEngine.js"
 
@@ -53,6 +54,10 @@ export const barrier = (parties: number): Effect.Effect<Effect.Effect<void>> =>
       ++arrived < parties ? Deferred.await(all) : Effect.asVoid(Deferred.succeed(all, undefined))
     )
   })
+
+/** Tries again until it works: a server that comes up lets nobody in at first. */
+export const again = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.retry(effect, { schedule: Schedule.spaced("20 millis"), times: 250 })
 
 /** It has not come to its end. */
 export const stillRuns = (fiber: Fiber.Fiber<unknown, unknown>): Effect.Effect<boolean> =>

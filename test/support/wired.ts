@@ -3,6 +3,7 @@
  */
 import { it } from "@effect/vitest"
 import type { SqlClient } from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import { DbEngine, DbError, DbLayer } from "effect-db"
 import type { DbConnection, DbSession, Reason } from "effect-db"
@@ -12,7 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
-import { expect } from "vitest"
+import { beforeEach, expect } from "vitest"
 import type { DbOptions } from "../../src/DbOptions.js"
 import type { EngineService, EngineStats } from "../../src/DbEngine.js"
 import type { TestDatabase } from "./database.js"
@@ -120,6 +121,21 @@ export const forkUntil = <A, E, R>(
       Effect.promise(() => promise)
     )
   })
+
+/** Runs a text as one statement. */
+export const run = (text: string): Effect.Effect<ReadonlyArray<Record<string, unknown>>, SqlError, DbEngine> =>
+  Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
+
+/** A pool of one. */
+export const one = { maxConnections: 1 } as const
+
+/** How often a connection was begun. */
+export const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
+
+/** Before each test an empty table, `t`, of these columns. */
+export const freshTable = (database: TestDatabase, columns = "id int"): void => {
+  beforeEach(() => Effect.runPromise(database.query(`DROP TABLE IF EXISTS t; CREATE TABLE t (${columns})`)))
+}
 
 /** How many milliseconds an effect takes. */
 export const took = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<number, E, R> =>
