@@ -1,56 +1,13 @@
 /** Schemas, sandboxes, promise code and requests of a database that is not the default one. */
 import { expect, it } from "@effect/vitest"
-import { Effect, Layer, Logger, LogLevel, Option, Schema } from "effect"
-import {
-  Database,
-  type DbConnection,
-  DbEngine,
-  DbRegistry,
-  DbResolver,
-  DbRuntime,
-  DbSchema,
-  DbSession,
-  type EngineService
-} from "effect-db"
+import { Effect, Option, Schema } from "effect"
+import { DbEngine, DbRegistry, DbResolver, DbRuntime, DbSchema, DbSession, type EngineService } from "effect-db"
 import { DbTest } from "effect-db/testing"
-import { afterAll, beforeAll, beforeEach, describe } from "vitest"
-import { testDatabase } from "./support/database.js"
-import { committed, expectAtRest, insert, quietly, reason, seen, type Services } from "./support/programs.js"
+import { afterAll, beforeAll, describe } from "vitest"
+import { expectAtRest, insert, quietly, reason, seen } from "./support/programs.js"
+import { Analytics, intoOther, seenInOther, twoDatabases, type Both } from "./support/twoDatabases.js"
 
-const database = testDatabase()
-const other = testDatabase()
-const Analytics = Database.make("analytics")
-const quiet = Logger.minimumLogLevel(LogLevel.Error)
-
-type Both =
-  Services | DbRegistry.DbRegistry | DbEngine<"analytics"> | DbConnection<"analytics"> | DbSession<"analytics">
-
-const table = `DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED);
-  DROP SCHEMA IF EXISTS acme CASCADE`
-
-beforeEach(() => Effect.runPromise(Effect.all([database.query(table), other.query(table)])))
-
-const rows = committed(database)
-const othersRows = committed(other)
-
-const intoOther = (id: number) =>
-  Effect.flatMap(Analytics.DbSession, ({ sql }) => Effect.asVoid(sql`INSERT INTO t (id) VALUES (${id})`))
-
-const seenInOther = DbRegistry.using(seen, Analytics)
-
-const registry = (options?: DbRegistry.RegistryOptions) =>
-  DbRegistry.layer({ default: { url: database.url }, analytics: { url: other.url } }, options)
-
-/** Runs a program with both databases, each with an empty table `t`, and looks whether both are left at rest. */
-const test = <A, E>(name: string, program: () => Effect.Effect<A, E, Both>, options?: DbRegistry.RegistryOptions) => {
-  it.live(name, () =>
-    Effect.suspend(program).pipe(
-      Effect.zipLeft(expectAtRest(database)),
-      Effect.zipLeft(DbRegistry.using(expectAtRest(other), Analytics)),
-      Effect.provide(Layer.provide(registry(options), quiet))
-    )
-  )
-}
+const { database, other, othersRows, registry, rows, test } = twoDatabases()
 
 describe("DbSchema of another database", () => {
   const path = (sql: EngineService["sql"]) =>
@@ -158,7 +115,7 @@ describe("DbTest.of", () => {
           expect(yield* DbRegistry.readOnly(seen)).toEqual([1])
         })
       ),
-    { replicas: { default: "analytics" } }
+    { registry: { replicas: { default: "analytics" } } }
   )
 
   test(
@@ -170,7 +127,7 @@ describe("DbTest.of", () => {
         expect(yield* DbRegistry.readOnly(seen)).toEqual([2])
         expect(yield* DbRegistry.using(DbRegistry.readOnly(seen), "analytics")).toEqual([1])
       }),
-    { replicas: { default: "analytics", analytics: "default" } }
+    { registry: { replicas: { default: "analytics", analytics: "default" } } }
   )
 
   test("its sandboxLayer is over the engine that is there", () =>
@@ -205,7 +162,7 @@ describe("DbTest.of", () => {
 })
 
 describe("DbRuntime with several databases", () => {
-  const make = () => DbRuntime.make(Layer.provide(registry(), quiet))
+  const make = () => DbRuntime.make(registry())
   let db: ReturnType<typeof make>
   let analytics: DbRuntime.PromiseSessions
 
