@@ -27,6 +27,7 @@ import {
   used
 } from "./support/programs.js"
 import { until } from "./support/until.js"
+import { collected } from "./support/observed.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -147,17 +148,12 @@ describe("27 afterCommit", () => {
 
   it.scopedLive("one that dies is reported", () =>
     Effect.gen(function* () {
-      const messages: Array<string> = []
-      const logger = Logger.make(({ logLevel, message }) => void messages.push(`${logLevel.label} ${String(message)}`))
+      const [lines, logger] = collected()
       yield* Effect.gen(function* () {
         yield* DbSession.autocommit(Effect.zipRight(DbSession.afterCommit(Effect.die("hook")), pid))
         yield* expectAtRest(database)
-      }).pipe(
-        Effect.provide(DbLayer({ url: database.url })),
-        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
-      )
-      expect(messages.filter((_) => _.startsWith("ERROR"))).toHaveLength(1)
-      expect(messages.join()).toContain("hook")
+      }).pipe(Effect.provide(DbLayer({ url: database.url })), Effect.provide(logger))
+      expect(lines.filter((_) => _.level === "ERROR")).toMatchObject([{ message: expect.stringContaining("hook") }])
     })
   )
 

@@ -28,6 +28,7 @@ import {
   wired
 } from "./support/wired.js"
 import { barrier, idle, pending, until, untilStats } from "./support/until.js"
+import { collected } from "./support/observed.js"
 
 // What HikariCP promises of a pool, here.
 const database = testDatabase()
@@ -1047,17 +1048,15 @@ describe("FAULTS 12: closing an engine", () => {
 describe("building an engine", () => {
   it.scopedLive("twice for the same target within a short time logs a warning that says what to do", () =>
     Effect.gen(function* () {
-      const lines: Array<string> = []
-      const logger = Logger.make<unknown, void>(
-        ({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`)
-      )
+      const [lines, logger] = collected()
       const through = yield* proxy(database.url)
       yield* DbEngine.make({ url: through.url, username: "built_twice" }).pipe(
         Effect.repeatN(1),
-        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+        Effect.provide(logger)
       )
-      expect(lines.length).toBe(1)
-      expect(lines[0]).toMatch(/^WARN .*built twice.*Build its layer once/)
+      expect(lines).toMatchObject([
+        { level: "WARN", message: expect.stringMatching(/built twice.*Build its layer once/) }
+      ])
     })
   )
 
@@ -1135,18 +1134,18 @@ describe("building an engine", () => {
 
   wired(database, "a connection that is held for longer than leakTimeout is reported, with its name", {}, () =>
     Effect.gen(function* () {
-      const lines: Array<string> = []
-      const logger = Logger.make<unknown, void>(({ message }) => void lines.push(String(message)))
+      const [lines, logger] = collected()
+      const reports = () => lines.filter(({ message }) => message.includes('"forgotten"'))
       yield* Effect.scoped(
         Effect.gen(function* () {
           const { context } = yield* wire(database, { leakTimeout: 30 })
           yield* DbConnection.withConnection(
-            until("reported", () => lines.some((line) => line.includes('"forgotten"'))),
+            until("reported", () => reports().length > 0),
             { name: "forgotten" }
           ).pipe(Effect.provide(context))
         })
-      ).pipe(Effect.provide(Logger.replace(Logger.defaultLogger, logger)))
-      expect(lines.filter((line) => line.includes('"forgotten"'))).toHaveLength(1)
+      ).pipe(Effect.provide(logger))
+      expect(reports()).toHaveLength(1)
     })
   )
 })

@@ -1,7 +1,7 @@
 import { describe, it } from "@effect/vitest"
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
-import { Cause, Chunk, Deferred, Effect, Fiber, Logger, Option, Redacted, Stream } from "effect"
+import { Chunk, Deferred, Effect, Fiber, Option, Redacted, Stream } from "effect"
 import { DbConnection, DbEngine, DbError, DbQuery, DbSession, withTransaction } from "effect-db"
 import type { DbSql } from "effect-db"
 import { expect } from "vitest"
@@ -21,6 +21,7 @@ import {
   used
 } from "./support/programs.js"
 import { until } from "./support/until.js"
+import { collected } from "./support/observed.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -227,13 +228,14 @@ describe("41 stream", () => {
 
   test("without a session, left half-way: a COMMIT that fails is logged", () =>
     Effect.gen(function* () {
-      const log: Array<string> = []
-      const logger = Logger.replace(
-        Logger.defaultLogger,
-        Logger.make(({ cause, message }) => log.push(`${String(message)} ${Cause.pretty(cause)}`))
-      )
+      const [lines, logger] = collected()
       yield* Effect.provide(Stream.runHead(yield* writing(99)), logger)
-      expect(log.join()).toMatch(/left before its end, and what it did is not committed.*refer/s)
+      expect(lines).toMatchObject([
+        {
+          message: expect.stringContaining("left before its end, and what it did is not committed"),
+          cause: expect.stringContaining("refer")
+        }
+      ])
       expect(yield* used).toBe(0)
       expect(yield* committed(database)).toEqual([])
     }))

@@ -1,7 +1,6 @@
 /**
  * Spans as somebody with OpenTelemetry sees them: with `@effect/opentelemetry` and an exporter in memory.
  */
-import * as OtelResource from "@effect/opentelemetry/Resource"
 import * as OtelTracer from "@effect/opentelemetry/Tracer"
 import { Statement } from "@effect/sql"
 import { describe, expect, it } from "@effect/vitest"
@@ -27,12 +26,11 @@ import { Effect, Layer, Stream, Tracer } from "effect"
 import { testDatabase } from "./support/database.js"
 import { insert, programsOn, proxiedOn, quietly, refused } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
+import { resource } from "./support/observed.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
-
-const resource = OtelResource.layer({ serviceName: "test" })
 
 /** Runs an effect under OpenTelemetry's tracer and gives the spans that were exported. */
 const traced = <A, E, R>(effect: Effect.Effect<A, E, R>) =>

@@ -4,19 +4,29 @@ import { DbConnection, DbEngine, DbSession } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Net from "node:net"
-import { beforeEach, expect } from "vitest"
+import { expect } from "vitest"
 import { sendCancel } from "../src/internal/cancel.js"
 import { testDatabase } from "./support/database.js"
 import { outside } from "./support/outside.js"
-import { answered, executes, forkUntil, one, reasonOf, run, seen, startups, wire, wired } from "./support/wired.js"
+import {
+  answered,
+  executes,
+  forkUntil,
+  freshTable,
+  one,
+  reasonOf,
+  run,
+  seen,
+  startups,
+  wire,
+  wired
+} from "./support/wired.js"
 import { until } from "./support/until.js"
 import { committed } from "./support/programs.js"
 
 const database = testDatabase()
 
-beforeEach(async () => {
-  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int); INSERT INTO t VALUES (1)"))
-})
+freshTable(database, 1)
 
 const ids = committed(database)
 const workMem = Effect.map(run("SELECT current_setting('work_mem') AS found"), ([row]) => row!["found"])

@@ -1,15 +1,13 @@
 import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
-import { beforeEach, describe, expect } from "vitest"
+import { describe, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import type { Wired } from "./support/wired.js"
-import { executes, one, reasonOf, run, wired } from "./support/wired.js"
+import { executes, freshTable, one, reasonOf, run, wired } from "./support/wired.js"
 
 const database = testDatabase()
 
-beforeEach(async () => {
-  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int); INSERT INTO t VALUES (1)"))
-})
+freshTable(database, 1)
 
 /** The statements that were parsed: the name and the text of each. */
 const parses = (at: Wired, pattern: RegExp): Array<string> =>

@@ -132,9 +132,10 @@ export const one = { maxConnections: 1 } as const
 /** How often a connection was begun. */
 export const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
 
-/** Before each test an empty table, `t`, of these columns. */
-export const freshTable = (database: TestDatabase, columns = "id int"): void => {
-  beforeEach(() => Effect.runPromise(database.query(`DROP TABLE IF EXISTS t; CREATE TABLE t (${columns})`)))
+/** Before each test a new table `t` with one column, `id`, and these ids. */
+export const freshTable = (database: TestDatabase, ...ids: ReadonlyArray<number>): void => {
+  const fill = ids.length === 0 ? "" : `INSERT INTO t VALUES ${ids.map((id) => `(${id})`).join()}`
+  beforeEach(() => Effect.runPromise(database.query(`DROP TABLE IF EXISTS t; CREATE TABLE t (id int); ${fill}`)))
 }
 
 /** How many milliseconds an effect takes. */
