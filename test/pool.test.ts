@@ -181,7 +181,8 @@ describe("waiting", () => {
   wired(
     database,
     "FAULTS 10: fibers that hold one and wait for another end, and don't wait for ever",
-    { maxConnections: 2, acquireTimeout: 150 },
+    // Enough for the first connection of each, on a machine that is busy.
+    { maxConnections: 2, acquireTimeout: 1000 },
     () =>
       Effect.gen(function* () {
         const both = yield* barrier(2)
