@@ -203,16 +203,12 @@ describe("14 interrupted in mid-statement", () => {
             Effect.gen(function* () {
               const db = yield* DbSession
               if (mode !== "raise") yield* insert(1)
-              const sleeping = Effect.promise(() =>
-                proxy.seen(({ text, type }) => type === "E" && text.includes("pg_sleep"))
-              )
+              const sleeping = proxy.seen(({ text, type }) => type === "E" && text.includes("pg_sleep"))
               const block = atomic(Effect.zipRight(insert(2), db.sql`SELECT pg_sleep(${60})`), {
                 currentTransaction: mode
               })
-              const waiting = yield* Effect.fork(sleeping)
-              yield* Effect.yieldNow()
               const fiber = yield* Effect.fork(block)
-              yield* Fiber.join(waiting)
+              yield* Effect.promise(() => sleeping)
               expect(outcome(yield* Fiber.interrupt(fiber))).toBe("interrupted")
               expect(yield* DbSession.state).toBe("idle")
               yield* insert(4)
@@ -227,12 +223,9 @@ describe("14 interrupted in mid-statement", () => {
   proxied("outside a session as well", (proxy) =>
     Effect.gen(function* () {
       const db = yield* DbSession
-      const waiting = yield* Effect.fork(
-        Effect.promise(() => proxy.seen(({ text, type }) => type === "E" && text.includes("pg_sleep")))
-      )
-      yield* Effect.yieldNow()
+      const sleeping = proxy.seen(({ text, type }) => type === "E" && text.includes("pg_sleep"))
       const fiber = yield* Effect.fork(atomic(Effect.zipRight(insert(2), db.sql`SELECT pg_sleep(${60})`)))
-      yield* Fiber.join(waiting)
+      yield* Effect.promise(() => sleeping)
       expect(outcome(yield* Fiber.interrupt(fiber))).toBe("interrupted")
       expect(yield* rows).toEqual([])
     })

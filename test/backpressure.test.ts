@@ -9,7 +9,8 @@ import { fileURLToPath } from "node:url"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import type { Flood } from "./support/flood.js"
-import { committed, programsOn, until } from "./support/programs.js"
+import { committed, programsOn } from "./support/programs.js"
+import { until } from "./support/until.js"
 import { executes, wired } from "./support/wired.js"
 
 const database = testDatabase()

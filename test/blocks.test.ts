@@ -12,12 +12,12 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { atomic, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, outcome, programsOn, reason, refused } from "./support/programs.js"
+import { committed, insert, no, outcome, programsOn, reason, refused, sleep } from "./support/programs.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const rows = committed(database)
-const no = Effect.fail("no" as const)
+
 const latch = Deferred.make<void>()
 const open = (_: Deferred.Deferred<void>) => Deferred.succeed(_, undefined)
 const session = DbSession.autocommit
@@ -471,7 +471,7 @@ describe("a stream that outlives the block that it was opened in", () => {
 
 describe("the time limit of a block that has no effect to interrupt", () => {
   const late = { timeout: 50 }
-  const sleep = Effect.flatMap(DbSession, ({ sql }) => sql`SELECT pg_sleep(60)`)
+
   const manual = (open: typeof DbSession.begin) => (body: Effect.Effect<unknown, unknown, any>) =>
     Effect.flatMap(open(late), (tx) => Effect.zipRight(body, tx.commit))
   const forms: ReadonlyArray<

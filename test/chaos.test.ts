@@ -19,7 +19,8 @@ import { resolve } from "../src/DbOptions.js"
 import { Pool } from "../src/internal/pool.js"
 import { PoolMetrics } from "../src/internal/telemetry.js"
 import { testDatabase } from "./support/database.js"
-import { committed, proxiedOn, until } from "./support/programs.js"
+import { committed, proxiedOn } from "./support/programs.js"
+import { until } from "./support/until.js"
 import type { Logged } from "./support/proxy.js"
 
 const seed = 20_240_229
@@ -195,9 +196,9 @@ describe("found by chaos", () => {
         expect(reason?._tag).toBe("CommitUnknown")
         // It arrives after all.
         proxy.resume()
-        yield* Effect.retry(
-          Effect.filterOrFail(committed(database), (rows) => rows.length === 1),
-          { times: 200 }
+        yield* until(
+          "it has arrived",
+          Effect.map(committed(database), (rows) => rows.length === 1)
         )
       }),
     quick

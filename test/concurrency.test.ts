@@ -1,12 +1,15 @@
 import { describe } from "@effect/vitest"
-import { Deferred, Effect, Fiber, Option } from "effect"
-import { atomic, DbConnection, DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { Deferred, Effect, Fiber } from "effect"
+import type { DbEngine } from "effect-db"
+import { atomic, DbConnection, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
+import { lockedOutside } from "./support/outside.js"
 
 import {
   committed,
   insert,
+  no,
   outcome,
   pid,
   place,
@@ -16,25 +19,18 @@ import {
   refused,
   seen,
   sessionForms,
-  until,
+  sleep,
+  sleepingOn,
   used
 } from "./support/programs.js"
+import { barrier, pending, stillRuns, until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
 const rows = committed(database)
-const no = Effect.fail("no" as const)
 
-/** A statement that runs until it is cancelled, and what tells that the server has it. */
-const sleep = Effect.flatMap(DbSession, ({ sql }) => sql`SELECT pg_sleep(${60})`)
-const sleeping = until(
-  "the server sleeps",
-  Effect.map(
-    database.query(`SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'`),
-    (_) => _.length > 0
-  )
-)
+const sleeping = sleepingOn(database)
 const awake = until(
   "no statement is left on the server",
   Effect.map(database.activity, (_) => _.active === 0)
@@ -266,11 +262,12 @@ describe("a commit while another fiber's statement still runs", () => {
     "by hand is SessionBusy, and undoes nothing",
     () =>
       Effect.gen(function* () {
+        const told: Array<string> = []
         const commit = Effect.gen(function* () {
-          expect(yield* reason(DbSession.commit)).toBe("SessionBusy")
-          expect(yield* DbSession.state).toBe("active")
+          told.push(yield* reason(DbSession.commit), yield* DbSession.state)
         })
-        expect(outcome((yield* Effect.exit(left(commit))) as never)).toBe("SessionBusy")
+        expect(yield* reason(left(commit))).toBe("SessionBusy")
+        expect(told).toEqual(["SessionBusy", "active"])
         yield* awake
       }),
     { blockTimeout: 100 }
@@ -347,10 +344,7 @@ describe("fibers that outlive their block", () => {
                   block(
                     Effect.gen(function* () {
                       issued = yield* Effect.forkDaemon(reason(insert(1)))
-                      yield* until(
-                        "it waits for the connection",
-                        Effect.map(DbEngine.stats, (_) => _.pending === 1)
-                      )
+                      yield* pending(1)
                       yield* end
                     })
                   )
@@ -422,13 +416,11 @@ describe("43 - 44 several sessions at once", () => {
 
   test("isolated sessions run in parallel, each on its own connection", () =>
     Effect.gen(function* () {
-      let arrived = 0
-      const all = yield* Deferred.make<void>()
+      const all = yield* barrier(5)
       // Each holds its transaction until all have one.
       const one = Effect.gen(function* () {
         const at = yield* place
-        if (++arrived === 5) yield* Deferred.succeed(all, undefined)
-        yield* Deferred.await(all)
+        yield* all
         return at.pid
       })
       const pids = yield* Effect.all(Array.from({ length: 5 }, () => one).map(DbSession.isolated), { concurrency: 5 })
@@ -572,10 +564,7 @@ describe("46 interrupting statements", () => {
         const fiber = yield* Effect.fork(DbSession.autocommit(sleep))
         yield* sleeping
         const next = yield* Effect.fork(DbSession.isolated(Effect.zipRight(insert(1), seen)))
-        yield* until(
-          "it waits",
-          Effect.map(DbEngine.stats, (_) => _.pending === 1)
-        )
+        yield* pending(1)
         yield* Fiber.interrupt(fiber)
         expect(yield* Fiber.join(next)).toEqual([1])
       }),
@@ -589,13 +578,15 @@ describe("46 interrupting statements", () => {
         DbSession.autocommit(
           Effect.gen(function* () {
             yield* insert(1)
-            const first = yield* Effect.fork(sql<{ n: number }>`SELECT 7 AS n FROM pg_sleep(0.4)`)
-            yield* sleeping
+            const lock = yield* lockedOutside(database, 46)
+            const first = yield* Effect.fork(sql<{ n: number }>`SELECT 7 AS n FROM pg_advisory_xact_lock(46)`)
+            yield* lock.waitedFor
             const behind = yield* Effect.fork(insert(2))
             yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
             yield* Fiber.interrupt(behind)
             // It has returned although the first is still running.
-            expect(Option.isNone(yield* Fiber.poll(first))).toBe(true)
+            expect(yield* stillRuns(first)).toBe(true)
+            yield* lock.release
             expect(yield* Fiber.join(first)).toEqual([{ n: 7 }])
           })
         )

@@ -10,11 +10,13 @@ import { asc, eq } from "drizzle-orm"
 import { integer, pgTable, text } from "drizzle-orm/pg-core"
 import type { PgRemoteDatabase } from "drizzle-orm/pg-proxy"
 import { Cause, Effect, Exit } from "effect"
-import { DbEngine, DbError, DbLayer, DbRuntime, DbSession, withTransaction } from "effect-db"
+import type { DbRuntime } from "effect-db"
+import { DbEngine, DbError, DbSession, withTransaction } from "effect-db"
 import { drizzleOn } from "../examples/recipes/drizzle.js"
 import { kyselyOn } from "../examples/recipes/kysely.js"
-import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, pid, programsOn, quietly, reason, seen } from "./support/programs.js"
+import { testDatabase } from "./support/database.js"
+import { committed, insert, pid, programsOn, reason, seen } from "./support/programs.js"
+import { onRuntime } from "./support/promises.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -213,20 +215,7 @@ describe("awaited instead of yielded", () => {
 
 describe("Kysely and Drizzle in promise code", () => {
   const on = (name: string, program: (db: DbRuntime.DbRuntime<DbEngine | DbSession, unknown>) => Promise<void>) =>
-    it(name, async () => {
-      await Effect.runPromise(
-        database.query("DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY, note text)")
-      )
-      const db = DbRuntime.make(quietly(DbLayer({ url: database.url })))
-      try {
-        await program(db)
-        const { pending, used } = await db.run(DbEngine.stats)
-        expect({ pending, used }).toEqual({ pending: 0, used: 0 })
-      } finally {
-        await db.close()
-      }
-      await Effect.runPromise(untilActivity(database.url, (_) => _.total === 0))
-    })
+    it(name, () => onRuntime(database, program, {}, "id int PRIMARY KEY, note text"))
 
   const recipes = [
     [
@@ -290,12 +279,11 @@ describe("Kysely and Drizzle in promise code", () => {
       const builder = make(db)
       await db.session(async () => {
         await builder.insert(1)
-        await db
-          .transaction(async () => {
-            await builder.insert(2)
-            throw new Error("no")
-          })
-          .catch(() => {})
+        const tried = db.transaction(async () => {
+          await builder.insert(2)
+          throw new Error("no")
+        })
+        await expect(tried).rejects.toThrow(/^no$/)
         await expect(builder.transaction()).rejects.toThrow(/runtime's transaction|not supported/)
         expect(await builder.ids()).toEqual([1])
       })

@@ -16,7 +16,8 @@ import { Deferred, Effect, Layer, Schema } from "effect"
 import { DbEngine, DbSession } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, programsOn, until, used } from "./support/programs.js"
+import { committed, insert, programsOn, used } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 
@@ -40,9 +41,11 @@ const storage = (options: Partial<ShardingConfig.ShardingConfig["Type"]> = {}) =
     (context) => context.unsafeMap.get(RunnerStorage.RunnerStorage.key) as RunnerStorage.RunnerStorage["Type"]
   )
 
+/** Of this database: the server has others, of other files. */
+const ours = `locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 const advisoryLocks = Effect.map(
   database.query<{ n: number; pids: number }>(
-    "SELECT count(*)::int AS n, count(DISTINCT pid)::int AS pids FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    `SELECT count(*)::int AS n, count(DISTINCT pid)::int AS pids FROM pg_locks WHERE ${ours} AND granted`
   ),
   (rows) => rows[0]!
 )
@@ -109,7 +112,7 @@ describe("SqlRunnerStorage", () => {
         const a = yield* storage()
         yield* a.register(runnerOf(1), true)
         yield* a.acquire(addressOf(1), shards)
-        yield* database.query("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        yield* database.query(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE ${ours}`)
         yield* until(
           "acquired again",
           Effect.map(

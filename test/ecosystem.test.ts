@@ -7,18 +7,8 @@ import { Cause, Chunk, Deferred, Effect, Exit, Fiber, Option, Redacted, Schema, 
 import { DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
-import {
-  committed,
-  insert,
-  pid,
-  programsOn,
-  proxiedOn,
-  quietly,
-  reason,
-  seen,
-  until,
-  used
-} from "./support/programs.js"
+import { committed, insert, pid, programsOn, proxiedOn, quietly, reason, seen, used } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)

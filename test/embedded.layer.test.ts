@@ -1,26 +1,14 @@
 import { describe, expect, it } from "@effect/vitest"
-import { Context, Deferred, Effect, Exit, Fiber, Layer, Logger, LogLevel, Scope } from "effect"
+import { Context, Deferred, Effect, Exit, Fiber, Layer, Scope } from "effect"
 import { DbEngine, DbError, DbSession, withTransaction } from "effect-db"
 import { DbEmbedded } from "effect-db/embedded"
 import { existsSync } from "node:fs"
-import { chmod, mkdtemp, rm } from "node:fs/promises"
 import { createConnection } from "node:net"
-import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { isAlive } from "../src/embedded/internal/processes.js"
-import { reason, type Services, until } from "./support/programs.js"
-
-const quiet = Logger.minimumLogLevel(LogLevel.Error)
-
-/** A folder that everybody can enter, removed at the end. */
-const folder = Effect.acquireRelease(
-  Effect.promise(async () => {
-    const path = await mkdtemp(join(tmpdir(), "effect-db-test-"))
-    await chmod(path, 0o755)
-    return path
-  }),
-  (path) => Effect.promise(() => rm(path, { recursive: true, force: true }))
-)
+import { folder } from "./support/folder.js"
+import { quietly, reason, type Services } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 interface Facts {
   readonly dataDir: string
@@ -42,7 +30,7 @@ const opened = (options?: DbEmbedded.DbEmbeddedOptions) =>
   Effect.gen(function* () {
     const scope = yield* Scope.make()
     yield* Effect.addFinalizer((exit) => Scope.close(scope, exit))
-    const context = yield* Layer.buildWithScope(Layer.provide(DbEmbedded.layer(options), quiet), scope)
+    const context = yield* Layer.buildWithScope(quietly(DbEmbedded.layer(options)), scope)
     return {
       run: <A, E>(effect: Effect.Effect<A, E, Services>) => Effect.provide(effect, context),
       context: context as Context.Context<Services>,
@@ -170,8 +158,9 @@ describe("DbEmbedded.layer", () => {
       )
       expect(DbError.reason(error)?._tag).toBe("InvalidInput")
       expect(existsSync(dataDir)).toBe(false)
-      const pid = /\[(\d+)\]/.exec(lines[0] ?? "")?.[1]
-      if (pid !== undefined) expect(isAlive(Number(pid))).toBe(false)
+      const pid = Number(/\[(\d+)\]/.exec(lines[0] ?? "")?.[1])
+      expect(pid).toBeGreaterThan(1)
+      expect(isAlive(pid)).toBe(false)
     })
   )
 
@@ -205,15 +194,13 @@ describe("DbEmbedded.layerOrUrl", () => {
       const port = yield* Effect.scoped(
         Effect.gen(function* () {
           yield* withUrl(undefined)
-          const context = yield* Layer.build(Layer.provide(DbEmbedded.layerOrUrl(), quiet))
+          const context = yield* Layer.build(quietly(DbEmbedded.layerOrUrl()))
           return (yield* Effect.provide(facts, context)).port
         })
       )
       expect(yield* refusesConnections(port)).toBe(true)
       yield* withUrl(`postgres://nobody@127.0.0.1:${port}/postgres`)
-      const context = yield* Layer.build(
-        Layer.provide(DbEmbedded.layerOrUrl({ engine: { applicationName: "mine" } }), quiet)
-      )
+      const context = yield* Layer.build(quietly(DbEmbedded.layerOrUrl({ engine: { applicationName: "mine" } })))
       expect(Context.get(context, DbEngine).host).toEqual({ host: "127.0.0.1", port })
       expect(yield* reason(Effect.provide(facts, context))).toBe("ConnectionError")
     })

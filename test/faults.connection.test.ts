@@ -3,27 +3,36 @@ import { it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { randomBytes } from "node:crypto"
-import { beforeEach, describe, expect, inject } from "vitest"
+import { describe, expect, inject } from "vitest"
 import type { DbOptions } from "../src/DbOptions.js"
 import { query, testDatabase, untilActivity } from "./support/database.js"
 import { proxy } from "./support/proxy.js"
-import type { Wired } from "./support/wired.js"
-import { answered, errorOf, executes, forkUntil, reasonOf, took, until, wire, wired } from "./support/wired.js"
+import {
+  answered,
+  errorOf,
+  executes,
+  forkUntil,
+  freshTable,
+  one,
+  reasonOf,
+  run,
+  startups,
+  took,
+  wire,
+  wired
+} from "./support/wired.js"
+import { untilStats } from "./support/until.js"
+import { committed } from "./support/programs.js"
 
 // FAULTS.md: connecting, and connections that die. Numbers are those of that list.
 const database = testDatabase()
 
-beforeEach(async () => {
-  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int)"))
-})
+freshTable(database)
 
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
-const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
-const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
+const ids = committed(database)
 const terminate = database.query(
   "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
-const one: DbOptions = { maxConnections: 1 }
 
 describe("connecting", () => {
   const nowhere: ReadonlyArray<readonly [string, DbOptions]> = [
@@ -74,7 +83,10 @@ describe("connecting", () => {
       ])
       silent.accept("silent")
       refusing.accept("refuse")
-      const hosts = [silent, refusing, good].map(({ host, port }) => ({ host, port }))
+      const hosts = [silent, refusing, { host: "no-such-host.invalid", port: 5432 }, good].map(({ host, port }) => ({
+        host,
+        port
+      }))
       const engine = yield* DbEngine.make({ url: database.url, hosts, connectTimeout: 150 })
       yield* engine.ping
       expect([silent.accepted, refusing.accepted, good.accepted]).toEqual([1, 1, 1])
@@ -334,10 +346,7 @@ describe("the connection dies", () => {
     (at) =>
       Effect.gen(function* () {
         yield* run("SET idle_session_timeout = 40")
-        yield* until(
-          "it is gone",
-          Effect.map(DbEngine.stats, (_) => _.total === 0)
-        )
+        yield* untilStats("it is gone", (_) => _.total === 0)
         yield* run("SELECT 1")
         expect(startups(at)).toBe(2)
       })

@@ -13,11 +13,10 @@ import { chooseAccount, isRoot } from "../src/embedded/internal/processes.js"
 import { clusterFolder, urlOf } from "./support/cluster.js"
 import { testDatabase } from "./support/database.js"
 import { programsOn, quietly } from "./support/programs.js"
-import { reasonOf } from "./support/wired.js"
+import { reasonOf, run } from "./support/wired.js"
 
 // FAULTS.md 30: a disk that is really full, or as full as it may be.
 
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const count = Effect.map(run("SELECT count(*)::int AS n FROM t"), ([row]) => row!["n"])
 const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => row!["pid"])
 

@@ -1,9 +1,8 @@
 import { it } from "@effect/vitest"
-import { DbEngine, DbError, DbLayer, type DbOptions, DbSession, withTransaction } from "effect-db"
+import { DbEngine, DbLayer, type DbOptions, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { afterAll, beforeAll, describe, expect } from "vitest"
 import type { EmbeddedServer } from "../src/embedded/EmbeddedServer.js"
@@ -18,12 +17,13 @@ import {
   streaming,
   urlOf
 } from "./support/cluster.js"
-import { quietly, type Services } from "./support/programs.js"
-import { identity, reasonOf, until } from "./support/wired.js"
+import { expectAtRest, quietly, type Services } from "./support/programs.js"
+import { reasonOf, run } from "./support/wired.js"
+import { again, until } from "./support/until.js"
+import { ledger } from "./support/ledger.js"
 
 // FAULTS.md 21 to 23, on a primary and a standby that streams from it. Numbers are those of that list.
 
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const insert = (id: number) => run(`INSERT INTO t VALUES (${id})`)
 /** The port of the server that a statement runs on. */
 const where = Effect.map(run("SELECT inet_server_port() AS port"), ([row]) => row!["port"])
@@ -35,35 +35,17 @@ const fence = (server: EmbeddedServer) =>
     ask(server, "ALTER SYSTEM SET default_transaction_read_only = on"),
     ask(server, "SELECT pg_reload_conf()")
   )
-/** A failover takes its time. */
-const again = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.retry(effect, { schedule: Schedule.spaced("50 millis"), times: 200 })
 
 const hostsOf = (...servers: ReadonlyArray<EmbeddedServer>): DbOptions => ({
   url: urlOf(servers[0]!),
   hosts: servers.map(({ host, port }) => ({ host, port }))
 })
 
-/** Nothing borrowed, nobody waiting, no transaction left open on any of the servers. */
+/** Of those servers that run. */
 const atRest = (servers: ReadonlyArray<EmbeddedServer>) =>
-  Effect.gen(function* () {
-    const engine = yield* DbEngine
-    yield* until(
-      "the pool is at rest",
-      Effect.map(engine.stats, (_) => _.used === 0 && _.pending === 0)
-    )
-    identity(yield* engine.stats)
-    for (const server of servers) {
-      if ((yield* server.pid)._tag === "None") continue
-      yield* until(
-        "no transaction is open",
-        Effect.map(
-          ask(server, "SELECT 1 FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"),
-          (_) => _.length === 0
-        )
-      )
-    }
-  })
+  Effect.forEach(servers, (server) =>
+    Effect.flatMap(server.pid, (pid) => (Option.isNone(pid) ? Effect.void : expectAtRest({ url: urlOf(server) })))
+  )
 
 interface At extends Cluster {
   /** Runs an effect on an engine for these hosts, and looks whether it leaves everything at rest. */
@@ -228,45 +210,20 @@ describe("failover", () => {
     at.on(
       { ...hostsOf(at.a, at.b), targetSessionAttrs: "read-write", acquireTimeout: 1000, maxConnections: 8 },
       Effect.gen(function* () {
-        const acknowledged = new Set<number>()
-        const undone = new Set<number>()
-        const unknown = new Set<number>()
-        let next = 0
-        let over = false
-        const write = Effect.suspend(() => {
-          const id = ++next
-          return Effect.matchEffect(withTransaction(insert(id)), {
-            onSuccess: () => Effect.sync(() => acknowledged.add(id)),
-            onFailure: (error) => {
-              const reason = DbError.reason(error)!
-              expect(["CommitUnknown", "ConnectionError", "AcquireTimeout", "ReadOnlyError"]).toContain(reason._tag)
-              ;(reason._tag === "CommitUnknown" ? unknown : undone).add(id)
-              // as an application would, it waits a moment before it goes on
-              return Effect.sleep("10 millis")
-            }
-          })
-        })
-        const writers = yield* Effect.forkScoped(
-          Effect.all(
-            Array.from({ length: 16 }, () => Effect.repeat(write, { until: () => over })),
-            {
-              concurrency: "unbounded"
-            }
-          )
-        )
+        const { acknowledged, agrees, close, unknown } = yield* ledger(16, (id) => withTransaction(insert(id)), [
+          "CommitUnknown",
+          "ConnectionError",
+          "AcquireTimeout",
+          "ReadOnlyError"
+        ])
         yield* until("there is load", () => acknowledged.size > 200)
         yield* at.a.crash
         const before = acknowledged.size
         yield* promote(at.b)
         yield* until("the writers go on", () => acknowledged.size > before + 200)
-        over = true
-        yield* Fiber.join(writers)
+        yield* close
         expect(yield* where).toBe(at.b.port)
-
-        const there = new Set(yield* ids(at.b))
-        expect([...acknowledged].filter((id) => !there.has(id))).toEqual([])
-        expect([...undone].filter((id) => there.has(id))).toEqual([])
-        expect(acknowledged.size + undone.size + unknown.size).toBe(next)
+        agrees(yield* ids(at.b))
         // What the crash met on its way is unknown, and no more than was on its way.
         expect(unknown.size).toBeLessThanOrEqual(16)
       })

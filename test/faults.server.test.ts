@@ -4,14 +4,15 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
-import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { afterAll, beforeAll, describe, expect } from "vitest"
 import type { DbOptions } from "../src/DbOptions.js"
 import { EmbeddedServer } from "../src/embedded/EmbeddedServer.js"
 import { query } from "./support/database.js"
 import type { Services, Wired } from "./support/wired.js"
-import { errorOf, executes, forkUntil, reasonOf, took, until, wire } from "./support/wired.js"
+import { errorOf, executes, forkUntil, one, reasonOf, run, took, wire } from "./support/wired.js"
+import { again, until, untilStats } from "./support/until.js"
+import { expectAtRest } from "./support/programs.js"
 
 // FAULTS.md: what happens to a server of our own. Numbers are those of that list.
 const scope = Effect.runSync(Scope.make())
@@ -28,13 +29,8 @@ beforeAll(async () => {
 })
 afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))
 
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const ask = (text: string) => Effect.suspend(() => query<{ id: number }>(Redacted.value(server.url), text))
 const ids = Effect.map(ask("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
-const one: DbOptions = { maxConnections: 1 }
-/** A server that comes up lets nobody in at first. */
-const again = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.retry(effect, { schedule: Schedule.spaced("20 millis"), times: 250 })
 
 type Body = (at: Wired) => Effect.Effect<void, unknown, Services | Scope.Scope>
 
@@ -47,22 +43,9 @@ const onServer = (name: string, options: DbOptions, body: Body): void =>
       at.proxy.disarm()
       at.proxy.resume()
       yield* Effect.provide(again(run("SELECT 1")), context)
-      yield* atRestOf(at)
+      yield* Effect.provide(expectAtRest({ url: Redacted.value(server.url) }), context)
     })
   )
-
-const atRestOf = (at: Wired) =>
-  Effect.gen(function* () {
-    const open = ask("SELECT pid AS id FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
-    yield* until(
-      "the pool is at rest",
-      Effect.map(at.engine.stats, (_) => _.used === 0 && _.pending === 0)
-    )
-    yield* until(
-      "no transaction is open",
-      Effect.map(open, (_) => _.length === 0)
-    )
-  })
 
 describe("logging in", () => {
   for (const [what, change] of [
@@ -130,10 +113,7 @@ describe("the server goes", () => {
     Effect.gen(function* () {
       yield* run("SELECT 1")
       yield* server.restart("fast")
-      yield* until(
-        "it was noticed",
-        Effect.map(DbEngine.stats, (_) => _.idle === 0)
-      )
+      yield* untilStats("it was noticed", (_) => _.idle === 0)
       yield* again(run("SELECT 1"))
     })
   )

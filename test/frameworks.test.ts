@@ -11,8 +11,10 @@ import type { AddressInfo } from "node:net"
 import * as ofExpress from "../examples/recipes/express.js"
 import * as ofFastify from "../examples/recipes/fastify.js"
 import * as ofHono from "../examples/recipes/hono.js"
-import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, place, quietly, until } from "./support/programs.js"
+import { testDatabase } from "./support/database.js"
+import { committed, insert, place, quietly } from "./support/programs.js"
+import { untilStats } from "./support/until.js"
+import { latch, onRuntime } from "./support/promises.js"
 
 const database = testDatabase()
 const rows = () => Effect.runPromise(committed(database))
@@ -21,13 +23,6 @@ type Db = DbRuntime.DbRuntime<DbEngine | DbSession, unknown>
 
 /** What the handlers of all frameworks do with `{ id }` of the body, and the status that they answer. */
 type Handler = (id: number) => Promise<{ readonly status: 200 | 404 | 500; readonly body: unknown }>
-
-/** A promise and who keeps it. */
-const latch = () => {
-  let open = (): void => {}
-  const opened = new Promise<void>((resolve) => (open = resolve))
-  return { open: () => open(), opened }
-}
 
 interface Served {
   readonly server: Server
@@ -83,52 +78,39 @@ const frameworks: ReadonlyArray<readonly [string, (db: Db, handler: Handler) => 
   ]
 ]
 
+interface To {
+  readonly db: Db
+  readonly url: string
+  readonly send: (id: number, path?: string) => Promise<{ readonly status: number; readonly body: string }>
+}
+
 for (const [name, serve] of frameworks) {
   describe(name, () => {
-    const test = (
-      promise: string,
-      handler: (db: Db) => Handler,
-      program: (to: {
-        readonly db: Db
-        readonly url: string
-        readonly send: (id: number, path?: string) => Promise<{ readonly status: number; readonly body: string }>
-      }) => Promise<void>
-    ) =>
-      it(promise, async () => {
-        await Effect.runPromise(
-          database.query(
-            "DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)"
-          )
-        )
-        const db = DbRuntime.make(quietly(DbLayer({ url: database.url, maxConnections: 4 })))
-        const { close, server } = await serve(db, handler(db))
-        await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
-        const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
-        const send = async (id: number, path = "/before") => {
-          const response = await fetch(url + path, {
-            method: "POST",
-            headers: { "content-type": "application/json" },
-            body: JSON.stringify({ id })
-          })
-          return { status: response.status, body: await response.text() }
-        }
-        try {
-          await program({ db, url, send })
-        } finally {
-          server.closeAllConnections()
-          await (close === undefined ? new Promise((resolve) => server.close(resolve)) : close())
-          await db.close()
-        }
-        await Effect.runPromise(untilActivity(database.url, (_) => _.total === 0))
-      })
+    /** Serves the handler for as long as the program runs. */
+    const served = async (db: Db, handler: Handler, program: (to: To) => Promise<void>): Promise<void> => {
+      const { close, server } = await serve(db, handler)
+      await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
+      const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+      const send = async (id: number, path = "/before") => {
+        const response = await fetch(url + path, {
+          method: "POST",
+          headers: { "content-type": "application/json" },
+          body: JSON.stringify({ id })
+        })
+        return { status: response.status, body: await response.text() }
+      }
+      try {
+        await program({ db, url, send })
+      } finally {
+        server.closeAllConnections()
+        await (close === undefined ? new Promise((resolve) => server.close(resolve)) : close())
+      }
+    }
 
-    const atRest = (db: Db) =>
-      db.run(
-        until(
-          "the pool at rest",
-          Effect.map(DbEngine.stats, ({ pending, used }) => used === 0 && pending === 0)
-        )
-      )
+    const test = (promise: string, handler: (db: Db) => Handler, program: (to: To) => Promise<void>) =>
+      it(promise, () => onRuntime(database, (db) => served(db, handler(db), program), { maxConnections: 4 }))
+
+    const atRest = (db: Db) => db.run(untilStats("the pool at rest", (_) => _.used === 0 && _.pending === 0))
 
     for (const path of ["/before", "/after"]) {
       test(
@@ -242,13 +224,13 @@ for (const [name, serve] of frameworks) {
       }
     )
 
-    test(
-      "a runtime that is closed is a 500, not a request without an end",
-      () => () => Promise.resolve({ status: 200, body: {} }),
-      async ({ db, send }) => {
+    it("a runtime that is closed is a 500, not a request without an end", async () => {
+      const db = DbRuntime.make(quietly(DbLayer({ url: database.url })))
+      const handler: Handler = () => Promise.resolve({ status: 200, body: {} })
+      await served(db, handler, async ({ send }) => {
         await db.close()
         expect((await send(1)).status).toBe(500)
-      }
-    )
+      })
+    })
   })
 }

@@ -8,16 +8,12 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { DbConnection, DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, outcome, programsOn, proxiedOn, until, used } from "./support/programs.js"
+import { committed, insert, outcome, programsOn, proxiedOn, used } from "./support/programs.js"
+import { pending, until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
-const pending = (n: number) =>
-  until(
-    `${n} wait`,
-    Effect.map(DbEngine.stats, (_) => _.pending === n)
-  )
 
 describe("whoever waits for a connection while the engine goes to another host", () => {
   const waiters: ReadonlyArray<readonly [string, Effect.Effect<unknown, unknown, any>]> = [

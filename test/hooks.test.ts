@@ -8,9 +8,13 @@ import { testDatabase } from "./support/database.js"
 import {
   type Around,
   committed,
+  conflict,
   expectAtRest,
   insert,
+  no,
+  note,
   outcome,
+  path,
   pid,
   place,
   programsOn,
@@ -22,12 +26,13 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
+import { until } from "./support/until.js"
+import { collected } from "./support/observed.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
 const rows = committed(database)
-const no = Effect.fail("no" as const)
 
 const outerForms: ReadonlyArray<readonly [string, Around]> = [
   ...sessionForms,
@@ -40,13 +45,6 @@ const outerForms: ReadonlyArray<readonly [string, Around]> = [
     (effect) => Effect.scoped(Effect.flatMap(DbSession.make({ autocommit: true }), (_) => _.use(effect))) as never
   ]
 ]
-
-/** Both hooks, writing down that they ran. */
-const note = (log: Array<string>, name: string) =>
-  Effect.zipRight(
-    DbSession.afterCommit(Effect.sync(() => log.push(`${name} committed`))),
-    DbSession.afterRollback(Effect.sync(() => log.push(`${name} rolled back`)))
-  )
 
 describe("27 afterCommit", () => {
   test("comes to its end when its fiber is interrupted meanwhile, whatever it forks", () =>
@@ -150,17 +148,12 @@ describe("27 afterCommit", () => {
 
   it.scopedLive("one that dies is reported", () =>
     Effect.gen(function* () {
-      const messages: Array<string> = []
-      const logger = Logger.make(({ logLevel, message }) => void messages.push(`${logLevel.label} ${String(message)}`))
+      const [lines, logger] = collected()
       yield* Effect.gen(function* () {
         yield* DbSession.autocommit(Effect.zipRight(DbSession.afterCommit(Effect.die("hook")), pid))
         yield* expectAtRest(database)
-      }).pipe(
-        Effect.provide(DbLayer({ url: database.url })),
-        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
-      )
-      expect(messages.filter((_) => _.startsWith("ERROR"))).toHaveLength(1)
-      expect(messages.join()).toContain("hook")
+      }).pipe(Effect.provide(DbLayer({ url: database.url })), Effect.provide(logger))
+      expect(lines.filter((_) => _.level === "ERROR")).toMatchObject([{ message: expect.stringContaining("hook") }])
     })
   )
 
@@ -238,14 +231,12 @@ describe("27 afterCommit", () => {
   test("with retry only that of the attempt that committed", () =>
     Effect.gen(function* () {
       const log: Array<string> = []
-      const { sql } = yield* DbSession
       let attempt = 0
-      const again = sql`DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$`
       yield* withTransaction(
         Effect.suspend(() => {
           const name = `attempt ${++attempt}`
           const hook = DbSession.afterCommit(Effect.sync(() => log.push(name)))
-          return Effect.all([hook, insert(attempt), attempt < 3 ? again : Effect.void])
+          return Effect.all([hook, insert(attempt), attempt < 3 ? conflict : Effect.void])
         }),
         { retry: true }
       )
@@ -277,7 +268,11 @@ describe("27 afterCommit", () => {
         expect(yield* reason(around(Effect.zipRight(note(log, "it"), insert(1))))).toBe("CommitUnknown")
         expect(log).toEqual([])
         // The server may still be at it when the client has lost the connection.
-        expect(yield* Effect.repeat(rows, { until: (all) => all.length > 0 })).toEqual([1])
+        yield* until(
+          "it has committed",
+          Effect.map(rows, (all) => all.length > 0)
+        )
+        expect(yield* rows).toEqual([1])
       })
     )
   }
@@ -561,20 +556,16 @@ describe("beforeCommit", () => {
     }))
 
   test("its connection is the session's own", () =>
-    DbSession.autocommit(
-      Effect.gen(function* () {
-        const own = yield* pid
-        yield* DbSession.beforeCommit(Effect.map(pid, (_) => expect(_).toBe(own)))
-        yield* DbSession.commit
-      })
-    ))
+    Effect.gen(function* () {
+      const pids: Array<number> = []
+      const note = Effect.map(pid, (_) => void pids.push(_))
+      yield* DbSession.autocommit(Effect.all([note, DbSession.beforeCommit(note), DbSession.commit]))
+      expect(pids).toEqual([pids[0], pids[0]])
+    }))
 })
 
 describe("the tenant of a hook", () => {
   const Other = Database.make("hooks-other")
-  const path = Effect.flatMap(DbSession, ({ sql }) =>
-    Effect.map(sql<{ path: string }>`SELECT current_setting('search_path') AS path`, ([row]) => row!.path)
-  )
   const usual = '"$user", public'
   const acme = '"acme", "public"'
   const inAcme = DbSchema.withTenant(["acme", "public"])

@@ -10,14 +10,12 @@ import {
   HttpServerRespondable,
   HttpServerResponse
 } from "@effect/platform"
-import { NodeHttpServer } from "@effect/platform-node"
 import type { SqlError } from "@effect/sql/SqlError"
 import { describe, it } from "@effect/vitest"
 import type { Context } from "effect"
 import { Data, Deferred, Effect, Fiber, Layer, Option, Schema, type Scope, Stream } from "effect"
 import { Database, DbConnection, DbEngine, DbError, DbHttp, DbSchema, DbSession, withTransaction } from "effect-db"
-import { createServer, request as httpRequest } from "node:http"
-import type { AddressInfo } from "node:net"
+import { request as httpRequest } from "node:http"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import {
@@ -33,9 +31,10 @@ import {
   refused,
   seen,
   type Services,
-  until,
   used
 } from "./support/programs.js"
+import { barrier, until } from "./support/until.js"
+import { listening } from "./support/served.js"
 
 const database = testDatabase()
 const other = testDatabase()
@@ -46,33 +45,11 @@ const rows = committed(database)
 type Options = DbHttp.MiddlewareOptions
 type App<E, R> = HttpApp.Default<E, R | Services | Scope.Scope>
 
-/** Serves it on a free port, for the scope, and yields the address. */
-const listening = <E>(
-  layer: Layer.Layer<never, E, HttpServer.HttpServer | HttpRouter.HttpRouter.DefaultServices | Services>
-) =>
-  Effect.gen(function* () {
-    const server = yield* Effect.acquireRelease(
-      Effect.sync(() => createServer()),
-      (server) => Effect.sync(() => server.closeAllConnections())
-    )
-    yield* Layer.build(
-      Layer.provide(
-        layer,
-        NodeHttpServer.layer(() => server, { port: 0, host: "127.0.0.1" })
-      )
-    )
-    return `http://127.0.0.1:${(server.address() as AddressInfo).port}`
-  })
+type Serving = Layer.Layer<never, never, HttpServer.HttpServer | Services>
 
 /** Where the middleware can stand. */
 const places: ReadonlyArray<
-  readonly [
-    name: string,
-    serve: <E, R>(
-      router: HttpRouter.HttpRouter<E, R>,
-      options?: Options
-    ) => Layer.Layer<never, never, HttpServer.HttpServer | Services>
-  ]
+  readonly [name: string, serve: <E, R>(router: HttpRouter.HttpRouter<E, R>, options?: Options) => Serving]
 > = [
   [
     "HttpRouter.use",
@@ -211,12 +188,10 @@ for (const [place, serve] of places) {
 
     test("each request has a session of its own, and all statements of one run in it", () =>
       Effect.gen(function* () {
-        const inside = yield* Deferred.make<void>()
-        let waiting = 0
+        const inside = yield* barrier(2)
         const handler = Effect.gen(function* () {
           const one = yield* pid
-          if (++waiting === 2) yield* Deferred.succeed(inside, undefined)
-          yield* Deferred.await(inside)
+          yield* inside
           const two = yield* Effect.suspend(() => pid)
           return HttpServerResponse.text(`${one} ${two}`)
         })
@@ -599,14 +574,12 @@ for (const [place, serve] of places) {
         const shared = HttpServerResponse.stream(
           chunk(Effect.map(sql<{ path: string }>`SELECT current_setting('search_path') AS path`, ([row]) => row!.path))
         )
-        const both = yield* Deferred.make<void>()
-        let open = 0
+        const both = yield* barrier(2)
         const handler = (tenant: string) =>
           Effect.gen(function* () {
             const response = DbHttp.keepOpen(shared)
             // Both have it in hand before either is sent.
-            if (++open === 2) yield* Deferred.succeed(both, undefined)
-            yield* Deferred.await(both)
+            yield* both
             return response
           }).pipe(DbSchema.withTenant(tenant))
         const router = HttpRouter.empty.pipe(
@@ -632,7 +605,7 @@ for (const [place, serve] of places) {
           )
         )
         const app = DbSchema.withTenant(DbHttp.middleware()(Effect.succeed(response)), "outer")
-        const url = yield* listening(HttpServer.serve(app) as never)
+        const url = yield* listening(HttpServer.serve(app) as Serving)
         expect((yield* fetching(url)).text).toBe('"outer"')
       }))
 
@@ -1028,7 +1001,7 @@ describe("the middleware as an effect", () => {
         Effect.zipRight(insert(1), Effect.ignore(withTransaction(Effect.zipRight(insert(2), refused)))),
         empty(200)
       )
-      const url = yield* listening(HttpServer.serve(get("/", handler), DbHttp.middleware()) as never)
+      const url = yield* listening(HttpServer.serve(get("/", handler), DbHttp.middleware()) as Serving)
       expect(yield* status(url)).toBe(200)
       expect(yield* rows).toEqual([1])
       expect(Option.isNone(yield* DbSession.current)).toBe(true)
@@ -1056,7 +1029,7 @@ describe("a failure whose response is a redirect", () => {
   test("HttpServer.serve: rolls back where commits says so", () =>
     Effect.gen(function* () {
       const middleware = DbHttp.middleware({ commits: ({ status }) => status < 300 })
-      const url = yield* listening(HttpServer.serve(get("/", handler), middleware) as never)
+      const url = yield* listening(HttpServer.serve(get("/", handler), middleware) as Serving)
       expect(yield* status(url)).toBe(303)
       expect(yield* rows).toEqual([])
     }))

@@ -5,9 +5,9 @@
 import { describe } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, FiberId, type Scheduler } from "effect"
 import { atomic, DbConnection, DbEngine, DbSession, DbTransaction, withTransaction } from "effect-db"
-import Pg from "pg"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
+import { outside } from "./support/outside.js"
 import { committed, insert, outcome, programsOn, proxiedOn, type Services, used } from "./support/programs.js"
 import { defaultScheduler } from "effect/Scheduler"
 
@@ -56,22 +56,13 @@ const sweep = (
   before: Effect.Effect<void, never, DbEngine> = Effect.void
 ) =>
   Effect.gen(function* () {
-    const outside = yield* Effect.acquireRelease(
-      Effect.promise(async () => {
-        const client = new Pg.Client({ connectionString: database.url, application_name: "effect-db test support" })
-        await client.connect()
-        return client
-      }),
-      (client) => Effect.promise(() => client.end())
-    )
-    const ask = (text: string) =>
-      Effect.promise(async () => (await outside.query<{ id: number }>(text)).rows.map(({ id }) => id))
+    const ask = yield* outside(database.url)
     const seenOutcomes = new Set<string>()
     for (let at = 1; ; at++) {
       yield* ask("DELETE FROM t")
       yield* before
       const { exit, steps } = yield* interruptedAt(program, at)
-      const found = yield* ask("SELECT id FROM t ORDER BY id")
+      const found = (yield* ask<{ id: number }>("SELECT id FROM t ORDER BY id")).map(({ id }) => id)
       const context = `interrupted at step ${at}: ${outcome(exit)}`
       expect([[], whole], context).toContainEqual(found)
       if (Exit.isSuccess(exit)) expect(found, context).toEqual(whole)

@@ -3,26 +3,31 @@ import { Deferred, Effect, Fiber, Option, Stream } from "effect"
 import { atomic, DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
 import { describe, expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, outcome, pid, programsOn, proxiedOn, reason, seen, until } from "./support/programs.js"
+import {
+  committed,
+  conflict,
+  insert,
+  no,
+  note,
+  outcome,
+  pid,
+  programsOn,
+  proxiedOn,
+  reason,
+  seen,
+  sleep
+} from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
 const rows = committed(database)
 
-const no = Effect.fail("no" as const)
-const sleep = Effect.flatMap(DbSession, ({ sql }) => sql`SELECT pg_sleep(${60})`)
 const schema = Effect.flatMap(DbSession, ({ sql }) =>
   Effect.map(sql<{ name: string }>`SELECT current_schema() AS name`, ([row]) => row!.name)
 )
 const { withSchema } = DbSchema
-
-/** Writes down how it ended for what is open. */
-const note = (log: Array<string>, name: string) =>
-  Effect.zipRight(
-    DbSession.afterCommit(Effect.sync(() => log.push(`${name} committed`))),
-    DbSession.afterRollback(Effect.sync(() => log.push(`${name} rolled back`)))
-  )
 
 describe("what ends with its block or its session", () => {
   test("after a savepoint that was rolled back its path is not taken for the transaction's", () =>
@@ -248,13 +253,11 @@ describe("options of a block", () => {
 
   test("append is not tried again: what it was appended to would be lost", () =>
     Effect.gen(function* () {
-      const { sql } = yield* DbSession
-      const again = sql`DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$`
       let attempts = 0
       yield* DbSession.autocommit(
         Effect.gen(function* () {
           yield* insert(1)
-          const body = Effect.suspend(() => (++attempts === 1 ? again : insert(2)))
+          const body = Effect.suspend(() => (++attempts === 1 ? conflict : insert(2)))
           expect(yield* reason(atomic(body, { currentTransaction: "append", retry: true }))).toBe("SerializationError")
         })
       )

@@ -1,10 +1,9 @@
 /** Schemas, sandboxes, promise code and requests of a database that is not the default one. */
 import { HttpServerRequest, HttpServerResponse } from "@effect/platform"
 import { expect, it } from "@effect/vitest"
-import { Effect, Layer, Logger, LogLevel, Option, Schema } from "effect"
+import { Effect, Layer, Option, Schema } from "effect"
 import {
   Database,
-  type DbConnection,
   DbEngine,
   DbHttp,
   DbRegistry,
@@ -15,44 +14,11 @@ import {
   type EngineService
 } from "effect-db"
 import { DbTest } from "effect-db/testing"
-import { afterAll, beforeAll, beforeEach, describe } from "vitest"
-import { testDatabase } from "./support/database.js"
-import { committed, expectAtRest, insert, quietly, reason, seen, type Services } from "./support/programs.js"
+import { afterAll, beforeAll, describe } from "vitest"
+import { expectAtRest, insert, quietly, reason, seen } from "./support/programs.js"
+import { Analytics, intoOther, seenInOther, twoDatabases, type Both } from "./support/twoDatabases.js"
 
-const database = testDatabase()
-const other = testDatabase()
-const Analytics = Database.make("analytics")
-const quiet = Logger.minimumLogLevel(LogLevel.Error)
-
-type Both =
-  Services | DbRegistry.DbRegistry | DbEngine<"analytics"> | DbConnection<"analytics"> | DbSession<"analytics">
-
-const table = `DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED);
-  DROP SCHEMA IF EXISTS acme CASCADE`
-
-beforeEach(() => Effect.runPromise(Effect.all([database.query(table), other.query(table)])))
-
-const rows = committed(database)
-const othersRows = committed(other)
-
-const intoOther = (id: number) =>
-  Effect.flatMap(Analytics.DbSession, ({ sql }) => Effect.asVoid(sql`INSERT INTO t (id) VALUES (${id})`))
-
-const seenInOther = DbRegistry.using(seen, Analytics)
-
-const registry = (options?: DbRegistry.RegistryOptions) =>
-  DbRegistry.layer({ default: { url: database.url }, analytics: { url: other.url } }, options)
-
-/** Runs a program with both databases, each with an empty table `t`, and looks whether both are left at rest. */
-const test = <A, E>(name: string, program: () => Effect.Effect<A, E, Both>, options?: DbRegistry.RegistryOptions) => {
-  it.live(name, () =>
-    Effect.suspend(program).pipe(
-      Effect.zipLeft(expectAtRest(database)),
-      Effect.zipLeft(DbRegistry.using(expectAtRest(other), Analytics)),
-      Effect.provide(Layer.provide(registry(options), quiet))
-    )
-  )
-}
+const { database, other, othersRows, registry, rows, test } = twoDatabases()
 
 describe("DbSchema of another database", () => {
   const path = (sql: EngineService["sql"]) =>
@@ -160,7 +126,7 @@ describe("DbTest.of", () => {
           expect(yield* DbRegistry.readOnly(seen)).toEqual([1])
         })
       ),
-    { replicas: { default: "analytics" } }
+    { registry: { replicas: { default: "analytics" } } }
   )
 
   test(
@@ -172,7 +138,7 @@ describe("DbTest.of", () => {
         expect(yield* DbRegistry.readOnly(seen)).toEqual([2])
         expect(yield* DbRegistry.using(DbRegistry.readOnly(seen), "analytics")).toEqual([1])
       }),
-    { replicas: { default: "analytics", analytics: "default" } }
+    { registry: { replicas: { default: "analytics", analytics: "default" } } }
   )
 
   test("its sandboxLayer is over the engine that is there", () =>
@@ -207,7 +173,7 @@ describe("DbTest.of", () => {
 })
 
 describe("DbRuntime with several databases", () => {
-  const make = () => DbRuntime.make(Layer.provide(registry(), quiet))
+  const make = () => DbRuntime.make(registry())
   let db: ReturnType<typeof make>
   let analytics: DbRuntime.PromiseSessions
 
@@ -265,13 +231,12 @@ describe("DbRuntime with several databases", () => {
       await db.run(intoOther(1))
       await analytics.isolated(() => db.run(intoOther(2)))
       expect(await Effect.runPromise(othersRows)).toEqual([2])
-      await analytics
-        .transaction(async (tx) => {
-          expect(tx.depth).toBe(1)
-          await db.run(intoOther(3))
-          throw new Error("no")
-        })
-        .catch(() => {})
+      const tried = analytics.transaction(async (tx) => {
+        expect(tx.depth).toBe(1)
+        await db.run(intoOther(3))
+        throw new Error("no")
+      })
+      await expect(tried).rejects.toThrow(/^no$/)
       await analytics.atomic(() => db.run(intoOther(4)))
       expect(await Effect.runPromise(othersRows)).toEqual([1, 2, 4])
     })
@@ -281,7 +246,7 @@ describe("DbRuntime with several databases", () => {
   it("a runtime of a layer without the default database has the sessions of the one that is named", async () => {
     const alone = DbRuntime.make(quietly(Analytics.DbLayer({ url: other.url })), Analytics)
     await alone.session(() => alone.run(intoOther(1)))
-    await alone.transaction(() => Promise.reject(new Error("no"))).catch(() => {})
+    await expect(alone.transaction(() => Promise.reject(new Error("no")))).rejects.toThrow(/^no$/)
     expect(await Effect.runPromise(othersRows)).toEqual([1])
     expect(alone.runSync(Analytics.DbSession.autocommit(Effect.as(intoOther(2), "done")))).toBe("done")
     const { pending, used } = await alone.run(Analytics.DbEngine.stats)

@@ -2,7 +2,7 @@ import { describe, expect, it } from "@effect/vitest"
 import { Effect, Redacted } from "effect"
 import { Database, DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
-import { quietly } from "./support/programs.js"
+import { expectAtRest, quietly } from "./support/programs.js"
 
 const database = testDatabase()
 
@@ -15,6 +15,7 @@ describe("effects in the options", () => {
   it.live("afterConnect is given the engine's services and runs on the new connection", () =>
     Effect.gen(function* () {
       expect((yield* one)[0]?.name).toBe("set")
+      yield* expectAtRest(database)
     }).pipe(
       Effect.provide(
         DbLayer({
@@ -28,7 +29,7 @@ describe("effects in the options", () => {
   it.live("beforeSession is given the engine's services", () =>
     Effect.gen(function* () {
       yield* DbSession.autocommit(one)
-      expect(yield* DbEngine.stats).toMatchObject({ used: 0, pending: 0 })
+      yield* expectAtRest(database)
     }).pipe(
       Effect.provide(
         DbLayer({
@@ -59,7 +60,7 @@ describe("effects in the options", () => {
         expect(runs).toBe(1)
         yield* DbConnection.withConnection(withTransaction(Effect.all([one, one], { concurrency: 2 })))
         expect(runs).toBe(2)
-        expect(yield* DbEngine.stats).toMatchObject({ used: 0, pending: 0 })
+        yield* expectAtRest(database)
       }).pipe(Effect.provide(DbLayer({ url: database.url, beforeSession })))
     })
   }
@@ -71,6 +72,7 @@ describe("effects in the options", () => {
       const note = Effect.flatMap(DbSession, (db) => db.sql`INSERT INTO notes VALUES ('before commit')`)
       yield* DbSession.autocommit(sql`SELECT 1`, { beforeCommit: note })
       expect(yield* sql`SELECT text FROM notes`).toEqual([{ text: "before commit" }])
+      yield* expectAtRest(database)
     }).pipe(Effect.provide(DbLayer({ url: database.url })))
   )
 
@@ -82,6 +84,7 @@ describe("effects in the options", () => {
         ({ sql }) => sql<{ name: string }>`SELECT current_setting('app.name', true) AS name`
       )
       expect(rows[0]?.name).toBe("other")
+      yield* Effect.provideServiceEffect(expectAtRest(database), DbEngine, Other.DbEngine)
     }).pipe(
       Effect.provide(
         Other.DbLayer({

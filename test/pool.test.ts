@@ -15,8 +15,8 @@ import { beforeAll, describe, expect, vi } from "vitest"
 import type { EngineService } from "../src/DbEngine.js"
 import type { DbOptions } from "../src/DbOptions.js"
 import { testDatabase, untilActivity } from "./support/database.js"
+import { outcome } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
-import type { Wired } from "./support/wired.js"
 import {
   answered,
   errorOf,
@@ -24,12 +24,15 @@ import {
   forkUntil,
   identity,
   reasonOf,
+  run,
   sent,
+  startups,
   took,
-  until,
   wire,
   wired
 } from "./support/wired.js"
+import { barrier, idle, pending, until, untilStats } from "./support/until.js"
+import { collected } from "./support/observed.js"
 
 // What HikariCP promises of a pool, here.
 const database = testDatabase()
@@ -44,11 +47,9 @@ beforeAll(async () => {
   )
 })
 
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const numbers = (n: number): ReadonlyArray<number> => Array.from({ length: n }, (_, i) => i)
 const pause = (millis: number) => Effect.promise(() => new Promise((resolve) => setTimeout(resolve, millis)))
 const stats = DbEngine.stats
-const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
 
 /** Holds a connection until the latch opens. */
 const holdUntil = (latch: Deferred.Deferred<void>, name: string) =>
@@ -63,17 +64,6 @@ const holdUntil = (latch: Deferred.Deferred<void>, name: string) =>
     yield* Deferred.await(holds)
     return fiber
   })
-
-const pending = (n: number) =>
-  until(
-    `${n} wait`,
-    Effect.map(stats, (_) => _.pending === n)
-  )
-const idle = (n: number) =>
-  until(
-    `${n} are idle`,
-    Effect.map(stats, (_) => _.idle === n && _.used === 0)
-  )
 
 describe("the maximum", () => {
   wired(
@@ -91,13 +81,12 @@ describe("the maximum", () => {
             yield* pause(2)
           })
         )
-        const watcher = yield* Effect.forkScoped(watch)
-        yield* Effect.forEach(
+        const work = Effect.forEach(
           numbers(200),
           (i) => Effect.zipRight(run("SELECT pg_sleep(0.003)"), i % 10 === 0 ? DbEngine.evictAll : Effect.void),
           { concurrency: "unbounded", discard: true }
         )
-        yield* Fiber.interrupt(watcher)
+        yield* Effect.raceFirst(work, watch)
         expect(most).toBeGreaterThan(1)
         expect(most).toBeLessThanOrEqual(4)
       })
@@ -196,20 +185,18 @@ describe("waiting", () => {
   wired(
     database,
     "FAULTS 10: fibers that hold one and wait for another end, and don't wait for ever",
-    { maxConnections: 2, acquireTimeout: 150 },
+    // Enough for the first connection of each, on a machine that is busy.
+    { maxConnections: 2, acquireTimeout: 1000 },
     () =>
       Effect.gen(function* () {
-        const both = yield* Deferred.make<void>()
-        let holding = 0
+        const both = yield* barrier(2)
         const greedy = DbConnection.withConnection(
-          Effect.gen(function* () {
-            if (++holding === 2) yield* Deferred.succeed(both, undefined)
-            yield* Deferred.await(both)
-            yield* DbConnection.withConnection(Effect.void, { reuse: false })
-          })
+          Effect.zipRight(both, DbConnection.withConnection(Effect.void, { reuse: false }))
         )
         const exits = yield* Effect.all([Effect.exit(greedy), Effect.exit(greedy)], { concurrency: 2 })
-        expect(exits.some(Exit.isFailure)).toBe(true)
+        const failures = exits.map(outcome).filter((_) => _ !== "success")
+        expect(failures.length).toBeGreaterThan(0)
+        expect(failures.filter((_) => _ !== "AcquireTimeout")).toEqual([])
       })
   )
 
@@ -259,11 +246,9 @@ describe("waiting", () => {
     Effect.gen(function* () {
       at.proxy.pause("backend")
       const fiber = yield* Effect.forkScoped(run("SELECT 1"))
-      yield* until(
-        "dialling",
-        Effect.map(stats, (_) => _.connecting === 1)
-      )
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(50)
+      yield* untilStats("dialling", (_) => _.connecting === 1)
+      yield* Fiber.interrupt(fiber)
+      expect((yield* stats).connecting).toBe(1)
       at.proxy.resume()
       yield* idle(1)
       yield* run("SELECT 2")
@@ -286,11 +271,7 @@ describe("idle connections", () => {
           yield* Fiber.join(fibers[i]!)
           yield* pause(70)
         }
-        yield* until(
-          "all are closed",
-          Effect.map(stats, (_) => _.total === 0),
-          1000
-        )
+        yield* untilStats("all are closed", (_) => _.total === 0, 1000)
         yield* untilActivity(database.url, (_) => _.total === 0)
       })
   )
@@ -322,13 +303,14 @@ describe("idle connections", () => {
       database,
       `minConnections are opened after ${how}, and again after they were closed`,
       { minConnections: 3, maxConnections: 4, ...options },
-      () =>
+      (at) =>
         Effect.gen(function* () {
           yield* use
           yield* idle(3)
           yield* DbEngine.evictAll
           yield* idle(3)
           expect((yield* stats).total).toBe(3)
+          expect(startups(at)).toBe(6)
         })
     )
   }
@@ -361,10 +343,7 @@ describe("idle connections", () => {
           { until: (killed) => killed.length === 0 }
         )
         yield* untilActivity(database.url, (_) => _.total === 0)
-        yield* until(
-          "it was noticed",
-          Effect.map(stats, (_) => _.idle === 0)
-        )
+        yield* untilStats("it was noticed", (_) => _.idle === 0)
         yield* run("SELECT 1")
       }
     })
@@ -413,10 +392,7 @@ describe("idle connections", () => {
           Effect.flatMap(DbConnection.raw, (client) => Effect.promise(() => client.query("SELECT 'raw'")))
         )
         yield* raw
-        yield* until(
-          "it is closed",
-          Effect.map(stats, (_) => _.total === 1)
-        )
+        yield* untilStats("it is closed", (_) => _.total === 1)
         at.proxy.reset()
         yield* run("SELECT 1")
         expect(at.proxy.statements()).toEqual(["SELECT 1"])
@@ -431,16 +407,10 @@ describe("administration", () => {
       const holder = yield* holdUntil(latch, "holder")
       yield* run("SELECT 1")
       yield* DbEngine.evictAll
-      yield* until(
-        "the idle one is gone",
-        Effect.map(stats, (_) => _.total === 1)
-      )
+      yield* untilStats("the idle one is gone", (_) => _.total === 1)
       yield* Deferred.succeed(latch, undefined)
       yield* Fiber.join(holder)
-      yield* until(
-        "so is the lent one",
-        Effect.map(stats, (_) => _.total === 0)
-      )
+      yield* untilStats("so is the lent one", (_) => _.total === 0)
       yield* run("SELECT 1")
       expect(startups(at)).toBe(3)
     })
@@ -451,13 +421,15 @@ describe("administration", () => {
       yield* run("SELECT 1")
       yield* DbEngine.suspend
       at.proxy.reset()
+      const lent: Array<number> = []
       const fibers = yield* Effect.forEach(numbers(3), (i) =>
-        Effect.zipLeft(Effect.forkScoped(run(`SELECT ${i}`)), pending(i + 1))
+        Effect.zipLeft(Effect.forkScoped(DbConnection.withConnection(Effect.sync(() => lent.push(i)))), pending(i + 1))
       )
-      yield* pause(20)
-      expect(at.proxy.statements()).toEqual([])
+      expect(lent).toEqual([])
+      expect(at.proxy.log).toEqual([])
       yield* DbEngine.resume
       yield* Fiber.joinAll(fibers)
+      expect(lent).toEqual(numbers(3))
     })
   )
 
@@ -479,10 +451,7 @@ describe("administration", () => {
       expect(at.proxy.flights()).toBe(1)
       at.proxy.accept("refuse")
       at.proxy.cutAll()
-      yield* until(
-        "it was noticed",
-        Effect.map(stats, (_) => _.total === 0)
-      )
+      yield* untilStats("it was noticed", (_) => _.total === 0)
       expect((yield* reasonOf(DbEngine.ping))._tag).toBe("ConnectionError")
     })
   )
@@ -831,10 +800,7 @@ describe("afterConnect", () => {
           "ConnectionError",
           [{ i: 2 }]
         ])
-        yield* until(
-          "the refused ones are closed",
-          Effect.map(stats, (_) => _.total === 1)
-        )
+        yield* untilStats("the refused ones are closed", (_) => _.total === 1)
         expect(proxy.accepted).toBe(3)
       }).pipe(Effect.provide(context))
       yield* untilActivity(database.url, (_) => _.total === 1)
@@ -1001,10 +967,7 @@ describe("changeHost", () => {
         expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "pool" })
         yield* Deferred.succeed(latch, undefined)
         yield* Fiber.join(holder)
-        yield* until(
-          "the old pool is closed",
-          Effect.map(stats, (_) => _.total === 1 && _.used === 0)
-        )
+        yield* untilStats("the old pool is closed", (_) => _.total === 1 && _.used === 0)
       }).pipe(Effect.provide(context))
     })
   )
@@ -1178,10 +1141,7 @@ describe("FAULTS 12: closing an engine", () => {
       at.proxy.accept("silent")
       yield* Effect.gen(function* () {
         const waiting = yield* Effect.forkScoped(reasonOf(run("SELECT 1")))
-        yield* until(
-          "dialling",
-          Effect.map(stats, (_) => _.connecting === 1)
-        )
+        yield* untilStats("dialling", (_) => _.connecting === 1)
         expect(yield* took(at.close)).toBeLessThan(200)
         expect((yield* Fiber.join(waiting))._tag).toBe("PoolClosed")
       }).pipe(Effect.provide(at.context))
@@ -1192,17 +1152,15 @@ describe("FAULTS 12: closing an engine", () => {
 describe("building an engine", () => {
   it.scopedLive("twice for the same target within a short time logs a warning that says what to do", () =>
     Effect.gen(function* () {
-      const lines: Array<string> = []
-      const logger = Logger.make<unknown, void>(
-        ({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`)
-      )
+      const [lines, logger] = collected()
       const through = yield* proxy(database.url)
       yield* DbEngine.make({ url: through.url, username: "built_twice" }).pipe(
         Effect.repeatN(1),
-        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+        Effect.provide(logger)
       )
-      expect(lines.length).toBe(1)
-      expect(lines[0]).toMatch(/^WARN .*built twice.*Build its layer once/)
+      expect(lines).toMatchObject([
+        { level: "WARN", message: expect.stringMatching(/built twice.*Build its layer once/) }
+      ])
     })
   )
 
@@ -1301,10 +1259,7 @@ describe("building an engine", () => {
         yield* run("SELECT 1")
         at.proxy.accept("refuse")
         at.proxy.cutAll()
-        yield* until(
-          "it was noticed",
-          Effect.map(stats, (_) => _.total === 0)
-        )
+        yield* untilStats("it was noticed", (_) => _.total === 0)
         const reasons = yield* Effect.all(
           numbers(20).map(() => reasonOf(run("SELECT 1"))),
           { concurrency: "unbounded" }
@@ -1344,18 +1299,18 @@ describe("building an engine", () => {
 
   wired(database, "a connection that is held for longer than leakTimeout is reported, with its name", {}, () =>
     Effect.gen(function* () {
-      const lines: Array<string> = []
-      const logger = Logger.make<unknown, void>(({ message }) => void lines.push(String(message)))
+      const [lines, logger] = collected()
+      const reports = () => lines.filter(({ message }) => message.includes('"forgotten"'))
       yield* Effect.scoped(
         Effect.gen(function* () {
           const { context } = yield* wire(database, { leakTimeout: 30 })
           yield* DbConnection.withConnection(
-            until("reported", () => lines.some((line) => line.includes('"forgotten"'))),
+            until("reported", () => reports().length > 0),
             { name: "forgotten" }
           ).pipe(Effect.provide(context))
         })
-      ).pipe(Effect.provide(Logger.replace(Logger.defaultLogger, logger)))
-      expect(lines.filter((line) => line.includes('"forgotten"'))).toHaveLength(1)
+      ).pipe(Effect.provide(logger))
+      expect(reports()).toHaveLength(1)
     })
   )
 })

@@ -172,11 +172,14 @@ describe("proxy: what it breaks", () => {
   it("swallows everything in a blackhole, and frees the server when the client gives up", async () => {
     const client = await connect()
     proxy.cutAll("blackhole")
-    const outcome = await Promise.race([
-      client.query("SELECT 1").catch(() => "failed"),
-      new Promise((resolve) => setTimeout(resolve, 100, "silence"))
-    ])
-    expect(outcome).toBe("silence")
+    let over = false
+    void client.query("SELECT 1").then(
+      () => (over = true),
+      () => (over = true)
+    )
+    // Another one is connected and answered in the meantime.
+    await (await connect()).query("SELECT 1")
+    expect(over).toBe(false)
   })
 
   it("delivers one byte at a time", async () => {

@@ -1,5 +1,5 @@
 import { describe, expect, it, vi } from "@effect/vitest"
-import { Context, Deferred, Effect, Exit, Layer, Logger, LogLevel, Schedule, Scope, Stream } from "effect"
+import { Context, Deferred, Effect, Exit, Layer, Schedule, Scope, Stream } from "effect"
 import {
   DbConnection,
   DbEngine,
@@ -16,49 +16,22 @@ import { createServer, type AddressInfo } from "node:net"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { committed, insert, pid, place, refused, seen, type Services, until } from "./support/programs.js"
+import { committed, conflict, insert, pid, place, quietly, refused, seen, type Services } from "./support/programs.js"
+import { until } from "./support/until.js"
 import { proxy } from "./support/proxy.js"
+import { barrier, latch, onRuntime, rejection } from "./support/promises.js"
 
 const database = testDatabase()
 const rows = () => Effect.runPromise(committed(database))
 
 type Db = DbRuntime.DbRuntime<Services, unknown>
 
-const quiet = Logger.minimumLogLevel(LogLevel.Error)
-
 const stats = (db: Db) => db.run(DbEngine.stats)
 
-/** Runs promise code with a runtime on an empty table, and looks whether it has left everything at rest. */
+/** Promise code with a runtime, on an empty table. */
 const test = (name: string, program: (db: Db) => Promise<void>, options: DbOptions = {}): void => {
-  it(name, async () => {
-    await Effect.runPromise(
-      database.query(
-        "DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)"
-      )
-    )
-    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url, ...options }), quiet))
-    try {
-      await program(db)
-      const { pending, used } = await stats(db)
-      expect({ pending, used }).toEqual({ pending: 0, used: 0 })
-      await Effect.runPromise(
-        untilActivity(database.url, (_) => _.active + _.idleInTransaction + _.idleInTransactionAborted === 0)
-      )
-    } finally {
-      await db.close()
-    }
-    await Effect.runPromise(untilActivity(database.url, (_) => _.total === 0))
-  })
+  it(name, () => onRuntime(database, program, options))
 }
-
-/** What a promise is rejected with. */
-const rejection = (promise: Promise<unknown>): Promise<unknown> =>
-  promise.then(
-    (value) => {
-      throw new Error(`it was fulfilled: ${String(value)}`)
-    },
-    (error: unknown) => error
-  )
 
 const reasonOf = async (promise: Promise<unknown>): Promise<string> => {
   const error = await rejection(promise)
@@ -77,30 +50,6 @@ const thrown = (f: () => unknown): unknown => {
 const reasonThrown = (f: () => unknown): string => {
   const error = thrown(f)
   return DbError.reason(error)?._tag ?? String(error)
-}
-
-/** A statement whose transaction could not be serialized. */
-const conflict = Effect.flatMap(DbSession, ({ sql }) =>
-  sql.unsafe("DO $$ BEGIN RAISE EXCEPTION 'x' USING errcode = '40001'; END $$")
-)
-
-/** A promise and who settles it. */
-const latch = () => {
-  let open = (): void => {}
-  const opened = new Promise<void>((resolve) => {
-    open = resolve
-  })
-  return { open, opened }
-}
-
-/** Lets nobody go on before that many have come. */
-const barrier = (size: number) => {
-  const { open, opened } = latch()
-  let come = 0
-  return (): Promise<void> => {
-    if (++come === size) open()
-    return opened
-  }
 }
 
 describe("60 promise-style code", () => {
@@ -251,6 +200,7 @@ describe("60 promise-style code", () => {
   })
 
   test("isolated is always its own, commits by itself and leaves the outer one untouched", async (db) => {
+    const no = new Error("no")
     const failed = db.session(async () => {
       await db.run(insert(1))
       const outer = await db.run(place)
@@ -259,16 +209,15 @@ describe("60 promise-style code", () => {
         await db.run(insert(2))
       })
       expect(await rows()).toEqual([2])
-      await rejection(
-        db.isolated(async () => {
-          await db.run(insert(3))
-          throw new Error("no")
-        })
-      )
+      const inner = db.isolated(async () => {
+        await db.run(insert(3))
+        throw no
+      })
+      expect(await rejection(inner)).toBe(no)
       expect(await db.run(place)).toEqual(outer)
-      throw new Error("no")
+      throw no
     })
-    await rejection(failed)
+    expect(await rejection(failed)).toBe(no)
     expect(await rows()).toEqual([2])
   })
 
@@ -317,13 +266,14 @@ describe("60 promise-style code", () => {
   })
 
   test("atomic commits inside a session, which goes on", async (db) => {
+    const no = new Error("no")
     const failed = db.session(async () => {
       await db.atomic(() => db.run(insert(1)))
       expect(await rows()).toEqual([1])
       await db.run(insert(2))
-      throw new Error("no")
+      throw no
     })
-    await rejection(failed)
+    expect(await rejection(failed)).toBe(no)
     expect(await rows()).toEqual([1])
   })
 
@@ -432,7 +382,7 @@ describe("signal", () => {
   test("aborts a statement that runs, and rejects with its reason", async (db) => {
     const via = await Effect.runPromise(Scope.make())
     const front = await Effect.runPromise(Scope.extend(proxy(database.url), via))
-    const other = DbRuntime.make(Layer.provide(DbLayer({ url: front.url }), quiet))
+    const other = DbRuntime.make(quietly(DbLayer({ url: front.url })))
     const { sql } = await other.run(DbSession)
     const controller = new AbortController()
     const sleeping = front.seen(({ text, type }) => type === "E" && text.includes("pg_sleep"))
@@ -478,17 +428,18 @@ describe("signal", () => {
     expect(await rows()).toEqual([1, 2])
   })
 
-  test("an effect that ends in its own error keeps it, though the signal comes later", async (db) => {
+  test("an effect that ends in its own error keeps it, though it was aborted before", async (db) => {
     const controller = new AbortController()
-    const running = db.run(Effect.fail("mine"), { signal: controller.signal })
-    expect(await rejection(running)).toBe("mine")
-    controller.abort()
+    const aborted = Effect.zipRight(
+      Effect.sync(() => controller.abort()),
+      Effect.fail("mine")
+    )
+    expect(await rejection(db.run(Effect.uninterruptible(aborted), { signal: controller.signal }))).toBe("mine")
   })
 })
 
 describe("close", () => {
-  const make = (options: DbOptions = {}) =>
-    DbRuntime.make(Layer.provide(DbLayer({ url: database.url, ...options }), quiet))
+  const make = (options: DbOptions = {}) => DbRuntime.make(quietly(DbLayer({ url: database.url, ...options })))
   const table = () => Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"))
 
   it("lets a session in hand finish, refuses what comes later, and leaves no connection", async () => {
@@ -564,7 +515,7 @@ describe("close", () => {
   it("before the first use builds nothing, and is for good", async () => {
     let built = 0
     const db = DbRuntime.make(
-      Layer.provide(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))), quiet)
+      quietly(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))))
     )
     await db.close()
     expect(await reasonOf(db.run(Effect.void))).toBe("PoolClosed")
@@ -576,7 +527,7 @@ describe("the layer", () => {
   it("is built once, at the first use, by however many calls", async () => {
     let built = 0
     const db = DbRuntime.make(
-      Layer.provide(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))), quiet)
+      quietly(Layer.merge(DbLayer({ url: database.url }), Layer.effectDiscard(Effect.sync(() => built++))))
     )
     expect(built).toBe(0)
     await Promise.all(Array.from({ length: 20 }, () => db.run(Effect.flatMap(DbSession, ({ sql }) => sql`SELECT 1`))))
@@ -586,9 +537,7 @@ describe("the layer", () => {
 
   it("may provide more, which run can use, also in a session", async () => {
     class Greeting extends Context.Tag("test/Greeting")<Greeting, string>() {}
-    const db = DbRuntime.make(
-      Layer.merge(Layer.provide(DbLayer({ url: database.url }), quiet), Layer.succeed(Greeting, "hello"))
-    )
+    const db = DbRuntime.make(Layer.merge(quietly(DbLayer({ url: database.url })), Layer.succeed(Greeting, "hello")))
     expect(await db.run(Greeting)).toBe("hello")
     expect(await db.session(() => db.run(Effect.zip(Greeting, pid)))).toEqual(["hello", expect.any(Number)])
     await db.close()
@@ -681,7 +630,7 @@ describe("runSync", () => {
     class Users extends Effect.Service<Users>()("test/Users", {
       effect: Effect.map(DbSession, (db) => ({ add: (id: number) => db.sql`INSERT INTO t (id) VALUES (${id})` }))
     }) {}
-    const layer = Layer.provide(DbLayer({ url: database.url }), quiet)
+    const layer = quietly(DbLayer({ url: database.url }))
     const db = DbRuntime.make(Layer.provideMerge(Users.Default, layer))
     db.runSync(DbSession.autocommit(Effect.zipRight(Users.pipe(Effect.flatMap((_) => _.add(7))), insert(8))))
     expect(await rows()).toEqual([7, 8])
@@ -791,17 +740,17 @@ describe("runSync", () => {
   it("a server that is not there is a typed error, in time", async () => {
     const url = new URL(database.url)
     url.pathname = "/no_such_database"
-    const wrong = DbRuntime.make(Layer.provide(DbLayer({ url: url.href }), quiet))
+    const wrong = DbRuntime.make(quietly(DbLayer({ url: url.href })))
     expect(reasonThrown(() => wrong.runSync(insert(1)))).toBe("AuthorizationError")
     await wrong.close()
-    const none = DbRuntime.make(Layer.provide(DbLayer({ host: "127.0.0.1", port: 1 }), quiet))
+    const none = DbRuntime.make(quietly(DbLayer({ host: "127.0.0.1", port: 1 })))
     expect(reasonThrown(() => none.runSync(insert(1)))).toBe("ConnectionError")
     await none.close()
     // One that accepts and says nothing: this thread, which stands still.
     const silent = createServer().listen(0, "127.0.0.1")
     await new Promise((resolve) => silent.once("listening", resolve))
     const { port } = silent.address() as AddressInfo
-    const slow = DbRuntime.make(Layer.provide(DbLayer({ host: "127.0.0.1", port, connectTimeout: 100 }), quiet))
+    const slow = DbRuntime.make(quietly(DbLayer({ host: "127.0.0.1", port, connectTimeout: 100 })))
     expect(reasonThrown(() => slow.runSync(insert(1)))).toBe("ConnectionError")
     await slow.close()
     silent.close()
@@ -809,7 +758,7 @@ describe("runSync", () => {
 
   it("a layer that needs the event loop has to be built before", async () => {
     await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"))
-    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url, connect: "eager" }), quiet))
+    const db = DbRuntime.make(quietly(DbLayer({ url: database.url, connect: "eager" })))
     expect(reasonThrown(() => db.runSync(insert(1)))).toBe("InvalidInput")
     await db.run(Effect.void)
     db.runSync(insert(1))
@@ -818,7 +767,7 @@ describe("runSync", () => {
   })
 
   it("after close it throws PoolClosed, and no backend is left", async () => {
-    const db = DbRuntime.make(Layer.provide(DbLayer({ url: database.url }), quiet))
+    const db = DbRuntime.make(quietly(DbLayer({ url: database.url })))
     db.runSync(seen)
     await db.run(seen)
     await db.close()
@@ -903,6 +852,7 @@ describe("code of both kinds", () => {
     async (db) => {
       const opened = latch()
       const gate = latch()
+      const no = new Error("no")
       const session = db.session(async () => {
         await db.run(insert(1))
         // Whoever comes next gets the connection that this session has opened.
@@ -910,7 +860,7 @@ describe("code of both kinds", () => {
         opened.open()
         await gate.opened
         await db.run(insert(2))
-        throw new Error("no")
+        throw no
       })
       await opened.opened
       const stranger = Effect.zipRight(
@@ -930,7 +880,7 @@ describe("code of both kinds", () => {
       )
       expect(await rows()).toEqual([3, 4, 5])
       gate.open()
-      await rejection(session)
+      expect(await rejection(session)).toBe(no)
       expect(await rows()).toEqual([3, 4, 5])
     },
     { maxConnections: 1 }
@@ -1041,12 +991,11 @@ describe("AsyncLocalStorage of somebody else", () => {
     let built: string | undefined = "never"
     let connected: string | undefined = "never"
     const db = DbRuntime.make(
-      Layer.provide(
+      quietly(
         Layer.merge(
           DbLayer({ url: database.url, afterConnect: Effect.sync(() => void (connected = user.getStore())) }),
           Layer.effectDiscard(Effect.sync(() => void (built = user.getStore())))
-        ),
-        quiet
+        )
       )
     )
     await user.run("ann", () => db.run(pid))

@@ -29,9 +29,9 @@ import {
   seen,
   sessionForms,
   type Services,
-  until,
   used
 } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const other = testDatabase()
@@ -47,11 +47,15 @@ describe("1 no session", () => {
       expect(yield* reason(db.commit)).toBe("NoSession")
     }))
 
-  test("close does nothing", () =>
-    Effect.zipRight(
-      DbSession.close,
-      Effect.flatMap(DbSession, (db) => db.close)
-    ))
+  test("close does nothing, and opens nothing", () =>
+    Effect.gen(function* () {
+      yield* DbSession.close
+      yield* (yield* DbSession).close
+      expect((yield* DbEngine.stats).total).toBe(0)
+      expect(yield* DbSession.state).toBe("closed")
+      yield* insert(1)
+      expect(yield* rows).toEqual([1])
+    }))
 
   test("a statement is executed implicitly, and gives its connection back", () =>
     Effect.gen(function* () {

@@ -1,8 +1,9 @@
-import { Effect, Fiber } from "effect"
+import { Effect, Fiber, FiberStatus } from "effect"
 import { DbSession } from "effect-db"
 import { describe, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import { committed, insert, proxiedOn } from "./support/programs.js"
+import { until } from "./support/until.js"
 
 const database = testDatabase()
 const proxied = proxiedOn(database)
@@ -23,7 +24,7 @@ describe("a statement that another fiber issues while the transaction is being e
             const ending = yield* Effect.fork(end)
             yield* Effect.promise(() => sent)
             const sibling = yield* Effect.fork(insert(2))
-            for (let step = 0; step < 20; step++) yield* Effect.yieldNow()
+            yield* until("it waits", Effect.map(sibling.status, FiberStatus.isSuspended))
             proxy.resume()
             yield* Fiber.join(ending)
             yield* Fiber.join(sibling)

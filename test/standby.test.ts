@@ -1,21 +1,19 @@
 import { Cookies, HttpRouter, HttpServer, HttpServerResponse } from "@effect/platform"
-import { NodeHttpServer } from "@effect/platform-node"
 import { it } from "@effect/vitest"
 import { Database, DbEngine, DbHttp, DbLayer, type DbOptions, DbRegistry, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
-import { createServer } from "node:http"
-import type { AddressInfo } from "node:net"
 import { afterAll, beforeAll, describe, expect } from "vitest"
 import type { EmbeddedServer } from "../src/embedded/EmbeddedServer.js"
 import { ask, caughtUp, type Cluster, cluster, promote, urlOf } from "./support/cluster.js"
-import { quietly, type Services } from "./support/programs.js"
+import { expectAtRest, quietly, type Services } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
-import { reasonOf, until } from "./support/wired.js"
+import { reasonOf, run } from "./support/wired.js"
+import { until } from "./support/until.js"
+import { listening } from "./support/served.js"
 
 // What has been written on a primary is read from its standby, which streams from it.
 const scope = Effect.runSync(Scope.make())
@@ -27,7 +25,6 @@ beforeAll(async () => {
 afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))
 
 const Other = Database.make("other")
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const insert = (id: number) => run(`INSERT INTO t VALUES (${id})`)
 const ids = Effect.map(run("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _["id"]))
 const port = Effect.map(run("SELECT inet_server_port() AS port"), ([row]) => row!["port"])
@@ -50,27 +47,31 @@ const behind = Effect.acquireRelease(
 )
 const resume = Effect.suspend(() => ask(at.b, "SELECT pg_wal_replay_resume()"))
 
+/** From now on: what waits until the standby has been asked how far it is. */
+const standbyAsked = Effect.suspend(() =>
+  Effect.map(ask<{ now: string }>(at.b, "SELECT clock_timestamp()::text AS now"), ([row]) =>
+    until(
+      "the standby is asked",
+      Effect.map(
+        ask(
+          at.b,
+          `SELECT FROM pg_stat_activity WHERE query LIKE '%pg_last_wal_replay_lsn%'
+             AND query_start > '${row!.now}' AND pid <> pg_backend_pid()`
+        ),
+        (_) => _.length > 0
+      )
+    )
+  )
+)
+
 const emptied = Effect.suspend(() =>
   Effect.zipRight(ask(at.a, "DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"), caughtUp(at.a, at.b))
 )
 
-/** Nothing borrowed, nobody waiting, no transaction left open on either server. */
-const atRest = Effect.gen(function* () {
-  const { stats } = yield* DbEngine
-  yield* until(
-    "the pool is at rest",
-    Effect.map(stats, (_) => _.used === 0 && _.pending === 0)
-  )
-  for (const server of [at.a, at.b]) {
-    yield* until(
-      "no transaction is open",
-      Effect.map(
-        ask(server, "SELECT 1 FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"),
-        (_) => _.length === 0
-      )
-    )
-  }
-})
+/** Of either server. */
+const atRest = Effect.suspend(() =>
+  Effect.zipRight(expectAtRest({ url: urlOf(at.a) }), expectAtRest({ url: urlOf(at.b) }))
+)
 
 const test = <A, E>(
   name: string,
@@ -199,19 +200,11 @@ describe("waitFor", () => {
       yield* behind
       const token = yield* written
       yield* DbSession.waitFor(token)
+      const asked = yield* standbyAsked
       const reading = yield* Effect.fork(
         onStandby(Effect.zip(ids, Effect.zipRight(DbSession.waitFor(token, { timeout: "20 seconds" }), ids)))
       )
-      yield* until(
-        "it has asked",
-        Effect.map(
-          ask(
-            at.b,
-            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_last_wal_replay_lsn%' AND pid <> pg_backend_pid()"
-          ),
-          (_) => _.length > 0
-        )
-      )
+      yield* asked
       yield* resume
       expect(yield* Fiber.join(reading)).toEqual([[], [1]])
     }))
@@ -241,7 +234,8 @@ describe("waitFor", () => {
     Effect.gen(function* () {
       yield* behind
       const token = yield* written
-      yield* Effect.forkScoped(Effect.delay(resume, "100 millis"))
+      const asked = yield* standbyAsked
+      yield* Effect.forkScoped(Effect.zipRight(asked, resume))
       yield* onStandby(
         DbSession.autocommit(
           Effect.gen(function* () {
@@ -306,7 +300,9 @@ describe("DbRegistry.readOnly", () => {
       const after = Option.getOrThrow(token)
       expect(yield* DbRegistry.readOnly(where)).toEqual([at.b.port])
       expect(yield* DbRegistry.readOnly(where, { after, timeout: 50 })).toEqual([1, at.a.port])
+      const asked = yield* standbyAsked
       const reading = yield* Effect.fork(where.pipe(DbRegistry.readOnly({ after, timeout: "20 seconds" })))
+      yield* asked
       yield* resume
       expect(yield* Fiber.join(reading)).toEqual([1, at.b.port])
       expect((yield* reasonOf(DbRegistry.readOnly(where, { after: "no token" })))._tag).toBe("InvalidInput")
@@ -380,13 +376,7 @@ describe("DbHttp.middleware({ readYourWrites: true })", () => {
   )
   const serving = (options: DbHttp.ReadYourWrites | true) =>
     Effect.gen(function* () {
-      const server = createServer()
-      yield* Layer.build(
-        HttpServer.serve(routes, DbHttp.middleware({ readYourWrites: options })).pipe(
-          Layer.provide(NodeHttpServer.layer(() => server, { port: 0, host: "127.0.0.1" }))
-        )
-      )
-      const base = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+      const base = yield* listening(HttpServer.serve(routes, DbHttp.middleware({ readYourWrites: options })))
       return (method: string, path: string, cookie?: string) =>
         Effect.promise(async () => {
           const response = await fetch(base + path, { method, headers: cookie === undefined ? {} : { cookie } })

@@ -1,17 +1,19 @@
 import { PgClient } from "@effect/sql-pg"
 import { SqlClient, type SqlError, Statement } from "@effect/sql"
 import { describe } from "@effect/vitest"
-import { Deferred, Effect, Fiber, Redacted, Stream } from "effect"
+import { Deferred, Effect, Fiber, FiberId, Redacted, Stream } from "effect"
 import { DbConnection, DbEngine, DbQuery, DbSession, type DbSql, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, outcome, programsOn, proxiedOn, reason } from "./support/programs.js"
+import { lockedOutside } from "./support/outside.js"
+import { committed, insert, outcome, programsOn, proxiedOn, reason, sleepingOn } from "./support/programs.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
 const client = Effect.map(DbEngine, ({ sql }) => sql)
 const sleep = (seconds: number) => Effect.flatMap(client, (sql) => sql`SELECT pg_sleep(${seconds})`)
+const locking = Effect.flatMap(client, (sql) => sql`SELECT pg_advisory_xact_lock(1)`)
 const flags = Effect.withFiberRuntime<number>((_, status) => Effect.succeed(status.runtimeFlags))
 
 describe("a statement that is interrupted while it runs", () => {
@@ -34,16 +36,14 @@ describe("a statement that is interrupted while it runs", () => {
     for (const [region, into, ends] of regions) {
       test(`${place}, ${region}: ${ends}`, () =>
         Effect.gen(function* () {
-          const running = yield* Deferred.make<void>()
+          const lock = yield* lockedOutside(database, 1)
           let ended = ""
-          const body = Effect.zipRight(
-            Deferred.succeed(running, undefined),
-            Effect.onExit(sleep(0.2), (exit) => Effect.sync(() => void (ended = outcome(exit))))
-          )
+          const body = Effect.onExit(locking, (exit) => Effect.sync(() => void (ended = outcome(exit))))
           const fiber = yield* Effect.fork(around(into(body) as Effect.Effect<any, any, any>))
-          yield* Deferred.await(running)
-          yield* Effect.sleep("50 millis")
-          yield* Fiber.interrupt(fiber)
+          yield* lock.waitedFor
+          yield* Fiber.interruptAsFork(fiber, FiberId.none)
+          yield* lock.release
+          yield* Fiber.await(fiber)
           expect(ended).toBe(ends)
         }))
     }
@@ -51,20 +51,18 @@ describe("a statement that is interrupted while it runs", () => {
 
   test("leaves the fiber's flags as they were", () =>
     Effect.gen(function* () {
-      const running = yield* Deferred.make<void>()
       let seen: ReadonlyArray<number> = []
       const body = Effect.uninterruptible(
         Effect.gen(function* () {
           const before = yield* flags
-          yield* Deferred.succeed(running, undefined)
           yield* Effect.exit(Effect.interruptible(sleep(5)))
           seen = [before, yield* flags]
         })
       )
       const fiber = yield* Effect.fork(body)
-      yield* Deferred.await(running)
-      yield* Effect.sleep("50 millis")
+      yield* sleepingOn(database)
       yield* Fiber.interrupt(fiber)
+      expect(seen).toHaveLength(2)
       expect(seen[1]).toBe(seen[0])
     }))
 

@@ -4,21 +4,16 @@
 import { describe, expect, it } from "@effect/vitest"
 import { DbConnection, DbEngine, DbLayer, DbSession, withTransaction } from "effect-db"
 import type { DbOptions } from "effect-db"
-import { Deferred, Effect, Fiber, HashMap, Logger, Tracer } from "effect"
-import type { LogLevel as Level } from "effect"
+import { Deferred, Effect, Fiber } from "effect"
 import { testDatabase } from "./support/database.js"
-import { expectAtRest, programsOn, proxiedOn, reason, until } from "./support/programs.js"
+import { expectAtRest, programsOn, proxiedOn, reason, whileFull } from "./support/programs.js"
+import { pending, until } from "./support/until.js"
 import type { Services } from "./support/programs.js"
+import { collected, sameSpan, type Line } from "./support/observed.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
-
-interface Line {
-  readonly level: string
-  readonly message: string
-  readonly annotations: Readonly<Record<string, unknown>>
-}
 
 /** A program and the lines that are logged meanwhile, by its fibers and by the engine. */
 const logged = (
@@ -28,18 +23,11 @@ const logged = (
 ) => {
   it.scopedLive(name, () =>
     Effect.suspend(() => {
-      const lines: Array<Line> = []
-      const logger = Logger.make<unknown, void>(({ annotations, logLevel, message }) => {
-        lines.push({
-          level: (logLevel as Level.LogLevel).label,
-          message: String(message),
-          annotations: Object.fromEntries(HashMap.toEntries(annotations))
-        })
-      })
+      const [lines, logger] = collected()
       // The engine logs as well: its layer is built under the same logger.
       return Effect.zipLeft(program(lines), expectAtRest(database)).pipe(
         Effect.provide(DbLayer({ url: database.url, ...options })),
-        Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+        Effect.provide(logger)
       )
     })
   )
@@ -72,22 +60,12 @@ describe("slowStatement", () => {
     "counts from the moment it is sent: a wait for the pool is no slow statement",
     (lines) =>
       Effect.gen(function* () {
-        const { sql, stats } = yield* DbEngine
-        const held = yield* Deferred.make<void>()
-        const holder = yield* Effect.fork(DbConnection.withConnection(Deferred.await(held)))
-        yield* until(
-          "one is lent",
-          Effect.map(stats, (_) => _.used === 1)
+        const { sql } = yield* DbEngine
+        const waiter = yield* whileFull(
+          // Longer than is slow.
+          Effect.zipLeft(Effect.fork(sql`SELECT 1`), Effect.zipRight(pending(1), Effect.sleep("150 millis")))
         )
-        const waiter = yield* Effect.fork(sql`SELECT 1`)
-        yield* until(
-          "one waits",
-          Effect.map(stats, (_) => _.pending === 1)
-        )
-        yield* Effect.sleep("150 millis")
-        yield* Deferred.succeed(held, undefined)
         yield* Fiber.join(waiter)
-        yield* Fiber.join(holder)
         expect(warnings(lines)).toEqual([])
       }),
     { slowStatement: "100 millis", maxConnections: 1 }
@@ -140,29 +118,6 @@ describe("leakTimeout", () => {
   )
 })
 
-/** A tracer of which every span is the same. */
-const tracer = (sampled: boolean): Tracer.Tracer =>
-  Tracer.make({
-    span: (name, parent, context, links, startTime, kind) => ({
-      _tag: "Span",
-      name,
-      parent,
-      context,
-      links,
-      kind,
-      spanId: "6e0c63257de34c92",
-      traceId: "d4cda95b652f4a1592b449d5929fda1b",
-      sampled,
-      status: { _tag: "Started", startTime },
-      attributes: new Map(),
-      attribute: () => {},
-      event: () => {},
-      addLinks: () => {},
-      end: () => {}
-    }),
-    context: (f) => f()
-  })
-
 const parent = "traceparent='00-d4cda95b652f4a1592b449d5929fda1b-6e0c63257de34c92-01'"
 
 describe("sqlCommenter", () => {
@@ -170,7 +125,7 @@ describe("sqlCommenter", () => {
     Effect.gen(function* () {
       const { sql } = yield* DbEngine
       via.reset()
-      yield* Effect.withTracer(sql`SELECT 1`, tracer(true))
+      yield* Effect.withTracer(sql`SELECT 1`, sameSpan(true))
       expect(via.statements()).toEqual(["SELECT 1"])
     })
   )
@@ -185,10 +140,10 @@ describe("sqlCommenter", () => {
             .filter((_) => _.dir === "frontend" && _.type === "P")
             .map((_) => [_.name === "" ? "" : "named", _.text])
         via.reset()
-        yield* Effect.withTracer(sql`SELECT ${1}::int`, tracer(true))
+        yield* Effect.withTracer(sql`SELECT ${1}::int`, sameSpan(true))
         expect(names()).toEqual([["", `SELECT $1::int /*${parent}*/`]])
         via.reset()
-        yield* Effect.withTracer(sql`SELECT ${1}::int`, tracer(false))
+        yield* Effect.withTracer(sql`SELECT ${1}::int`, sameSpan(false))
         yield* sql`SELECT ${2}::int`
         expect(names()).toEqual([["named", "SELECT $1::int"]])
         expect(via.flights()).toBe(2)

@@ -3,7 +3,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import { describe, expect, it } from "@effect/vitest"
-import { Effect, Fiber, Layer, Option, Redacted, Runtime, Stream } from "effect"
+import { Effect, Fiber, Layer, Option, Redacted, Runtime, type Scope, Stream } from "effect"
 import {
   atomic,
   DbConnection,
@@ -18,7 +18,9 @@ import {
 } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { query, testDatabase } from "./support/database.js"
-import { until } from "./support/programs.js"
+import { lockedOutside } from "./support/outside.js"
+import { expectAtRest } from "./support/programs.js"
+import { barrier, untilStats } from "./support/until.js"
 
 const database = testDatabase()
 
@@ -29,17 +31,16 @@ const names = Effect.flatMap(DbEngine, ({ sql }) => sql<{ name: string }>`SELECT
 )
 
 /** In a sandbox over a fresh table; afterwards the table is as empty as before, and nothing is borrowed. */
-const sandboxed = <A, E>(effect: Effect.Effect<A, E, DbEngine | DbSession>) =>
+const sandboxed = <A, E>(effect: Effect.Effect<A, E, DbEngine | DbSession | Scope.Scope>) =>
   Effect.gen(function* () {
     const { sql } = yield* DbEngine
     yield* sql`DROP TABLE IF EXISTS users`
     yield* sql`CREATE TABLE users (name text PRIMARY KEY, boss text REFERENCES users DEFERRABLE INITIALLY DEFERRED)`
     const result = yield* DbTest.sandbox(effect)
     expect(yield* names).toBe("")
-    const stats = yield* DbEngine.stats
-    expect({ used: stats.used, pending: stats.pending }).toEqual({ used: 0, pending: 0 })
+    yield* expectAtRest(database)
     return result
-  }).pipe(Effect.provide(DbLayer({ url: database.url })))
+  }).pipe(Effect.provide(DbLayer({ url: database.url })), Effect.scoped)
 
 describe("DbTest.sandbox", () => {
   it.live("keeps commits inside", () =>
@@ -226,9 +227,12 @@ describe("DbTest.sandbox", () => {
         yield* DbSession.autocommit(
           Effect.gen(function* () {
             yield* insert("ida")
-            const slow = yield* Effect.fork(sql`SELECT pg_sleep(0.1)`)
+            const lock = yield* lockedOutside(database, 1)
+            const slow = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(1)`)
+            yield* lock.waitedFor
             yield* early(DbSession.isolated(Effect.zipRight(insert("joe"), insert("kim"))))
             yield* early(DbConnection.withConnection(DbSession.detach(insert("joe"))))
+            yield* lock.release
             yield* Fiber.join(slow)
           })
         )
@@ -437,10 +441,7 @@ const withUsers = <A, E>(
     yield* sql`CREATE TABLE users (name text PRIMARY KEY)`
     yield* effect
     expect(yield* query(database.url, "SELECT name FROM users")).toEqual([])
-    yield* until(
-      "nothing is lent, or on its way back",
-      Effect.map(DbEngine.stats, (_) => _.used === 0)
-    )
+    yield* untilStats("nothing is lent, or on its way back", (_) => _.used === 0)
     // And outside again it is what it was.
     const users = yield* Users
     yield* users.inserts.implicit("outside")
@@ -541,15 +542,16 @@ describe("services that were built outside of the sandbox", () => {
     )
   )
 
-  it.live("two tests at the same time each see their own", () =>
+  it.live("three tests at the same time each see their own", () =>
     withUsers(
       Effect.gen(function* () {
         const users = yield* Users
+        const all = yield* barrier(3)
         const one = (name: string) =>
           DbTest.sandbox(
             Effect.gen(function* () {
               yield* users.inserts.autocommit(name)
-              yield* Effect.sleep("20 millis")
+              yield* all
               expect(yield* names).toBe(name)
             })
           )

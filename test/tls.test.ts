@@ -17,7 +17,8 @@ import { type Certificate, hasOpenssl, makeAuthority } from "./support/certifica
 import { ask, clusterFolder, urlOf } from "./support/cluster.js"
 import { quietly, type Services } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
-import { reasonOf, until } from "./support/wired.js"
+import { reasonOf, run } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // FAULTS.md 8, and what TLS is for, against a server with a certificate of an authority of our own. That TLS is never
 // given up where the server has none is in faults.connection.test.ts.
@@ -72,7 +73,6 @@ beforeAll(async () => {
 })
 afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))
 
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const secured = Effect.map(run("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"), ([row]) => row!["ssl"])
 
 const on = <A, E>(options: DbOptions, effect: Effect.Effect<A, E, Services | Scope.Scope>) =>

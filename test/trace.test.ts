@@ -1,9 +1,10 @@
 import { describe, expect, it } from "@effect/vitest"
 import { atomic, Database, DbConnection, DbEngine, DbQuery, DbSchema, DbSession, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
-import { Deferred, Effect, Exit, Fiber, Stream } from "effect"
+import { Effect, Exit, Fiber, Stream } from "effect"
 import { testDatabase } from "./support/database.js"
-import { insert, programsOn, proxiedOn, quietly, refused, seen, until } from "./support/programs.js"
+import { insert, programsOn, proxiedOn, quietly, refused, seen, whileFull } from "./support/programs.js"
+import { barrier, pending } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -110,24 +111,8 @@ describe("DbTest.trace", () => {
     "counts who borrows, and who had to wait because all were in use",
     () =>
       Effect.gen(function* () {
-        const { stats } = yield* DbEngine
-        const held = yield* Deferred.make<void>()
         const [, trace] = yield* DbTest.trace(
-          Effect.gen(function* () {
-            const holder = yield* Effect.fork(DbSession.isolated(Effect.zipRight(insert(1), Deferred.await(held))))
-            yield* until(
-              "it is lent",
-              Effect.map(stats, (_) => _.used === 1)
-            )
-            const waiter = yield* Effect.fork(insert(2))
-            yield* until(
-              "one waits",
-              Effect.map(stats, (_) => _.pending === 1)
-            )
-            yield* Deferred.succeed(held, undefined)
-            yield* Fiber.join(holder)
-            yield* Fiber.join(waiter)
-          })
+          Effect.flatMap(whileFull(Effect.zipLeft(Effect.fork(insert(1)), pending(1))), Fiber.join)
         )
         expect({ borrowed: trace.borrowed, waited: trace.waited }).toEqual({ borrowed: 2, waited: 1 })
       }),
@@ -164,14 +149,12 @@ describe("DbTest.trace", () => {
 
   test("tells sandboxes that run at the same time apart", () =>
     Effect.gen(function* () {
-      const both = yield* Deferred.make<void>()
-      let entered = 0
+      const both = yield* barrier(2)
       const one = (id: number) =>
         DbTest.sandbox(
           DbTest.trace(
             Effect.gen(function* () {
-              if (++entered === 2) yield* Deferred.succeed(both, undefined)
-              yield* Deferred.await(both)
+              yield* both
               const { sql } = yield* DbSession
               yield* DbSession.autocommit(sql.unsafe(`SELECT ${id}`))
             })

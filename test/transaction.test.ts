@@ -16,7 +16,9 @@ import { testDatabase } from "./support/database.js"
 import {
   type Around,
   committed,
+  conflict,
   insert,
+  no,
   outcome,
   pid,
   place,
@@ -29,12 +31,12 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
+import { barrier } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
 const rows = committed(database)
-const no = Effect.fail("no" as const)
 
 /** The two forms of a block around an effect. */
 const blockForms: ReadonlyArray<readonly [string, Around]> = [
@@ -143,7 +145,7 @@ describe("16 savepoints", () => {
 
   proxied("10 000 in sequence are released one by one, and cost no round trip of their own", (proxy) =>
     Effect.gen(function* () {
-      const times = 2500
+      const times = 10_000
       yield* withTransaction(
         Effect.gen(function* () {
           yield* insert(0)
@@ -794,7 +796,7 @@ describe("23 manual transactions", () => {
   test("a manual transaction kept after its session is a TransactionClosed", () =>
     Effect.gen(function* () {
       const kept: ManualTransaction = yield* DbSession.autocommit(Effect.zipLeft(DbSession.begin(), insert(1)))
-      expect(yield* reason(kept.commit)).toMatch(/^(TransactionClosed|SessionClosed)$/)
+      expect(yield* reason(kept.commit)).toBe("TransactionClosed")
       expect(yield* rows).toEqual([])
     }))
 
@@ -1028,20 +1030,20 @@ describe("25 serialization", () => {
   const conflicting = (options: WithTransactionOptions) =>
     Effect.gen(function* () {
       yield* database.query("INSERT INTO t (id) VALUES (0)")
-      let arrived = 0
-      const both = yield* Deferred.make<void>()
+      let attempts = 0
+      const both = yield* barrier(2)
       const one = (id: number) =>
         withTransaction(
           Effect.gen(function* () {
             yield* seen
-            if (++arrived === 2) yield* Deferred.succeed(both, undefined)
-            yield* Deferred.await(both)
+            attempts++
+            yield* both
             yield* insert(id)
           }),
           { isolation: "serializable", ...options }
         )
       const exits = yield* Effect.all([Effect.exit(one(1)), Effect.exit(one(2))], { concurrency: 2 })
-      return { exits: exits.map(outcome).sort(), attempts: arrived }
+      return { exits: exits.map(outcome).sort(), attempts }
     })
 
   test("without retry one of two fails with a typed SerializationError", () =>
@@ -1062,11 +1064,9 @@ describe("25 serialization", () => {
   test("retry takes a schedule, and gives up when it does", () =>
     Effect.gen(function* () {
       let attempts = 0
-      const { sql } = yield* DbSession
-      const raise = sql`DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$`
       const body = Effect.zipRight(
         Effect.sync(() => attempts++),
-        raise
+        conflict
       )
       expect(yield* reason(withTransaction(body, { retry: Schedule.recurs(2) }))).toBe("SerializationError")
       expect(attempts).toBe(3)

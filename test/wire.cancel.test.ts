@@ -4,52 +4,46 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Net from "node:net"
-import Pg from "pg"
-import { beforeEach, describe, expect } from "vitest"
+import { describe, expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { quietly } from "./support/programs.js"
+import { lockedOutside } from "./support/outside.js"
 import { proxy, type Logged } from "./support/proxy.js"
-import { answered, executes, forkUntil, reasonOf, seen, took, until, wired } from "./support/wired.js"
+import {
+  answered,
+  executes,
+  forkUntil,
+  freshTable,
+  one,
+  reasonOf,
+  run,
+  seen,
+  startups,
+  took,
+  wired
+} from "./support/wired.js"
+import { pending, stillRuns, until, untilStats } from "./support/until.js"
+import { committed, quietly } from "./support/programs.js"
 
 const database = testDatabase()
 
-beforeEach(async () => {
-  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int)"))
-})
+freshTable(database)
 
-const one = { maxConnections: 1 }
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 const sleep = "SELECT pg_sleep(60)"
 const isCancel = (_: Logged): boolean => _.type === "cancel"
-const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
+const ids = committed(database)
 
 /** The query is on the server and runs. */
 const running = (n = 1) => untilActivity(database.url, (_) => _.active === n)
 const noneActive = untilActivity(database.url, (_) => _.active === 0)
-
-/** Holds an advisory lock on a connection of its own until `release`. */
-const locked = (key: number) =>
-  Effect.acquireRelease(
-    Effect.promise(async () => {
-      const client = new Pg.Client({ connectionString: database.url, application_name: "effect-db test support" })
-      client.on("error", () => {})
-      await client.connect()
-      await client.query("SELECT pg_advisory_lock($1)", [key])
-      return { release: Effect.promise(() => client.query("SELECT pg_advisory_unlock_all()")), client }
-    }),
-    ({ client }) => Effect.promise(() => client.end())
-  )
 
 describe("interrupting a statement that was not sent", () => {
   wired(database, "one that waits for the pool never happens", one, (at) =>
     Effect.gen(function* () {
       const holder = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
       const waiting = yield* Effect.forkScoped(run("INSERT INTO t VALUES (1)"))
-      yield* until(
-        "it waits",
-        Effect.map(DbEngine.stats, (_) => _.pending === 1)
-      )
-      expect(yield* took(Fiber.interrupt(waiting))).toBeLessThan(50)
+      yield* pending(1)
+      yield* Fiber.interrupt(waiting)
+      expect(yield* stillRuns(holder)).toBe(true)
       yield* Fiber.interrupt(holder)
       yield* run("SELECT 1")
       expect(at.proxy.statements()).toEqual([sleep, "SELECT 1"])
@@ -66,7 +60,8 @@ describe("interrupting a statement that was not sent", () => {
           DbSession.batch([sql`INSERT INTO t VALUES (2)`, sql`INSERT INTO t VALUES (3)`])
         )
         yield* Effect.yieldNow()
-        expect(yield* took(Fiber.interruptAll([second, batch]))).toBeLessThan(50)
+        yield* Fiber.interruptAll([second, batch])
+        expect(yield* stillRuns(first)).toBe(true)
         yield* Fiber.interrupt(first)
         yield* run("INSERT INTO t VALUES (4)")
         expect(yield* ids).toEqual([4])
@@ -78,10 +73,7 @@ describe("interrupting a statement that was not sent", () => {
     Effect.gen(function* () {
       const holder = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
       const waiting = yield* Effect.forkScoped(DbSession.autocommit(run("INSERT INTO t VALUES (1)")))
-      yield* until(
-        "it waits",
-        Effect.map(DbEngine.stats, (_) => _.pending === 1)
-      )
+      yield* pending(1)
       yield* Fiber.interrupt(waiting)
       yield* Fiber.interrupt(holder)
       expect(at.proxy.statements()).toEqual([sleep])
@@ -94,12 +86,12 @@ describe("interrupting a statement that runs", () => {
     Effect.gen(function* () {
       const fiber = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
       yield* noneActive
       expect(at.proxy.cancels.length).toBe(1)
       expect(at.proxy.log.filter((_) => _.dir === "backend" && _.type === "E").map((_) => _.name)).toEqual(["57014"])
       expect(yield* run("SELECT 2 AS two")).toEqual([{ two: 2 }])
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+      expect(startups(at)).toBe(1)
     })
   )
 
@@ -122,7 +114,7 @@ describe("interrupting a statement that runs", () => {
       expect(yield* ids).toEqual([])
       expect(at.proxy.statements().at(-1)).toBe("ROLLBACK")
       yield* run("SELECT 1")
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+      expect(startups(at)).toBe(1)
     })
   )
 
@@ -141,10 +133,10 @@ describe("interrupting a statement that runs", () => {
 
   wired(database, "a BEGIN and statement that wait for a lock are cancelled together", one, (at) =>
     Effect.gen(function* () {
-      const lock = yield* locked(1)
+      const lock = yield* lockedOutside(database, 1)
       const fiber = yield* forkUntil(at, executes(/advisory/), withTransaction(run("SELECT pg_advisory_xact_lock(1)")))
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
       yield* lock.release
     })
   )
@@ -155,10 +147,10 @@ describe("interrupting a statement that runs", () => {
       const batch = DbSession.batch([sql`INSERT INTO t VALUES (1)`, sql.unsafe(sleep), sql`INSERT INTO t VALUES (2)`])
       const fiber = yield* forkUntil(at, executes(/VALUES \(2\)/), batch)
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(500)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
       expect(yield* ids).toEqual([])
       yield* run("SELECT 1")
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+      expect(startups(at)).toBe(1)
     })
   )
 
@@ -173,7 +165,7 @@ describe("interrupting a statement that runs", () => {
       at.proxy.accept("relay")
       yield* Fiber.join(interrupting)
       expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(1)
+      expect(startups(at)).toBe(1)
     })
   )
 })
@@ -182,21 +174,22 @@ describe("interrupting a statement behind others", () => {
   wired(database, "the interrupt returns at once, and the one in front is not harmed", one, (at) =>
     DbConnection.withConnection(
       Effect.gen(function* () {
-        const lock = yield* locked(2)
+        const lock = yield* lockedOutside(database, 2)
         const front = yield* forkUntil(
           at,
           executes(/advisory/),
           run("SELECT pg_advisory_xact_lock(2), 'mine' AS whose")
         )
         const behind = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
-        expect(yield* took(Fiber.interrupt(behind))).toBeLessThan(50)
+        yield* Fiber.interrupt(behind)
+        expect(yield* stillRuns(front)).toBe(true)
         expect(at.proxy.cancels).toEqual([])
         const canceled = seen(at, isCancel)
         yield* lock.release
         expect((yield* Fiber.join(front))[0]).toMatchObject({ whose: "mine" })
         // Its turn has come.
         yield* canceled
-        expect(yield* took(run("SELECT 1"))).toBeLessThan(500)
+        expect(yield* took(run("SELECT 1"))).toBeLessThan(5_000)
       })
     )
   )
@@ -224,7 +217,7 @@ describe("interrupting a statement behind others", () => {
 
   const stray = (text: string) => (at: Parameters<Parameters<typeof wired>[3]>[0]) =>
     Effect.gen(function* () {
-      const lock = yield* locked(3)
+      const lock = yield* lockedOutside(database, 3)
       const first = yield* forkUntil(at, executes(/advisory/), run("SELECT pg_advisory_xact_lock(3)"))
       const innocent = yield* forkUntil(at, executes(/pg_sleep/), run(text))
       const held = at.proxy.holdAt(isCancel, { forward: false })
@@ -250,7 +243,7 @@ describe("interrupting a statement behind others", () => {
       )
       // It was not confirmed by the one that it was meant for.
       yield* run("SELECT 1")
-      expect(at.proxy.log.filter((_) => _.type === "startup").length).toBe(2)
+      expect(startups(at)).toBe(2)
     })
   )
 
@@ -266,7 +259,7 @@ describe("interrupting a statement behind others", () => {
 })
 
 describe("late cancels", () => {
-  wired(database, "FAULTS 27: never hit the next borrower, in 150 rounds", one, () =>
+  wired(database, "FAULTS 27: never hit the next borrower, in 150 rounds", one, (at) =>
     Effect.gen(function* () {
       for (let round = 0; round < 150; round++) {
         const fiber = yield* Effect.fork(run(`/* ${round} */ SELECT pg_sleep(0.002)`))
@@ -275,6 +268,7 @@ describe("late cancels", () => {
         yield* Fiber.interruptFork(fiber)
         expect(yield* run("SELECT pg_sleep(0.002), 'mine' AS whose")).toMatchObject([{ whose: "mine" }])
       }
+      expect(at.proxy.cancels.length).toBeGreaterThan(0)
     })
   )
 })
@@ -290,13 +284,9 @@ describe("a cancel that is not confirmed", () => {
         yield* running()
         at.proxy.accept(mode)
         const elapsed = yield* took(Fiber.interrupt(fiber))
-        expect(elapsed).toBeGreaterThan(290)
+        expect(elapsed).toBeGreaterThan(200)
         expect(elapsed).toBeLessThan(600)
-        yield* until(
-          "its socket is closed",
-          Effect.map(DbEngine.stats, (_) => _.total === 0),
-          500
-        )
+        yield* untilStats("its socket is closed", (_) => _.total === 0, 500)
         at.proxy.accept("relay")
         expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
       })

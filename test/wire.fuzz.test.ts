@@ -9,9 +9,8 @@ import { PassThrough } from "node:stream"
 import type { Duplex } from "node:stream"
 import Pg from "pg"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
-import { Command, Pipeline } from "../src/internal/pipeline.js"
-import { Probe } from "../src/internal/probe.js"
 import { testDatabase } from "./support/database.js"
+import { cut, messagesOf, pipelineOn, submit } from "./support/pipelines.js"
 
 const database = testDatabase()
 
@@ -35,27 +34,12 @@ const statements: ReadonlyArray<string> = [
 
 /** A pipeline with all statements on their way, each in a group of its own. */
 const begin = async (stream: Duplex) => {
-  const pipeline = new Pipeline(stream, {
-    host: { host: "nowhere", port: 5432 },
-    probe: new Probe(),
-    types: Pg.types,
-    typesAreDefault: true,
-    readWriteTarget: false,
-    pipelining: true,
-    preparedStatements: 10,
-    settleMillis: 1000,
-    cancel: (done) => done(),
-    onDeath: () => {}
-  })
-  const outcomes = statements.map(
-    (text) =>
-      new Promise<Outcome>((resolve) =>
-        pipeline.submit(
-          new Command(text, [], "object", true, true, false, undefined, (error, result) =>
-            resolve(error ?? result!.rows)
-          )
-        )
-      )
+  const pipeline = pipelineOn(stream)
+  const outcomes = statements.map((text) =>
+    submit(pipeline, text, true).then(
+      ({ rows }): Outcome => rows,
+      (error: DbError): Outcome => error
+    )
   )
   await new Promise((resolve) => setImmediate(resolve))
   return { pipeline, outcomes: Promise.all(outcomes) }
@@ -65,16 +49,6 @@ const client = new Pg.Client({ connectionString: database.url, application_name:
 client.on("error", () => {})
 const conversation: Array<Buffer> = []
 let expected: ReadonlyArray<Outcome> = []
-
-const messagesOf = (bytes: Buffer): Array<Buffer> => {
-  const messages: Array<Buffer> = []
-  for (let at = 0; at < bytes.length;) {
-    const end = at + 1 + bytes.readUInt32BE(at + 1)
-    messages.push(bytes.subarray(at, end))
-    at = end
-  }
-  return messages
-}
 
 beforeAll(async () => {
   await client.connect()
@@ -88,7 +62,7 @@ beforeAll(async () => {
   })
   expected = await outcomes
   await new Promise<void>((resolve) => pipeline.whenIdle(resolve))
-  conversation.push(...messagesOf(Buffer.concat(heard)))
+  conversation.push(...messagesOf(Buffer.concat(heard)).map((_) => _.bytes))
 })
 
 afterAll(() => {
@@ -98,11 +72,8 @@ afterAll(() => {
 /** Replays bytes as the server's answers; then the connection ends. */
 const replay = async (bytes: Buffer, cuts: ReadonlyArray<number> = []): Promise<ReadonlyArray<Outcome>> => {
   const { outcomes, pipeline } = await begin(new PassThrough())
-  const points = [...new Set(cuts.map((_) => _ % (bytes.length + 1)))].sort((a, b) => a - b)
-  let at = 0
-  for (const end of [...points, bytes.length]) {
-    pipeline.onData(Buffer.from(bytes.subarray(at, end)))
-    at = end
+  for (const chunk of cut(bytes, cuts)) {
+    pipeline.onData(chunk)
     const { restLength } = (pipeline as unknown as { readonly reader: { readonly restLength: number } }).reader
     expect(restLength).toBeLessThanOrEqual(bytes.length)
   }

@@ -4,36 +4,32 @@ import { DbConnection, DbEngine, DbSession } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Net from "node:net"
-import Pg from "pg"
-import { beforeEach, expect } from "vitest"
+import { expect } from "vitest"
 import { sendCancel } from "../src/internal/cancel.js"
 import { testDatabase } from "./support/database.js"
-import { answered, executes, forkUntil, reasonOf, seen, until, wire, wired, type Wired } from "./support/wired.js"
+import { outside } from "./support/outside.js"
+import {
+  answered,
+  executes,
+  forkUntil,
+  freshTable,
+  one,
+  reasonOf,
+  run,
+  seen,
+  startups,
+  wire,
+  wired
+} from "./support/wired.js"
+import { until } from "./support/until.js"
+import { committed } from "./support/programs.js"
 
 const database = testDatabase()
 
-beforeEach(async () => {
-  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int); INSERT INTO t VALUES (1)"))
-})
+freshTable(database, 1)
 
-const one = { maxConnections: 1 }
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
-const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
+const ids = committed(database)
 const workMem = Effect.map(run("SELECT current_setting('work_mem') AS found"), ([row]) => row!["found"])
-const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
-
-/** Runs texts on one connection that the library knows nothing of, to hold locks there. */
-const outside = Effect.map(
-  Effect.acquireRelease(
-    Effect.promise(async () => {
-      const client = new Pg.Client({ connectionString: database.url, application_name: "effect-db test support" })
-      await client.connect()
-      return client
-    }),
-    (client) => Effect.promise(() => client.end())
-  ),
-  (client) => (text: string) => Effect.promise(() => client.query(text))
-)
 
 describe("what is not done after all, or not twice", () => {
   wired(database, "a statement that was interrupted is not prepared anew and run", one, (at) =>
@@ -70,7 +66,7 @@ describe("what is not done after all, or not twice", () => {
           "CREATE OR REPLACE PROCEDURE nap() LANGUAGE plpgsql AS " +
             "$$ BEGIN INSERT INTO t VALUES (2); COMMIT; PERFORM pg_sleep(60); END $$"
         )
-        const lock = yield* outside
+        const lock = yield* outside(database.url)
         yield* lock("SELECT pg_advisory_lock(3)")
         const first = yield* forkUntil(at, executes(/advisory/), run("SELECT pg_advisory_xact_lock(3)"))
         const innocent = yield* forkUntil(at, executes(/nap/), run("CALL nap()"))
@@ -110,7 +106,7 @@ describe("connections that come back", () => {
 
   wired(database, "one whose reset the server refuses is not used again", one, (at) =>
     Effect.gen(function* () {
-      const lock = yield* outside
+      const lock = yield* outside(database.url)
       yield* DbConnection.withConnection(
         Effect.gen(function* () {
           yield* run("SET work_mem = '5MB'")
@@ -120,8 +116,8 @@ describe("connections that come back", () => {
         })
       )
       // DISCARD TEMP waits for the table, and is cancelled.
-      const cancel =
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE '%DISCARD TEMP%' AND wait_event_type = 'Lock'"
+      const cancel = `SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND query LIKE '%DISCARD TEMP%' AND wait_event_type = 'Lock'`
       yield* until(
         "the reset is cancelled",
         Effect.map(database.query(cancel), ({ length }) => length > 0)

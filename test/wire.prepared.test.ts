@@ -1,17 +1,13 @@
 import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
-import { beforeEach, describe, expect } from "vitest"
+import { describe, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import type { Wired } from "./support/wired.js"
-import { executes, reasonOf, wired } from "./support/wired.js"
+import { executes, freshTable, one, reasonOf, run, wired } from "./support/wired.js"
 
 const database = testDatabase()
 
-beforeEach(async () => {
-  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int); INSERT INTO t VALUES (1)"))
-})
-
-const one = { maxConnections: 1 }
+freshTable(database, 1)
 
 /** The statements that were parsed: the name and the text of each. */
 const parses = (at: Wired, pattern: RegExp): Array<string> =>
@@ -21,8 +17,6 @@ const parses = (at: Wired, pattern: RegExp): Array<string> =>
 
 const closes = (at: Wired): Array<string> =>
   at.proxy.log.filter((_) => _.dir === "frontend" && _.type === "C").map((_) => _.text)
-
-const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
 
 // A comment in front: not worth a name, so that asking changes nothing.
 const namesOnServer = run("/* unnamed */ SELECT count(*)::int AS n FROM pg_prepared_statements").pipe(

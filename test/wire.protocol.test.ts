@@ -4,13 +4,11 @@ import * as fc from "fast-check"
 import { PassThrough } from "node:stream"
 import Pg from "pg"
 import { describe, expect, it } from "vitest"
-import { Command, Pipeline } from "../src/internal/pipeline.js"
-import { Probe } from "../src/internal/probe.js"
-import type { Result } from "../src/internal/rows.js"
 import { ProtocolViolation, Reader, readServerMessage, Writer } from "../src/internal/protocol.js"
 import { makeShape, readFields } from "../src/internal/rows.js"
 import { testDatabase } from "./support/database.js"
-import { reasonOf, wired } from "./support/wired.js"
+import { cut, messagesOf, pipelineOn, submit } from "./support/pipelines.js"
+import { reasonOf, run, wired } from "./support/wired.js"
 
 interface Message {
   readonly type: number
@@ -31,12 +29,6 @@ const read = (chunks: ReadonlyArray<Buffer>): Array<Message> => {
   )
   for (const chunk of chunks) reader.push(chunk)
   return messages
-}
-
-/** Cuts bytes into chunks, each of which is overwritten once it has been read, as sockets may do. */
-const cut = (bytes: Buffer, at: ReadonlyArray<number>): Array<Buffer> => {
-  const points = [...new Set(at.map((_) => _ % (bytes.length + 1)))].sort((a, b) => a - b)
-  return [...points, bytes.length].map((end, i) => Buffer.from(bytes.subarray(points[i - 1] ?? 0, end)))
 }
 
 const backendTypes = [..."RK23CWdcGHDIEvnNAtS1sZT"].map((_) => _.charCodeAt(0))
@@ -118,16 +110,8 @@ describe("Reader", () => {
   })
 })
 
-/** The messages of a frontend, told apart by their own lengths. */
-const frames = (bytes: Buffer): Array<{ readonly type: string; readonly body: Buffer }> => {
-  const found = []
-  for (let at = 0; at < bytes.length;) {
-    const length = bytes.readUInt32BE(at + 1)
-    found.push({ type: String.fromCharCode(bytes[at]!), body: bytes.subarray(at + 5, at + 1 + length) })
-    at += 1 + length
-  }
-  return found
-}
+/** The messages of a frontend. */
+const frames = (bytes: Buffer) => messagesOf(bytes).map(({ bytes, type }) => ({ type, body: bytes.subarray(5) }))
 
 const textArb = fc.string({ unit: "grapheme", maxLength: 200 }).map((_) => _.replaceAll("\0", ""))
 const param = fc.oneof(
@@ -280,31 +264,11 @@ describe("rows", () => {
 
 /** A pipeline whose server is the test. */
 const offline = () => {
-  const stream = new PassThrough()
   let death: DbError | undefined
-  const pipeline = new Pipeline(stream, {
-    host: { host: "nowhere", port: 5432 },
-    probe: new Probe(),
-    types: Pg.types,
-    typesAreDefault: true,
-    readWriteTarget: false,
-    pipelining: true,
-    preparedStatements: 10,
-    settleMillis: 1000,
-    cancel: (done) => done(),
-    onDeath: (error) => {
-      death = error
-    }
+  const pipeline = pipelineOn(new PassThrough(), (error) => {
+    death = error
   })
-  const submit = (text: string): Promise<Result> =>
-    new Promise((resolve, reject) =>
-      pipeline.submit(
-        new Command(text, [], "object", true, false, false, undefined, (error, result) =>
-          error === undefined ? resolve(result!) : reject(error)
-        )
-      )
-    )
-  return { pipeline, submit, death: () => death }
+  return { pipeline, submit: (text: string) => submit(pipeline, text), death: () => death }
 }
 
 const bytesOf = (type: string, body: Buffer = Buffer.alloc(0)): Buffer => encode({ type: type.charCodeAt(0), body })
@@ -370,8 +334,6 @@ const broken = {
 }
 
 describe("rows of a real server", () => {
-  const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
-
   wired(database, "a column called __proto__ is a column", {}, () =>
     Effect.gen(function* () {
       const [row] = yield* run(`SELECT 'x' AS "__proto__", NULL AS "constructor", 1 AS n`)

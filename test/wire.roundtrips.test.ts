@@ -4,7 +4,8 @@ import * as Fiber from "effect/Fiber"
 import { beforeAll, describe, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import type { Wired } from "./support/wired.js"
-import { errorOf, executes, forkUntil, reasonOf, seen, sent, until, wired } from "./support/wired.js"
+import { errorOf, executes, forkUntil, reasonOf, seen, sent, wired } from "./support/wired.js"
+import { until, untilStats } from "./support/until.js"
 
 // DESIGN §8: the table of round trips, counted on the wire.
 const database = testDatabase()
@@ -220,10 +221,7 @@ describe("round trips without a session", () => {
     Effect.gen(function* () {
       expect(yield* cost(at, DbConnection.withConnection(Effect.void))).toBe(0)
       expect(yield* cost(at, DbConnection.withConnection(one))).toBe(1)
-      yield* until(
-        "given back",
-        Effect.map(DbEngine.stats, (_) => _.idle === 1)
-      )
+      yield* untilStats("given back", (_) => _.idle === 1)
       expect(at.proxy.flights()).toBe(1)
     })
   )
@@ -232,10 +230,7 @@ describe("round trips without a session", () => {
     Effect.gen(function* () {
       const { sql } = yield* DbEngine
       expect(yield* cost(at, DbConnection.withConnection(sql`SET work_mem = '5MB'`))).toBe(1)
-      yield* until(
-        "given back",
-        Effect.map(DbEngine.stats, (_) => _.idle === 1)
-      )
+      yield* untilStats("given back", (_) => _.idle === 1)
       expect(at.proxy.flights()).toBe(2)
     })
   )
@@ -253,10 +248,7 @@ describe("isolated sessions", () => {
           { concurrency: "unbounded" }
         )
         yield* all
-        yield* until(
-          "all are open",
-          Effect.map(DbEngine.stats, (_) => _.idle === 8)
-        )
+        yield* untilStats("all are open", (_) => _.idle === 8)
         at.proxy.reset()
         at.proxy.pause("backend")
         const fiber = yield* Effect.fork(all)

@@ -265,7 +265,8 @@ const make = Effect.fnUntraced(function* (
       password,
       keepPassword: generated && settings.keep,
       authentication: settings.authentication,
-      durable: settings.keep
+      durable: settings.keep,
+      made: settings.keep || temporary ? Effect.void : discardAtEnd(guard, dataDir, exists)
     })
     if (!settings.keep && !first) {
       return yield* new EmbeddedError({
@@ -274,7 +275,6 @@ const make = Effect.fnUntraced(function* (
         hint: "Give each process a dataDir of its own, or leave it out"
       })
     }
-    if (!settings.keep && !temporary) yield* discardAtEnd(guard, dataDir, exists)
     if (!first && generated) password = (yield* keptPassword(dataDir)) ?? password
   }
 

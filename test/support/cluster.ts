@@ -15,7 +15,7 @@ import type { EmbeddedError } from "../../src/embedded/EmbeddedError.js"
 import { temporaryBase } from "../../src/embedded/internal/folders.js"
 import { chooseAccount } from "../../src/embedded/internal/processes.js"
 import { query } from "./database.js"
-import { until } from "./wired.js"
+import { until } from "./until.js"
 
 /** The servers of the system, by major version: where Debian and its like put them. */
 export const installed: Readonly<Record<string, string>> = Object.fromEntries(

@@ -6,9 +6,7 @@ import { Deferred, Effect, Fiber, Option, Stream } from "effect"
 import { atomic, type DbEngine, type DbOptions, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { describe, expect } from "vitest"
 import { type TestDatabase } from "./database.js"
-import { committed, insert, outcome, place, reason, refused, seen, type Services } from "./programs.js"
-
-const no = Effect.fail("no" as const)
+import { committed, insert, no, outcome, place, reason, refused, seen, type Services } from "./programs.js"
 
 /** A way to run the promises. */
 export interface Implementation {

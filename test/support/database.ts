@@ -88,20 +88,19 @@ export const testDatabase = (): TestDatabase => {
   }
 }
 
-/** What the client backends of the URL's database are doing, asked from another database. */
+/** What the client backends of the URL's database are doing, those of the tests' own support left out. */
 export const serverActivity = (url: string): Effect.Effect<Activity> =>
   Effect.promise(async () => {
     const [row] = await run<Activity>(
-      inject("databaseUrl"),
+      url,
       `SELECT count(*)::int AS "total",
               count(*) FILTER (WHERE state = 'active')::int AS "active",
               count(*) FILTER (WHERE state = 'idle')::int AS "idle",
               count(*) FILTER (WHERE state = 'idle in transaction')::int AS "idleInTransaction",
               count(*) FILTER (WHERE state = 'idle in transaction (aborted)')::int AS "idleInTransactionAborted"
          FROM pg_stat_activity
-        WHERE datname = $1 AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-          AND application_name <> 'effect-db test support'`,
-      [databaseOf(url)]
+        WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+          AND application_name <> 'effect-db test support'`
     )
     return row!
   })

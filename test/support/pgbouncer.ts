@@ -12,7 +12,7 @@ import { join } from "node:path"
 import { chooseAccount, spawnChild } from "../../src/embedded/internal/processes.js"
 import { clusterFolder } from "./cluster.js"
 import { query } from "./database.js"
-import { until } from "./wired.js"
+import { until } from "./until.js"
 
 /** Where it is installed. */
 export const pgbouncerProgram = ["/usr/sbin/pgbouncer", "/usr/local/bin/pgbouncer", "/opt/homebrew/bin/pgbouncer"].find(

@@ -7,8 +7,10 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import { it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
@@ -17,26 +19,12 @@ import { DbConnection, DbEngine, DbError, DbLayer, DbSession, type DbOptions } f
 import { expect } from "vitest"
 import { type TestDatabase, untilActivity } from "./database.js"
 import { type PgProxy, proxy } from "./proxy.js"
+import { until, untilStats } from "./until.js"
 
 export type Services = DbEngine | DbConnection | DbSession | SqlClient.SqlClient | PgClient.PgClient
 
-/** Waits, without a clock, until something that is under way has come true; dies when it does not. */
-export const until = <R>(what: string, holds: Effect.Effect<boolean, never, R>): Effect.Effect<void, never, R> =>
-  Effect.suspend(() => {
-    const deadline = performance.now() + 5000
-    const look: Effect.Effect<void, never, R> = Effect.flatMap(holds, (now) => {
-      if (now) return Effect.void
-      if (performance.now() > deadline) return Effect.dieMessage(`never: ${what}`)
-      return Effect.zipRight(
-        Effect.promise(() => new Promise((resolve) => setImmediate(resolve))),
-        look
-      )
-    })
-    return look
-  })
-
 /** 0 borrowed, 0 waiting, no transaction left open on the server. */
-export const expectAtRest = (database: TestDatabase): Effect.Effect<void, never, DbEngine> =>
+export const expectAtRest = (database: { readonly url: string }): Effect.Effect<void, never, DbEngine> =>
   Effect.gen(function* () {
     const { stats } = yield* DbEngine
     // A connection that comes back is reset first, which counts as used.
@@ -99,11 +87,48 @@ export const proxiedOn =
 export const insert = (id: number): Effect.Effect<void, SqlError, DbSession> =>
   Effect.flatMap(DbSession, ({ sql }) => Effect.asVoid(sql`INSERT INTO t (id) VALUES (${id})`))
 
+/** What a program fails with that has changed its mind. */
+export const no = Effect.fail("no" as const)
+
+/** A statement whose transaction could not be serialized. */
+export const conflict: Effect.Effect<unknown, SqlError, DbSession> = Effect.flatMap(
+  DbSession,
+  ({ sql }) => sql`DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$`
+)
+
+/** Where unqualified names are looked for. */
+export const path: Effect.Effect<string, SqlError, DbSession> = Effect.flatMap(DbSession, ({ sql }) =>
+  Effect.map(sql<{ path: string }>`SELECT current_setting('search_path') AS path`, (rows) => rows[0]!.path)
+)
+
+/** Writes down how it ended for what is open. */
+export const note = (log: Array<string>, name: string): Effect.Effect<void, SqlError, DbEngine> =>
+  Effect.zipRight(
+    DbSession.afterCommit(Effect.sync(() => log.push(`${name} committed`))),
+    DbSession.afterRollback(Effect.sync(() => log.push(`${name} rolled back`)))
+  )
+
 /** A statement that the server refuses. */
 export const refused: Effect.Effect<unknown, SqlError, DbSession> = Effect.flatMap(
   DbSession,
   ({ sql }) => sql`INSERT INTO t (id) VALUES ('no number')`
 )
+
+/** A statement that runs until it is cancelled, or for a minute. */
+export const sleep: Effect.Effect<unknown, SqlError, DbSession> = Effect.flatMap(
+  DbSession,
+  ({ sql }) => sql`SELECT pg_sleep(${60})`
+)
+
+/** Waits until the server runs a `pg_sleep`. */
+export const sleepingOn = (database: TestDatabase): Effect.Effect<void> =>
+  until(
+    "the server sleeps",
+    Effect.map(
+      database.query("SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"),
+      (_) => _.length > 0
+    )
+  )
 
 /** The ids that a program sees from where it stands. */
 export const seen: Effect.Effect<ReadonlyArray<number>, SqlError, DbSession> = Effect.flatMap(DbSession, ({ sql }) =>
@@ -152,6 +177,18 @@ export const outcome = <A, E>(exit: Exit.Exit<A, E>): string => {
   if (defect._tag === "Some") return `defect: ${DbError.reason(defect.value)?._tag ?? String(defect.value)}`
   return "interrupted"
 }
+
+/** Runs an effect while all connections are lent. */
+export const whileFull = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError, R | DbEngine> =>
+  Effect.gen(function* () {
+    const held = yield* Deferred.make<void>()
+    const holder = yield* Effect.fork(DbConnection.withConnection(Deferred.await(held)))
+    yield* untilStats("all are lent", (stats) => stats.used === stats.max)
+    const result = yield* effect
+    yield* Deferred.succeed(held, undefined)
+    yield* Fiber.join(holder)
+    return result
+  })
 
 export type Around = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | DbEngine>
 

@@ -3,6 +3,7 @@
  */
 import { it } from "@effect/vitest"
 import type { SqlClient } from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
 import type { PgClient } from "@effect/sql-pg/PgClient"
 import { DbEngine, DbError, DbLayer } from "effect-db"
 import type { DbConnection, DbSession, Reason } from "effect-db"
@@ -12,13 +13,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
-import { expect } from "vitest"
+import { beforeEach, expect } from "vitest"
 import type { DbOptions } from "../../src/DbOptions.js"
 import type { EngineService, EngineStats } from "../../src/DbEngine.js"
 import type { TestDatabase } from "./database.js"
 import { serverActivity } from "./database.js"
 import type { Logged, PgProxy } from "./proxy.js"
 import { proxy } from "./proxy.js"
+import { until } from "./until.js"
 
 export type Services = DbEngine | DbConnection | DbSession | SqlClient | PgClient
 
@@ -26,28 +28,6 @@ export interface Wired {
   readonly proxy: PgProxy
   readonly engine: EngineService
 }
-
-/** Waits for what happens in the background, by looking; dies after `millis`. */
-export const until = <R = never>(
-  what: string,
-  holds: Effect.Effect<boolean, never, R> | (() => boolean),
-  millis = 5000
-): Effect.Effect<void, never, R> =>
-  Effect.suspend(() => {
-    const deadline = performance.now() + millis
-    const check: Effect.Effect<boolean, never, R> = typeof holds === "function" ? Effect.sync(holds) : holds
-    const look: Effect.Effect<void, never, R> = Effect.flatMap(check, (yes) =>
-      yes
-        ? Effect.void
-        : performance.now() > deadline
-          ? Effect.dieMessage(`not within ${millis} ms: ${what}`)
-          : Effect.zipRight(
-              Effect.promise(() => new Promise((resolve) => setTimeout(resolve, 5))),
-              look
-            )
-    )
-    return look
-  })
 
 export const identity = (stats: EngineStats): void => {
   expect(stats.used + stats.idle + stats.connecting + stats.closing).toBe(stats.total)
@@ -141,6 +121,22 @@ export const forkUntil = <A, E, R>(
       Effect.promise(() => promise)
     )
   })
+
+/** Runs a text as one statement. */
+export const run = (text: string): Effect.Effect<ReadonlyArray<Record<string, unknown>>, SqlError, DbEngine> =>
+  Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
+
+/** A pool of one. */
+export const one = { maxConnections: 1 } as const
+
+/** How often a connection was begun. */
+export const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
+
+/** Before each test a new table `t` with one column, `id`, and these ids. */
+export const freshTable = (database: TestDatabase, ...ids: ReadonlyArray<number>): void => {
+  const fill = ids.length === 0 ? "" : `INSERT INTO t VALUES ${ids.map((id) => `(${id})`).join()}`
+  beforeEach(() => Effect.runPromise(database.query(`DROP TABLE IF EXISTS t; CREATE TABLE t (id int); ${fill}`)))
+}
 
 /** How many milliseconds an effect takes. */
 export const took = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<number, E, R> =>

@@ -4,6 +4,7 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
 import { readFile, rename, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import { EmbeddedError } from "../EmbeddedError.js"
@@ -44,6 +45,8 @@ export interface NewCluster {
   readonly authentication: string
   /** Data that survives a crash of the machine. */
   readonly durable: boolean
+  /** Runs when the data are in their place, and nothing comes in between. */
+  readonly made: Effect.Effect<void, never, Scope.Scope>
 }
 
 const initdb = Effect.fnUntraced(function* (
@@ -112,7 +115,7 @@ export const initialise = Effect.fnUntraced(function* (
   base: string,
   account: Account | undefined,
   options: NewCluster
-): Effect.fn.Return<boolean, EmbeddedError> {
+): Effect.fn.Return<boolean, EmbeddedError, Scope.Scope> {
   const { dataDir } = options
   if (options.exists) {
     yield* Effect.acquireUseRelease(
@@ -122,11 +125,10 @@ export const initialise = Effect.fnUntraced(function* (
           unusable(`The data folder ${dataDir} can't be given an owner (${cause.code})`, "Choose another", cause)
       ).pipe(Effect.zipRight(Effect.sync(() => guard.update((task) => task.empty.add(dataDir))))),
       () => initdb(binaries, guard, base, account, dataDir, options),
-      (_, exit) =>
-        Effect.zipRight(
-          Exit.isFailure(exit) ? emptyFolder(dataDir) : Effect.void,
-          Effect.sync(() => guard.update((task) => task.empty.delete(dataDir)))
-        )
+      (_, exit) => {
+        const done = Effect.sync(() => guard.update((task) => task.empty.delete(dataDir)))
+        return Exit.isFailure(exit) ? Effect.zipRight(emptyFolder(dataDir), done) : Effect.zipRight(done, options.made)
+      }
     )
     return true
   }
@@ -140,15 +142,22 @@ export const initialise = Effect.fnUntraced(function* (
     () =>
       Effect.zipRight(
         initdb(binaries, guard, base, account, work, options),
-        Effect.catchAll(
-          Effect.as(
+        // an interruption in the middle would leave a folder that nobody removes
+        Effect.uninterruptible(
+          Effect.matchEffect(
             attempt(() => rename(work, dataDir)),
-            true
-          ),
-          (cause) =>
-            cause.code === "ENOTEMPTY" || cause.code === "EEXIST" || (windows && cause.code === "EPERM")
-              ? Effect.succeed(false)
-              : unusable(`The data folder ${dataDir} can't be made (${cause.code})`, "Choose another dataDir", cause)
+            {
+              onSuccess: () => Effect.as(options.made, true),
+              onFailure: (cause) =>
+                cause.code === "ENOTEMPTY" || cause.code === "EEXIST" || (windows && cause.code === "EPERM")
+                  ? Effect.succeed(false)
+                  : unusable(
+                      `The data folder ${dataDir} can't be made (${cause.code})`,
+                      "Choose another dataDir",
+                      cause
+                    )
+            }
+          )
         )
       ),
     () =>
