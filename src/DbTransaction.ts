@@ -16,7 +16,7 @@ import { coreHere, coreOf } from "./DbEngine.js"
 import type { DbEngine, EngineService } from "./DbEngine.js"
 import * as Ambient from "./internal/ambient.js"
 import * as blocks from "./internal/block.js"
-import { lateError } from "./internal/body.js"
+import { keeps, lateError } from "./internal/body.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combined, CombinatorRest, Known } from "./internal/combinator.js"
 import * as endings from "./internal/ending.js"
@@ -296,24 +296,46 @@ const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effe
       })
     )
   }
-  if (frame.child !== undefined) {
-    return Effect.fail(
-      DbError.make("SessionBusy", {
+  const busy = busyIn(frame)
+  if (busy !== undefined) return Effect.fail(busy)
+  if (frame.kind === "savepoint") return endings.endBlock(unit, frame, commits)
+  const before: Effect.Effect<void, SqlError> = commits ? runBefore(slot, unit, frame) : Effect.void
+  return beforeEnd(before, (went) => {
+    // Another fiber's, opened while the hooks ran.
+    const busy = went ? busyIn(frame) : undefined
+    if (busy !== undefined) return Effect.fail(busy)
+    frame.seal()
+    // What the session waits for with hooks of its own has ended when there was something to end.
+    const frames = unit.hasToEnd ? [unit.frame, frame] : [frame]
+    return Effect.ensuring(
+      commits && went ? settleOpen(unit, frames, frame) : undoOpen(unit, frames),
+      Effect.sync(() => frame.close())
+    )
+  })
+}
+
+const busyIn = (frame: Frame): DbError | undefined =>
+  frame.child === undefined
+    ? undefined
+    : DbError.make("SessionBusy", {
         message: `The block "${frame.name}" can't end while "${frame.child.name}" is open inside it.`,
         hint: "End inner blocks before outer ones.",
         block: frame.child.name
       })
-    )
-  }
-  if (frame.kind === "savepoint") return endings.endBlock(unit, frame, commits)
-  const before: Effect.Effect<void, SqlError> = commits ? runBefore(slot, unit, frame) : Effect.void
-  return beforeEnd(before, (went) => {
-    frame.seal()
-    // What the session waits for with hooks of its own has ended when there was something to end.
-    const frames = unit.hasToEnd ? [unit.frame, frame] : [frame]
-    return commits && went ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
-  }).pipe(Effect.ensuring(Effect.sync(() => frame.close())))
-}
+
+/** Nobody can be told of a failure, but the block that ends early through this one. */
+const endAs = (
+  { ending }: Frame,
+  exit: Exit.Exit<unknown, unknown>,
+  end: Effect.Effect<void, SqlError>
+): Effect.Effect<void> =>
+  ending === undefined || Exit.isSuccess(exit)
+    ? Effect.orDie(end)
+    : Effect.catchAll(end, (error) =>
+        Effect.sync(() => {
+          ending.failure ??= error as DbError
+        })
+      )
 
 const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Transaction, SqlError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
@@ -332,7 +354,7 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
           const undo = (now: Ambient.Entry): Ambient.Entry =>
             now.frame === frame ? { ...now, slot: entry.slot, frame: entry.frame, stack: entry.stack } : now
           return Effect.flatMap(Ambient.open(core, inSlot(slot, frame), undo), ({ leave }) =>
-            Scope.addFinalizerExit(scope, (exit) => Effect.zipRight(Effect.orDie(end(Exit.isSuccess(exit))), leave))
+            Scope.addFinalizerExit(scope, (exit) => Effect.zipRight(endAs(frame, exit, end(keeps(frame, exit))), leave))
           ).pipe(Effect.as(handleOf(unit, frame, noEnd)))
         }
         const { slot } = entry

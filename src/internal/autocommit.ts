@@ -2,12 +2,11 @@
  * A session around an effect: one of its own, or the ambient one joined.
  */
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
-import { markRollbackOnly } from "./block.js"
-import { limited } from "./body.js"
-import { conflict } from "./conflict.js"
+import { markUnkept } from "./block.js"
+import { keeps, limited } from "./body.js"
+import { joinable } from "./conflict.js"
 import type { EngineCore } from "./engine.js"
 import { unitOf } from "./execute.js"
 import { attemptsOf, blockSpan } from "./observe.js"
@@ -51,16 +50,13 @@ const own = (
       : blockSpan("session", engine, options, attempts, () => slot.unit?.outcome ?? "none", whole)
   })
 
-/** Until it has succeeded. */
-const once = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<void, E, R> => {
+/** A hook that is run until it has succeeded, or is not wanted any more. */
+const once = (effect: Effect.Effect<unknown, unknown>) => {
   let over = false
-  return Effect.suspend(() =>
-    over
-      ? Effect.void
-      : Effect.map(effect, () => {
-          over = true
-        })
-  )
+  const end = () => {
+    over = true
+  }
+  return { end, hook: Effect.suspend(() => (over ? Effect.void : Effect.map(effect, end))) }
 }
 
 /** A failure marks the block that it joins as rollback-only. */
@@ -68,18 +64,19 @@ const joined = (slot: Slot, entry: Entry, effect: AnyEffect, options: SlotOption
   Effect.suspend(() => {
     const at = unitOf(slot, entry.frame)
     if (at instanceof Error) return Effect.fail(at)
-    const refused = conflict(at.unit, at.frame, options, true)
-    if (refused !== undefined) return refused
-    const { beforeCommit } = options
-    // Of the COMMIT that keeps what the effect does, which is not this one's to make.
-    if (beforeCommit !== undefined) at.frame.top.beforeCommit.push(once(slot.engine.provide(beforeCommit)))
-    return Effect.onExit(limited(effect, options.name ?? at.frame.name, options.timeout), (exit) =>
-      Effect.sync(() => {
-        if (Exit.isSuccess(exit) || slot.ended || slot.needsGate) return
-        const { frame } = entry
-        const unit = slot.get()
-        const left = frame !== undefined && !frame.ended && frame.unit === unit ? frame : unit.frame
-        markRollbackOnly(left, "an autocommit that joined the session failed")
-      })
-    )
+    return Effect.flatMap(joinable(at.unit, at.frame, options), (block) => {
+      const { beforeCommit } = options
+      // Of the COMMIT that keeps what the effect does, which is not this one's to make.
+      const before = beforeCommit === undefined ? undefined : once(slot.engine.provide(beforeCommit))
+      if (before !== undefined) block.beforeCommit.push(before.hook)
+      return Effect.onExit(limited(effect, options.name ?? at.frame.name, options.timeout), (exit) =>
+        Effect.sync(() => {
+          if (keeps(block, exit)) return
+          before?.end()
+          if (slot.ended || slot.needsGate) return
+          const unit = slot.get()
+          markUnkept(block.unit === unit ? block : unit.frame, "an autocommit that joined the session failed")
+        })
+      )
+    })
   })

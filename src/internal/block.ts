@@ -12,15 +12,27 @@ import { Block, endAs, exitOf, runBody } from "./body.js"
 import type { Body } from "./body.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
-import { conflict, refuse } from "./conflict.js"
+import { conflict, joinable, refuse } from "./conflict.js"
 import { unitOf } from "./execute.js"
+import { framesAbove } from "./frame.js"
 import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
 import type { Attempts } from "./observe.js"
 import { makeMarker, prepareOutcome } from "./outcome.js"
-import { afterBefore, beforeEnd, busy, endNow, inSlot, newSlot, runBefore, settleOpen, undoOpen } from "./session.js"
+import {
+  afterBefore,
+  beforeEnd,
+  busy,
+  endNow,
+  inSlot,
+  newSlot,
+  runBefore,
+  settleOpen,
+  shareableRoot,
+  undoOpen
+} from "./session.js"
 import type { Slot } from "./slot.js"
-import { given, validate } from "./transactionSql.js"
+import { validate } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Unit } from "./unit.js"
 
@@ -134,7 +146,12 @@ const outermost = (
     const prepared = slot.needsGate ? Effect.flatMap(restore(slot.prepare), run) : undefined
     const whole = () =>
       options.verifyOutcome === true
-        ? Effect.flatMap(restore(prepareOutcome(engine, engine.transactionOptions(options))), () => prepared ?? run())
+        ? Effect.flatMap(
+            restore(
+              prepareOutcome(engine, engine.transactionOptions(options), isolated ? undefined : shareableRoot(entry))
+            ),
+            () => prepared ?? run()
+          )
         : (prepared ?? run())
     if (attempts === undefined) return whole()
     const outcome = () => slot.unit?.outcome ?? "none"
@@ -168,16 +185,14 @@ const withRetry = (
       })
 
 /** Joins what is open: no block of its own on the server. */
-const join = (slot: Slot, unit: Unit, frame: Frame, body: Body, options: BlockOptions) =>
-  Effect.suspend(() => {
-    const refused = conflict(unit, frame, options, true)
-    if (refused !== undefined) return refused
+const join = (slot: Slot, unit: Unit, around: Frame, body: Body, options: BlockOptions) =>
+  Effect.flatMap(joinable(unit, around, options), (frame) => {
     const block = new Block(slot, unit, frame)
     return Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(Effect.exit(restore(runBody(block, body, options))), (raw) => {
         const { commits, exit } = exitOf(block, raw)
         if (block.ending !== undefined && frame.ending === block.ending) frame.ending = undefined
-        if (!commits) markRollbackOnly(frame, `a block that joined "${frame.name}" failed`)
+        if (!commits) markUnkept(frame, `a block that joined "${frame.name}" failed`)
         return exit
       })
     )
@@ -186,6 +201,12 @@ const join = (slot: Slot, unit: Unit, frame: Frame, body: Body, options: BlockOp
 /** @internal */
 export const markRollbackOnly = (frame: Frame, why: string): void => {
   if (!frame.ended) frame.rollbackOnly ??= why
+}
+
+/** As `markRollbackOnly`, of a block whose work may have gone over to the one around it meanwhile. @internal */
+export const markUnkept = (frame: Frame, why: string): void => {
+  const open = framesAbove(frame).find((_) => !_.ended)
+  if (open !== undefined) markRollbackOnly(open, why)
 }
 
 /** @internal */
@@ -322,9 +343,14 @@ const inSession = (
             return raise(unit)
         }
       })
-      const run = Effect.suspend(() => {
+      const ready = Effect.suspend(() => {
         if (frame.ended) return Effect.fail(endings.goneError(unit, frame))
         frame.holds = appends ? "shared" : "own"
+        return options.verifyOutcome === true
+          ? restore(prepareOutcome(unit.engine, unit.options, unit.begun ? undefined : unit.lease))
+          : Effect.void
+      })
+      const run = Effect.suspend(() => {
         if (!unit.begun) unit.outcome = "none"
         unit.wantsMarker = options.verifyOutcome === true ? makeMarker : undefined
         const block = new Block(slot, unit, frame)
@@ -344,7 +370,9 @@ const inSession = (
       })
       // What was open before is not this block's: that it can't be ended is no reason to run the block again.
       return Effect.flatMap(Effect.exit(clear), (cleared): Effect.Effect<Exit.Exit<any, any>, any, any> =>
-        Exit.isFailure(cleared) ? Effect.succeed(cleared) : Effect.map(spanned(run), Exit.succeed)
+        Exit.isFailure(cleared)
+          ? Effect.succeed(cleared)
+          : Effect.map(Effect.zipRight(ready, spanned(run)), Exit.succeed)
       ).pipe(
         Effect.ensuring(
           Effect.sync(() => {
@@ -355,9 +383,7 @@ const inSession = (
       )
     })
   )
-  const first =
-    options.verifyOutcome === true ? prepareOutcome(unit.engine, { ...unit.defaults, ...given(options) }) : Effect.void
-  return Effect.zipRight(first, Effect.flatten(withRetry(attempt, options, () => !appends)))
+  return Effect.flatten(withRetry(attempt, options, () => !appends))
 }
 
 /** The end of a transaction that a block has for itself in a session. */
@@ -367,14 +393,9 @@ const endOwn = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void,
     // The session's own hooks wait for the end of the session's own work.
     const frames = frame.holds === "shared" ? [unit.frame, frame] : [frame]
     const left = frame.child
-    const undo = left === undefined ? Effect.void : Effect.ignore(endings.endBlock(unit, left, false))
-    return Effect.zipRight(
-      undo,
-      Effect.suspend(() => {
-        frame.seal()
-        return success ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
-      })
-    )
+    frame.seal()
+    const end = success ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
+    return left === undefined || !success ? end : Effect.zipRight(endings.undo(unit, left), end)
   })
 
 const raise = (unit: Unit): Effect.Effect<never, DbError> =>

@@ -104,15 +104,17 @@ export const runBody = (
   )
 }
 
+/** Whether what ended like this is kept: done, or passed through by the `tx.end` of a block around it. @internal */
+export const keeps = ({ ending }: Frame, exit: Exit.Exit<unknown, unknown>): boolean =>
+  Exit.isSuccess(exit) || (ending?.commits === true && Cause.isInterruptedOnly(exit.cause))
+
 /** What the body's exit means when this block, or one around it, was told how to end. @internal */
 export const exitOf = (
   block: Block,
   exit: Exit.Exit<any, any>
 ): { readonly exit: Exit.Exit<any, any>; readonly commits: boolean } => {
-  if (Exit.isSuccess(exit)) return { exit, commits: true }
   const { ending, frame } = block
-  if (ending === undefined)
-    return { exit, commits: frame.ending?.commits === true && Cause.isInterruptedOnly(exit.cause) }
+  if (Exit.isSuccess(exit) || ending === undefined) return { exit, commits: keeps(frame, exit) }
   // What dies on the way out is no way to end.
   const defects = Cause.keepDefects(exit.cause)
   if (Option.isSome(defects)) return { exit: Exit.failCause(defects.value), commits: false }

@@ -47,3 +47,27 @@ export const conflict = (
         'Open the session with it, or use propagation: "requiresNew" or DbSession.isolated.'
       )
 }
+
+const asksNothing = ({
+  deferrable,
+  isolation,
+  lockTimeout,
+  readOnly,
+  settings,
+  statementTimeout
+}: TransactionOptions) =>
+  (deferrable ?? isolation ?? lockTimeout ?? readOnly ?? settings ?? statementTimeout) === undefined
+
+/**
+ * The block that one with these options can join: known when it is its turn, since what a sibling has open then is not
+ * what the statements will be in.
+ * @internal
+ */
+export const joinable = (unit: Unit, frame: Frame, options: TransactionOptions): Effect.Effect<Frame, DbError> => {
+  const join = () => conflict(unit, frame, options, true) ?? Effect.succeed(frame.top)
+  if (asksNothing(options) || frame.free) return join()
+  return Effect.async<Frame, DbError>((resume) => {
+    const leave = frame.turn((error) => resume(error === undefined ? join() : Effect.fail(error)))
+    return Effect.sync(leave)
+  })
+}

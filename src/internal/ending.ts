@@ -2,7 +2,9 @@
  * How the transactions and blocks of a session end: COMMIT, ROLLBACK, RELEASE and ROLLBACK TO, each awaited for no
  * longer than `settleTimeout`, and what becomes of a COMMIT whose answer is lost.
  */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
 import { Command } from "./command.js"
 import type { Owner, Watch } from "./command.js"
@@ -120,19 +122,46 @@ const cancelAll = (unit: Unit): Effect.Effect<void> =>
     })
   })
 
-/** Nothing else is let in meanwhile: what is issued from now on belongs to the next transaction, and waits. */
-const alone = <E>(unit: Unit, end: Effect.Effect<void, E>): Effect.Effect<void, E> => {
-  unit.settlers++
-  const over = <A>(exit: A): A => {
-    unit.settlers--
+/**
+ * Ends the transaction for somebody who holds it: nothing else is let in meanwhile, and what is issued from now on
+ * belongs to the next one.
+ */
+const held = (unit: Unit, end: Effect.Effect<void, DbError>): Effect.Effect<void, DbError> => {
+  const over = <A>(exit: A, lost: DbError | undefined): A => {
+    unit.settling = false
     for (let frame: Frame | undefined = unit.frame; frame !== undefined; frame = frame.child) frame.serve()
+    for (const waiter of unit.settled.splice(0)) waiter(lost)
     return exit
   }
   // Nothing interrupts the end of a transaction: this is `ensuring` in fewer steps.
   return Effect.matchCauseEffect(end, {
-    onFailure: (cause) => over(Effect.failCause(cause)),
-    onSuccess: () => over(Effect.void)
+    onFailure: (cause) => over(Effect.failCause(cause), Option.getOrUndefined(Cause.failureOption(cause))),
+    onSuccess: () => over(Effect.void, undefined)
   })
+}
+
+/** One at a time: who comes second waits, and is told what the first has lost. */
+const alone = (
+  unit: Unit,
+  end: () => Effect.Effect<void, DbError>,
+  afterLoss: (lost: DbError) => Effect.Effect<void, DbError>
+): Effect.Effect<void, DbError> => {
+  if (!unit.settling) {
+    unit.settling = true
+    return held(unit, end())
+  }
+  return Effect.flatMap(
+    Effect.async<DbError | undefined>((resume) => {
+      unit.settled.push((lost) => resume(Effect.succeed(lost)))
+    }),
+    (lost) => (lost === undefined ? alone(unit, end, afterLoss) : afterLoss(lost))
+  )
+}
+
+/** Holds the transaction for its end, when nobody else is in it: no block, no statement on its way, no other end. @internal */
+export const hold = (unit: Unit): boolean => {
+  if (unit.settling || unit.issued > 0 || unit.frame.child !== undefined) return false
+  return (unit.settling = true)
 }
 
 /** Its session, or a block around it, has ended with it inside, and took its work along. @internal */
@@ -192,14 +221,16 @@ const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<vo
     return error === undefined ? undone : Effect.zipRight(undone, Effect.fail(error))
   })
 
-const undo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
+/** Rolls a block back that is sealed, with what is in it. @internal */
+export const undo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
   const over = Effect.sync(() => frame.close())
   const { wire } = unit.lease
   frame.undone = true
   if (frame.begun) frame.outcome = "rolled back"
   if (!frame.begun || unit.lost !== undefined || wire === undefined || wire.dead) return over
   unit.pending = []
-  return send(unit, { text: Sql.rollbackTo(frame.savepoint), summary: "ROLLBACK TO SAVEPOINT" }).pipe(
+  // In a Sync group of its own: behind a statement that fails in an open one it would be passed over.
+  return send(unit, { text: Sql.rollbackTo(frame.savepoint), summary: "ROLLBACK TO SAVEPOINT", solo: true }).pipe(
     Effect.matchEffect({
       onSuccess: () => {
         unit.path = null
@@ -223,26 +254,28 @@ const outerFailure = (frame: Frame): boolean => {
   return false
 }
 
-/** Commits and reports how it went. The caller has seen to it that no block is open. @internal */
-export const commit = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> =>
+/** Commits and reports how it went. The caller has seen to it that no block is open, and may hold it. @internal */
+export const commit = (unit: Unit, frame: Frame, holds = false): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
-    if (!unit.open) {
-      const refused = unit.refusal(frame)
-      return refused === undefined ? Effect.void : failCommit(unit, refused)
-    }
-    return alone(
-      unit,
-      unit.issued === 0
-        ? commitQuiet(unit, frame)
-        : Effect.matchEffect(whenQuiet(unit), {
-            onFailure: (busy) => failCommit(unit, busy),
-            onSuccess: () => commitQuiet(unit, frame)
-          })
-    )
+    const end = () => commitOpen(unit, frame)
+    // The work of both: who asks second has lost it as well.
+    return holds ? held(unit, end()) : alone(unit, end, Effect.fail)
   })
 
+const commitOpen = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> => {
+  if (unit.open && unit.issued === 0) return commitQuiet(unit, frame)
+  if (unit.open) {
+    return Effect.matchEffect(whenQuiet(unit), {
+      onFailure: (busy) => failCommit(unit, busy),
+      onSuccess: () => commitQuiet(unit, frame)
+    })
+  }
+  const refused = unit.refusal(frame)
+  return refused === undefined ? Effect.void : failCommit(unit, refused)
+}
+
 const failCommit = (unit: Unit, error: DbError): Effect.Effect<never, DbError> =>
-  Effect.zipRight(rollback(unit), Effect.fail(error))
+  Effect.zipRight(undoAll(unit), Effect.fail(error))
 
 const commitQuiet = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> => {
   const refused = unit.refusal(frame)
@@ -326,7 +359,12 @@ const settleOutcome = (unit: Unit, error: DbError, marker: OutcomeMarker | undef
 
 /** Rolls back what is open. Never fails: a connection that can't be rolled back is destroyed. @internal */
 export const rollback = (unit: Unit): Effect.Effect<void> =>
-  Effect.suspend(() => alone(unit, Effect.zipRight(cancelAll(unit), rollbackQuiet(unit))))
+  Effect.suspend(() => {
+    const undo = (): Effect.Effect<void> => alone(unit, () => undoAll(unit), undo) as Effect.Effect<void>
+    return undo()
+  })
+
+const undoAll = (unit: Unit): Effect.Effect<void> => Effect.zipRight(cancelAll(unit), rollbackQuiet(unit))
 
 /**
  * Rolls back what is open because its connection goes: the session can't go on, nor end as if it had been kept.
@@ -340,7 +378,9 @@ export const forsake = (unit: Unit, why: DbError): Effect.Effect<void> =>
       // A COMMIT that was on its way has come first: nothing is lost.
       if (unit.transactions === transactions + 1) unit.lost = lost
     }
-    return alone(unit, Effect.zipRight(cancelAll(unit), Effect.map(rollbackQuiet(unit), mark)))
+    const undo = (): Effect.Effect<void> =>
+      alone(unit, () => Effect.map(undoAll(unit), mark), undo) as Effect.Effect<void>
+    return undo()
   })
 
 const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>

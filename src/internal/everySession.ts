@@ -55,7 +55,9 @@ export const commitAll: Effect.Effect<void, SqlError> = Effect.flatMap(allOpen, 
         )
     })
   }
-  return next(0)
+  // Nothing has been committed yet: who can't commit now is told before anybody else has.
+  const refused = open.map(({ unit }) => sessions.busy(unit, "commit")).find((_) => _ !== undefined)
+  return refused === undefined ? next(0) : Effect.fail(refused)
 })
 
 /** @internal */

@@ -241,20 +241,24 @@ const onPool = (engine: EngineCore, entry: Entry, spec: Spec, done: Done, submit
     submit
   )
 
-/** A statement of our own on a connection of its own, whatever is ambient or forbidden. @internal */
+/** A statement of our own, whatever is ambient or forbidden: on this connection, or on one of the pool. @internal */
 export const executeApart = (
   engine: EngineCore,
   text: string,
-  params: ReadonlyArray<unknown>
+  params: ReadonlyArray<unknown>,
+  root?: Root
 ): Effect.Effect<Result, DbError> =>
   Effect.suspend(() => {
     const spec = makeSpec(text, params, "array", { several: true, prepare: false })
     return isRefused(spec)
       ? Effect.fail(spec)
       : Effect.async<Result, DbError>((resume) => {
-          const running = onPool(engine, Ambient.emptyEntry, spec, (error, result) =>
+          const done: Done = (error, result) =>
             resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
-          )
+          const running =
+            root === undefined
+              ? onPool(engine, Ambient.emptyEntry, spec, done)
+              : onRoot(root, engine, Ambient.emptyEntry, spec, done)
           return running.interrupt
         })
   })
@@ -306,9 +310,8 @@ export const executeGroup = (
   specs: ReadonlyArray<Spec>
 ): Effect.Effect<ReadonlyArray<Result>, DbError> => {
   const entry = Ambient.entry(fiber, engine)
-  const root = (entry.orphan ?? topOf(entry.stack))?.root()
-  if (root === undefined && entry.stack !== undefined) return Effect.fail(releasedStack())
-  if (root === undefined && !engine.config.implicit) return noSession()
+  const root = homeOf(engine, ambientBound, entry)
+  if (root instanceof DbError) return Effect.fail(root)
   return Effect.async<ReadonlyArray<Result>, DbError>((resume) => {
     const results: Array<Result> = []
     let failure: DbError | undefined = undefined
@@ -455,8 +458,9 @@ export const executeTogether = (
     const results: Array<Result> = []
     const errors: Array<DbError | undefined> = []
     let open = specs.length
+    const batch: Array<Command> = []
     const runs = specs.map((spec, i) =>
-      at.unit.run(at.frame, spec, (error, result) => {
+      at.unit.run(at.frame, { ...spec, batch, more: i < specs.length - 1 }, (error, result) => {
         errors[i] = error
         if (result !== undefined) results[i] = result
         if (--open > 0) return

@@ -103,7 +103,9 @@ export class Frame implements Owner {
   /** What BEGIN is sent with when this block opens the transaction. */
   opening(defaults: TransactionOptions): TransactionOptions | undefined {
     if (this.holds !== "own") return undefined
-    return this.options === defaults ? defaults : { ...defaults, ...given(this.options) }
+    if (this.options === defaults) return defaults
+    const settings = { ...defaults.settings, ...this.options.settings }
+    return { ...defaults, ...given(this.options), settings }
   }
 
   /** For a block without an effect that could be interrupted: its own time limit, until it ends. */

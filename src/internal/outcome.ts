@@ -12,6 +12,7 @@ import { DbError } from "../DbError.js"
 import { sendLast } from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { executeApart } from "./execute.js"
+import type { Root } from "./lease.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import { undisturbed } from "./undisturbed.js"
 import type { OutcomeMarker, Unit } from "./unit.js"
@@ -19,6 +20,8 @@ import type { OutcomeMarker, Unit } from "./unit.js"
 const create =
   "CREATE TABLE IF NOT EXISTS effect_db_outcome " +
   "(id uuid PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(), aborted boolean NOT NULL DEFAULT false)"
+
+const clean = "DELETE FROM effect_db_outcome WHERE at < now() - interval '1 day'"
 
 // The transaction that writes the marker may look for names elsewhere: in a tenant's schema, or nowhere.
 const place =
@@ -39,18 +42,23 @@ const createdMeanwhile = new Set(["23505", "42P07", "42710"])
 /**
  * Makes sure that the table is there, once per engine. Two that create it at once is no error. A transaction that only
  * reads needs none, and may be on a server that can't have one.
+ * @param root - the connection that the caller has, with no transaction open on it: the pool may have no other to give.
  * @internal
  */
-export const prepareOutcome = (engine: EngineCore, { readOnly }: TransactionOptions): Effect.Effect<void, DbError> =>
+export const prepareOutcome = (
+  engine: EngineCore,
+  { readOnly }: TransactionOptions,
+  root: Root | undefined
+): Effect.Effect<void, DbError> =>
   tables.has(engine) || readOnly === true
     ? Effect.void
-    : executeApart(engine, create, []).pipe(
+    : executeApart(engine, create, [], root).pipe(
         Effect.catchIf(
           ({ reason }) => reason.sqlState !== undefined && createdMeanwhile.has(reason.sqlState),
           () => Effect.void
         ),
-        Effect.zipRight(executeApart(engine, "DELETE FROM effect_db_outcome WHERE at < now() - interval '1 day'", [])),
-        Effect.zipRight(executeApart(engine, place, [])),
+        Effect.zipRight(executeApart(engine, clean, [], root)),
+        Effect.zipRight(executeApart(engine, place, [], root)),
         Effect.map((result) => void tables.set(engine, (result.rows[0] as ReadonlyArray<string>)[0]!)),
         within(engine, (limit) =>
           DbError.make("ConnectionError", {

@@ -89,6 +89,11 @@ export class Run {
     command.weigh = spec.weigh
     command.scope = spec.path ?? ""
     command.watch = spec.watch
+    if (spec.batch !== undefined) {
+      command.more = spec.more === true
+      command.batch = spec.batch
+      spec.batch.push(command)
+    }
     this.command = command
     unit.submitted++
     wire.submit(command)

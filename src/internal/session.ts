@@ -150,8 +150,22 @@ export const commit = (slot: Slot, unit: Unit): Effect.Effect<void, SqlError> =>
     const refused = busy(unit, "commit")
     if (refused !== undefined) return Effect.fail(refused)
     const ready = Effect.zipRight(runBefore(slot, unit, undefined), endings.whenQuiet(unit))
-    const end = Effect.suspend(() => (unit.hasToEnd ? settleOpen(unit, [unit.frame], unit.frame) : Effect.void))
+    const end: Effect.Effect<void, SqlError> = Effect.suspend(() => {
+      if (!unit.hasToEnd) return Effect.void
+      if (endings.hold(unit)) return settleOpen(unit, [unit.frame], unit.frame, true)
+      // Others have come in while the hooks ran.
+      const refused = unit.frame.child?.manual === true ? busy(unit, "commit") : undefined
+      if (refused !== undefined) return Effect.fail(refused)
+      return Effect.zipRight(restore(Effect.zipRight(endings.whenQuiet(unit), turnIn(unit.frame))), end)
+    })
     return Effect.zipRight(restore(ready), end)
+  })
+
+/** Waits until no block is open in this one. */
+const turnIn = (frame: Frame): Effect.Effect<void, DbError> =>
+  Effect.async<void, DbError>((resume) => {
+    const leave = frame.turn((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
+    return Effect.sync(leave)
   })
 
 /** What comes before COMMIT, then the end: a rollback, when that has gone wrong. @internal */
@@ -165,8 +179,13 @@ export const beforeEnd = <E>(
   })
 
 /** COMMIT and the hooks that follow it. @internal */
-export const settleOpen = (unit: Unit, frames: ReadonlyArray<Frame>, frame: Frame): Effect.Effect<void, DbError> =>
-  Effect.matchEffect(endings.commit(unit, frame), {
+export const settleOpen = (
+  unit: Unit,
+  frames: ReadonlyArray<Frame>,
+  frame: Frame,
+  held = false
+): Effect.Effect<void, DbError> =>
+  Effect.matchEffect(endings.commit(unit, frame, held), {
     onSuccess: () => runAfter(takeHooks(frames, true)),
     onFailure: (error) => Effect.zipRight(runAfter(takeHooks(frames, false, isUnknown(error))), Effect.fail(error))
   })
@@ -197,8 +216,8 @@ export const rollback = (unit: Unit): Effect.Effect<void, DbError> =>
 /** Rolls back, gives the connection back and empties the slot: the next use is a new session. @internal */
 export const close = (slot: Slot, unit: Unit): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
-    const child = unit.frame.child
-    const open = unit.preparing > 0 || (child !== undefined && !child.manual)
+    // What was opened by hand is left open.
+    const open = unit.preparing > 0 || unit.frame.top.child !== undefined
     const refused = open ? busy(unit, "close") : undefined
     if (refused !== undefined) return Effect.fail(refused)
     if (slot.unit === unit) slot.empty()
@@ -223,7 +242,10 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
   const frames = block === undefined ? [unit.frame] : [unit.frame, block]
   const end = () => {
     unit.shut()
-    if (commits) return endings.commit(unit, frame)
+    if (commits) {
+      const commit = endings.commit(unit, frame)
+      return left === undefined ? commit : Effect.zipRight(endings.undo(unit, left), commit)
+    }
     const undone = endings.rollback(unit)
     return success && left?.holds === "shared" ? Effect.zipRight(undone, Effect.fail(leftOpen(unit, left))) : undone
   }
@@ -233,13 +255,10 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
     const hooks = takeHooks(frames, commits && Exit.isSuccess(exit), unknown)
     return hooks.length === 0 ? exit : Effect.zipRight(runAfter(hooks), exit)
   }
-  return Effect.matchCauseEffect(
-    commits && left !== undefined ? Effect.flatMap(Effect.ignore(endings.endBlock(unit, left, false)), end) : end(),
-    {
-      onFailure: (cause) => after(Exit.failCause(cause)),
-      onSuccess: () => after(Exit.void)
-    }
-  )
+  return Effect.matchCauseEffect(end(), {
+    onFailure: (cause) => after(Exit.failCause(cause)),
+    onSuccess: () => after(Exit.void)
+  })
 }
 
 /** Ends the session of a slot for good. @internal */

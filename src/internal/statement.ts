@@ -3,7 +3,7 @@
  */
 import { DbError } from "../DbError.js"
 import { checkText, encodeParams } from "./input.js"
-import type { CopyHandler, Watch } from "./command.js"
+import type { Command, CopyHandler, Watch } from "./command.js"
 
 /** A statement, checked and encoded. @internal */
 export interface Spec {
@@ -22,6 +22,10 @@ export interface Spec {
   /** The search path that it runs with; nothing: the connection's own. */
   readonly path: string | undefined
   readonly watch?: Watch | undefined
+  /** What has been submitted of its batch, which is sent together or not at all. */
+  readonly batch?: Array<Command> | undefined
+  /** It is not the last of its batch. */
+  readonly more?: boolean | undefined
 }
 
 interface Known {

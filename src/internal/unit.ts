@@ -55,8 +55,10 @@ export class Unit implements PathState {
   aborted = false
   /** How many transactions have ended: what belongs to one of them can tell that it is over. */
   transactions = 0
-  /** How many are ending the transaction. */
-  settlers = 0
+  /** Somebody is ending the transaction: what is issued from now on belongs to the next one, and waits. */
+  settling = false
+  /** Who is to be told when that is over, and why when it could not be committed. */
+  settled: Array<(lost: DbError | undefined) => void> = []
   /** How many run the hooks before a commit. */
   preparing = 0
   /** Why there is no transaction any more, though nobody ended it. */
@@ -307,11 +309,6 @@ export class Unit implements PathState {
     return () => {
       this.quiet = this.quiet.filter((_) => _ !== done)
     }
-  }
-
-  /** The transaction is being ended: what is issued from now on belongs to the next one, and waits. */
-  get settling(): boolean {
-    return this.settlers > 0
   }
 
   runSettled(): void {
