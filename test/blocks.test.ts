@@ -10,7 +10,16 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { atomic, DbConnection, DbError, DbSession, type DbSql, DbTransaction, withTransaction } from "effect-db"
+import {
+  atomic,
+  DbConnection,
+  DbError,
+  DbQuery,
+  DbSession,
+  type DbSql,
+  DbTransaction,
+  withTransaction
+} from "effect-db"
 import { testDatabase } from "./support/database.js"
 import { committed, insert, no, outcome, programsOn, reason, refused, sleep } from "./support/programs.js"
 
@@ -780,6 +789,53 @@ describe("a block that joins", () => {
         })
       )
       expect([runs, yield* rows]).toEqual([0, [1]])
+    }))
+})
+
+describe("a COPY that waits for its own session", () => {
+  const busy = { blockTimeout: 100 }
+  const series = Effect.map(DbSession, ({ sql }) => sql<{ i: number }>`SELECT generate_series(1, 3) AS i`.stream)
+
+  test(
+    "to read what it fills: SessionBusy, and nothing is kept",
+    () =>
+      Effect.gen(function* () {
+        const work = Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          yield* insert(9)
+          const lines = Stream.map(yield* series, ({ i }) => `${i}\n`)
+          yield* DbQuery.copyFrom(sql`COPY t (id) FROM STDIN`, lines)
+        })
+        expect(yield* reason(session(work))).toBe("SessionBusy")
+        expect(yield* rows).toEqual([])
+      }),
+    busy
+  )
+
+  test(
+    "to use what it reads: SessionBusy",
+    () =>
+      Effect.gen(function* () {
+        const work = Effect.flatMap(DbSession, ({ sql }) =>
+          DbQuery.copyTo(sql`COPY (SELECT repeat('x', 2000) FROM generate_series(1, 5000)) TO STDOUT`).pipe(
+            Stream.runForEach(() => sql`SELECT 1`)
+          )
+        )
+        expect(yield* reason(session(work))).toBe("SessionBusy")
+      }),
+    busy
+  )
+
+  test("and has ended lets the others have their turn", () =>
+    Effect.gen(function* () {
+      yield* session(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const copy = DbQuery.copyFrom(sql`COPY t (id) FROM STDIN`, Stream.make("1\n"))
+          yield* Effect.all([copy, insert(2), withTransaction(insert(3))], { concurrency: 3 })
+        })
+      )
+      expect(yield* rows).toEqual([1, 2, 3])
     }))
 })
 

@@ -129,7 +129,7 @@ const cancelAll = (unit: Unit): Effect.Effect<void> =>
 const held = (unit: Unit, end: Effect.Effect<void, DbError>): Effect.Effect<void, DbError> => {
   const over = <A>(exit: A, lost: DbError | undefined): A => {
     unit.settling = false
-    for (let frame: Frame | undefined = unit.frame; frame !== undefined; frame = frame.child) frame.serve()
+    unit.serve()
     for (const waiter of unit.settled.splice(0)) waiter(lost)
     return exit
   }

@@ -147,9 +147,15 @@ export class Frame implements Owner {
     return this.unit.vet(wire)
   }
 
+  /** Something else has to end before a statement of this block can go out. */
+  private get taken(): boolean {
+    const { copying, settling } = this.unit
+    return settling || copying > 0 || this.top.child !== undefined
+  }
+
   /** A statement of this block has its turn at once. */
   get free(): boolean {
-    return !this.ended && this.waiters.length === 0 && this.top.child === undefined && !this.unit.settling
+    return !this.ended && this.waiters.length === 0 && !this.taken
   }
 
   /**
@@ -167,20 +173,30 @@ export class Frame implements Owner {
     const waiter: Waiter = { done, stop: () => {} }
     const limit = this.unit.engine.config.blockMillis
     waiter.stop = deadline(limit, () => {
-      const blocking = this.top.child?.name ?? (this.unit.settling ? "the end of the transaction" : "another block")
-      if (!this.waiters.leave(place)) return
-      done(
-        DbError.make("SessionBusy", {
-          message: `Waited ${limit} ms for the block "${blocking}", which is open inside "${this.name}".`,
-          hint: "A block that joins a fiber which needs the outer block waits for itself. blockTimeout is the limit.",
-          block: blocking
-        })
-      )
+      if (this.waiters.leave(place)) done(this.busyError(limit))
     })
     const place = this.waiters.join(waiter)
     return () => {
       if (this.waiters.leave(place)) waiter.stop()
     }
+  }
+
+  private busyError(limit: number): DbError {
+    const child = this.top.child?.name
+    const { copying, settling } = this.unit
+    if (child === undefined && !settling && copying > 0) {
+      return DbError.make("SessionBusy", {
+        message: `Waited ${limit} ms for a COPY of the session "${this.unit.name}".`,
+        hint: "Until it has ended the server takes nothing else: read its source, or use what it yields, in DbSession.isolated.",
+        block: "COPY"
+      })
+    }
+    const blocking = child ?? (settling ? "the end of the transaction" : "another block")
+    return DbError.make("SessionBusy", {
+      message: `Waited ${limit} ms for the block "${blocking}", which is open inside "${this.name}".`,
+      hint: "A block that joins a fiber which needs the outer block waits for itself. blockTimeout is the limit.",
+      block: blocking
+    })
   }
 
   open(kind: FrameKind, options: FrameOptions, holds: Frame["holds"] = "nothing"): Frame {
@@ -220,7 +236,7 @@ export class Frame implements Owner {
 
   /** Whoever waits has its turn, as long as nothing stands in the way. */
   serve(): void {
-    while (this.waiters.length > 0 && !this.ended && this.top.child === undefined && !this.unit.settling) {
+    while (this.waiters.length > 0 && !this.ended && !this.taken) {
       const waiter = this.waiters.next()!
       waiter.stop()
       waiter.done(undefined)

@@ -42,6 +42,7 @@ export class Run {
   private issue(): void {
     this.issued = true
     this.unit.issued++
+    if (this.spec.copy !== undefined) this.unit.copying++
   }
 
   private queue(): void {
@@ -108,6 +109,10 @@ export class Run {
     this.done(error, result, multiple)
     this.waiter?.()
     this.unit.runSettled()
+    if (this.issued && this.spec.copy !== undefined) {
+      this.unit.copying--
+      this.unit.serve()
+    }
   }
 
   /** Not sent: never happens. Running: cancelled, and this waits for the server's word. Behind others: marked. */

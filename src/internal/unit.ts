@@ -55,6 +55,8 @@ export class Unit implements PathState {
   aborted = false
   /** How many transactions have ended: what belongs to one of them can tell that it is over. */
   transactions = 0
+  /** How many COPYs run: until it has ended the server takes nothing else. */
+  copying = 0
   /** Somebody is ending the transaction: what is issued from now on belongs to the next one, and waits. */
   settling = false
   /** Who is to be told when that is over, and why when it could not be committed. */
@@ -309,6 +311,11 @@ export class Unit implements PathState {
     return () => {
       this.quiet = this.quiet.filter((_) => _ !== done)
     }
+  }
+
+  /** Whoever waits in one of its blocks has its turn, as far as nothing stands in the way. */
+  serve(): void {
+    for (let frame: Frame | undefined = this.frame; frame !== undefined; frame = frame.child) frame.serve()
   }
 
   runSettled(): void {
