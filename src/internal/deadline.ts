@@ -28,7 +28,10 @@ export const deadline = (millis: number, f: () => void): (() => void) => {
   let timer: NodeJS.Timeout | undefined = undefined
   let last: NodeJS.Immediate | undefined = undefined
   let left = millis
+  const since = performance.now()
   const next = (): void => {
+    // Timers count from when their turn of the event loop has begun: a little early, each of them.
+    if (left <= 0) left = millis - (performance.now() - since)
     // What has arrived meanwhile is read before anybody is called late.
     if (left <= 0) {
       last = setImmediate(f)

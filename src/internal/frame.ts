@@ -60,7 +60,7 @@ export class Frame implements Owner {
   rollbackOnly: string | undefined = undefined
   /** Its time is over: what is issued in it fails, and so does its success. */
   late: DbError | undefined = undefined
-  private stopTimer: () => void = () => {}
+  private stopTimer: (() => void) | undefined = undefined
   /** What became of a savepoint, for those who watch. */
   outcome: Outcome = "none"
   /** How `tx.end` told this block to end, or one around it, through this one. */
@@ -211,7 +211,7 @@ export class Frame implements Owner {
   seal(): void {
     if (this.ended) return
     this.ended = true
-    this.stopTimer()
+    this.stopTimer?.()
     this.child?.seal()
     if (this.waiters.length === 0 && this.unit.runs.size === 0) return
     const error = this.closedError()
