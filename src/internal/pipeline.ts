@@ -239,15 +239,9 @@ export class Pipeline {
     this.write()
   }
 
-  /** Nothing new is sent while a cancel is on its way, which could hit it, and behind a BEGIN only its own group. */
+  /** Nothing new is sent while a cancel is on its way, which could hit it. */
   private get held(): boolean {
-    return (
-      this.dead !== undefined ||
-      this.cancellation !== undefined ||
-      this.blocked ||
-      (this.answers.opening && this.group === undefined) ||
-      this.copying?.settled === false
-    )
+    return this.dead !== undefined || this.cancellation !== undefined || this.blocked || this.copying?.settled === false
   }
 
   private fill(): void {
@@ -260,13 +254,19 @@ export class Pipeline {
       const full = answers.inFlight >= windowSteps || writer.size >= windowBytes
       if (!glued && (full || (one && answers.groups.length > 0))) break
       const command: Command = this.queue[this.head]!
+      if (command.state !== State.Queued) {
+        this.head++
+        continue
+      }
+      const apart = command.simple || command.solo || one
+      // Behind a BEGIN that may fail, only what stands or falls with it.
+      if (!glued && answers.opening && (apart || this.group === undefined)) break
       this.head++
-      if (command.state !== State.Queued) continue
       const prefix = command.owner === undefined ? [] : command.owner.takePrefix()
       const opens = prefix.some((control) => control.opens)
       this.tell(command, prefix)
       if (this.group !== undefined && !glued) {
-        if (command.simple || command.solo || one) this.sync()
+        if (apart) this.sync()
         // The answers before are awaited by somebody: they must not wait for this one.
         else writer.flush()
       }
@@ -290,7 +290,6 @@ export class Pipeline {
         glued = command.more
         if (command.solo && !glued) this.sync()
       }
-      if (opens && this.group === undefined) break
     }
     if (this.head >= this.queue.length) {
       this.queue.length = 0
