@@ -20,6 +20,8 @@ export interface AnswersOptions {
   readonly onNotification?: ((channel: string, payload: string, pid: number) => void) | undefined
   readonly onParameter?: ((name: string, value: string) => void) | undefined
   readonly onTag?: ((tag: string, command: Command) => void) | undefined
+  /** A statement that has failed after it had begun. */
+  readonly onHalf?: ((command: Command) => void) | undefined
   /** Every ErrorResponse. `healed`: a plan that is forgotten, so that the statement can be sent again. */
   readonly onServerError?: ((message: ServerMessage, healed: boolean) => void) | undefined
 }
@@ -83,6 +85,8 @@ export class Answers {
       case Backend.DataRow:
         return this.row(step, buffer, start, end)
       case Backend.BindComplete:
+        if (step !== undefined) step.bound = true
+        return endsAt(start, end)
       case Backend.CloseComplete:
         return endsAt(start, end)
       case Backend.ParseComplete: {
@@ -288,6 +292,7 @@ export class Answers {
     if (stale && step.prepared !== undefined) this.prepared.drop(step.prepared)
     else if (message.code === "26000") this.prepared.forgetAll()
     group.stray = message.code === "57014" && !canceled && this.sender.cancelMayStray() && canRepeat(group)
+    if (command !== undefined && (step.bound || group.simple)) this.options.onHalf?.(command)
     group.error = DbError.fromServer(message, {
       statement: command?.text ?? step.control?.text,
       canceledByUs: canceled,

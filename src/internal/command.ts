@@ -107,6 +107,8 @@ export interface Step {
   prepared: Prepared | undefined
   /** The name that this step closed, to make room. */
   closed: string | undefined
+  /** The server has begun with it: before that nothing of it can have happened. */
+  bound: boolean
   shape: Shape | undefined
   rows: Array<any>
   /** Of the rows, as they came. */

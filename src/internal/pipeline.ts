@@ -332,6 +332,7 @@ export class Pipeline {
       control,
       prepared: undefined,
       closed: undefined,
+      bound: false,
       shape: undefined,
       rows: [],
       bytes: 0,

@@ -14,7 +14,7 @@ import { deadline } from "./deadline.js"
 import { neutral, neutrally } from "./neutral.js"
 import { Pipeline } from "./pipeline.js"
 import type { Command } from "./pipeline.js"
-import { leavesState } from "./recycler.js"
+import { failureLeaves, leavesState } from "./remains.js"
 import { makeResult } from "./rows.js"
 import type { Field } from "./rows.js"
 import { connectionIsLost, isServerError } from "./sqlState.js"
@@ -103,6 +103,9 @@ export class Wire {
         if (!this.dirty && leavesState(tag, command.text)) this.dirty = true
         if (tag === "PREPARE") this.prepares = true
         if (tag === "DISCARD ALL" || tag.startsWith("DEALLOCATE")) this.pipeline.forgetAll()
+      },
+      onHalf: ({ solo, text }) => {
+        if (!this.dirty && failureLeaves(text, solo)) this.dirty = true
       },
       onServerError: (message, healed) => {
         if (!healed && connectionIsLost(message, { readWriteTarget })) {
