@@ -45,6 +45,7 @@ export interface PipelineOptions extends AnswersOptions {
 /** A command that the server is asked to cancel. */
 interface Cancellation {
   readonly command: Command
+  requests: number
   /** By then the server has to have answered. */
   readonly stop: () => void
   /** Until it is asked again; nothing while a request is on its way. */
@@ -69,6 +70,8 @@ export class Pipeline {
   private group: Group | undefined = undefined
   private blocked = false
   private cancellation: Cancellation | undefined = undefined
+  /** CancelRequests that may still hit somebody. */
+  private strays = 0
   /** How often something has come in: what goes out in between is one round trip. */
   heard = 0
   private idleWaiters: Array<() => void> = []
@@ -84,8 +87,7 @@ export class Pipeline {
     this.answers = new Answers(options, this.prepared, {
       copyIn: (command, simple) => this.copyIn(command, simple),
       copyOut: (command, chunk) => command?.copy?.onData?.(chunk, this),
-      cancelMayStray: () => this.cancellation !== undefined || this.suspect,
-      repeat: (commands) => this.repeat(commands)
+      takeStray: () => this.strays > 0 && this.strays-- > 0
     })
     this.reader = new Reader(this.answers.onMessage)
   }
@@ -138,14 +140,6 @@ export class Pipeline {
     this.send()
   }
 
-  /** To the head of the queue, in their order. */
-  private repeat(commands: ReadonlyArray<Command>): void {
-    for (const command of commands) command.state = State.Queued
-    this.queue = [...commands, ...this.queue.slice(this.head)]
-    this.head = 0
-    this.schedule()
-  }
-
   /**
    * Takes back what has not been sent, cancels what is running, and marks what waits behind others to be
    * cancelled when its turn comes. `true`: the caller should wait until the command has settled.
@@ -175,10 +169,12 @@ export class Pipeline {
     const stop = deadline(this.options.settleMillis, () =>
       this.die(new Error("the server did not confirm the cancellation in time"), "read")
     )
-    const cancellation: Cancellation = { command, stop, pause: undefined }
+    const cancellation: Cancellation = { command, requests: 0, stop, pause: undefined }
     this.cancellation = cancellation
     let pause = 50
     const attempt = (): void => {
+      cancellation.requests++
+      this.strays++
       this.options.cancel(() => {
         if (this.cancellation !== cancellation) return
         if (command.settled) return this.canceled(cancellation)
@@ -197,6 +193,7 @@ export class Pipeline {
   private canceled(cancellation: Cancellation): void {
     this.endCancellation()
     if (!cancellation.command.confirmed) this.suspect = true
+    else this.strays = Math.max(0, this.strays - cancellation.requests)
     this.afterAnswers()
     this.schedule()
   }
@@ -314,7 +311,7 @@ export class Pipeline {
       opens,
       at: 0,
       error: undefined,
-      stray: false,
+      undone: false,
       deferred: []
     }
     this.answers.groups.push(group)

@@ -102,13 +102,13 @@ export class Wire {
       onTag: (tag, command) => {
         if (!this.dirty && leavesState(tag, command.text)) this.dirty = true
         if (tag === "PREPARE") this.prepares = true
-        if (tag === "DISCARD ALL" || tag.startsWith("DEALLOCATE")) this.pipeline.forgetAll()
+        if (tag === "DISCARD ALL" || tag === "DEALLOCATE ALL") this.pipeline.forgetAll()
       },
       onHalf: ({ solo, text }) => {
         if (!this.dirty && failureLeaves(text, solo)) this.dirty = true
       },
-      onServerError: (message, healed) => {
-        if (!healed && connectionIsLost(message, { readWriteTarget })) {
+      onServerError: (message, harmless) => {
+        if (!harmless && connectionIsLost(message, { readWriteTarget })) {
           this.doomed ??= `the server answered ${message.code ?? "without a SQLSTATE"}`
         }
       }
