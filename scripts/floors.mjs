@@ -39,6 +39,7 @@ export const floors = [
     "src/internal/rows.ts",
     "src/internal/command.ts",
     "src/internal/prepared.ts",
+    "src/internal/remains.ts",
     "src/internal/answers.ts",
     "src/internal/pipeline.ts",
     "src/internal/searchPath.ts",

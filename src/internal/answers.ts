@@ -9,7 +9,8 @@ import { Backend, cstringEnd, endsAt, lastString, ProtocolViolation, readServerM
 import type { ServerMessage } from "./protocol.js"
 import { makeResult, makeShape, noShape, readFields } from "./rows.js"
 import type { Result, TypeParsers } from "./rows.js"
-import { isStalePlan, withoutLiterals } from "./sqlState.js"
+import { leavesByText } from "./remains.js"
+import { isStalePlan, isStatementTimeout, withoutLiterals } from "./sqlState.js"
 
 /** What happens besides the answers to statements. @internal */
 export interface AnswersOptions {
@@ -20,17 +21,18 @@ export interface AnswersOptions {
   readonly onNotification?: ((channel: string, payload: string, pid: number) => void) | undefined
   readonly onParameter?: ((name: string, value: string) => void) | undefined
   readonly onTag?: ((tag: string, command: Command) => void) | undefined
-  /** Every ErrorResponse. `healed`: a plan that is forgotten, so that the statement can be sent again. */
-  readonly onServerError?: ((message: ServerMessage, healed: boolean) => void) | undefined
+  /** A statement that has failed after it had begun. */
+  readonly onHalf?: ((command: Command) => void) | undefined
+  /** Every ErrorResponse. `harmless`: whatever its code, the connection is as it was. */
+  readonly onServerError?: ((message: ServerMessage, harmless: boolean) => void) | undefined
 }
 
 /** What the receiving half asks of the sending one. @internal */
 export interface Sender {
   readonly copyIn: (command: Command | undefined, simple: boolean) => void
   readonly copyOut: (command: Command | undefined, chunk: Buffer) => void
-  /** A cancel is under way, or one is known to have missed: 57014 may be meant for somebody else. */
-  readonly cancelMayStray: () => boolean
-  readonly repeat: (commands: ReadonlyArray<Command>) => void
+  /** Whether 57014 may have been meant for somebody else, by a cancel that has hit nobody yet: it hits once. */
+  readonly takeStray: () => boolean
 }
 
 // Tags after which the transaction may be over: believed only with the status that follows.
@@ -38,9 +40,6 @@ const endsTransaction = /^(?:COMMIT|ROLLBACK|PREPARE TRANSACTION|BEGIN|START TRA
 
 // Statements that have done nothing when they were cancelled: not CALL and DO, which commit on their way.
 const repeatable = /^\s*(?:select|insert|update|delete|with|values|merge|table|show)\b/i
-
-/** A cancel hits once; more are no accident. */
-const mostRepeats = 3
 
 /** @internal */
 export class Answers {
@@ -83,6 +82,8 @@ export class Answers {
       case Backend.DataRow:
         return this.row(step, buffer, start, end)
       case Backend.BindComplete:
+        if (step !== undefined) step.bound = true
+        return endsAt(start, end)
       case Backend.CloseComplete:
         return endsAt(start, end)
       case Backend.ParseComplete: {
@@ -231,7 +232,9 @@ export class Answers {
         results.length > 1 ? results : undefined
       )
     }
-    if (group.stray && status === "I") return this.repeat(group)
+    if (group.undone && status === "I") {
+      for (const { command } of group.steps) if (command !== undefined) command.undone = true
+    }
     for (const settle of group.deferred) settle()
     if (group.error !== undefined) this.skip(group, group.error)
   }
@@ -247,17 +250,6 @@ export class Answers {
     }
   }
 
-  /** Hit by a cancel that was meant for the command before: nothing of the group has happened, so it is sent again. */
-  private repeat(group: Group): void {
-    for (let i = group.at; i < group.steps.length; i++) {
-      this.inFlight--
-      this.unprepare(group.steps[i]!, i > group.at)
-    }
-    const commands = group.steps.flatMap((step) => (step.command === undefined ? [] : [step.command]))
-    for (const command of commands) command.repeats++
-    this.sender.repeat(commands)
-  }
-
   private unprepare(step: Step, skipped: boolean): void {
     if (step.prepared?.parsing !== undefined) this.prepared.forget(step.prepared)
     if (skipped && step.closed !== undefined) this.prepared.closeLater(step.closed)
@@ -266,10 +258,14 @@ export class Answers {
   private failed(group: Group | undefined, step: Step | undefined, message: ServerMessage): void {
     const fatal = message.severity === "FATAL" || message.severity === "PANIC"
     if (fatal) this.lost = message
-    const stale = isStalePlan(message)
+    const gone = message.code === "26000"
+    const named = gone || isStalePlan(message)
+    // Of a name of ours the server speaks when it is bound; later, of one that the text has used.
+    const ours = named && step?.prepared !== undefined && !step.bound
+    const theirs = named && (step?.bound === true || group?.simple === true)
     // Outside a transaction nothing is lost with the old plan: it is made again. Inside, the block has failed.
-    const healed = (stale || message.code === "26000") && group !== undefined && group.solo && this.status === "I"
-    this.options.onServerError?.(message, healed)
+    const healed = ours && group !== undefined && this.status === "I" && isUndone(group, group.at)
+    this.options.onServerError?.(message, healed || theirs)
     if (group === undefined || step === undefined) {
       // Between statements only the end of the connection is announced; its close follows. An error after
       // the last answer of a group belongs to its Sync: a deferred constraint of an implicit transaction.
@@ -277,25 +273,28 @@ export class Answers {
       return
     }
     // Its end may be announced after the error of a statement, which says more about that statement.
-    if (group.error !== undefined && !group.stray) return
+    if (group.error !== undefined && !group.undone) return
     const command = step.command
+    const hit = message.code === "57014" && !isStatementTimeout(message)
     let canceled = false
     for (const { command } of group.steps) {
       if (command === undefined || !command.canceled) continue
       canceled = true
-      if (message.code === "57014") command.confirmed = true
+      if (hit) command.confirmed = true
     }
-    if (stale && step.prepared !== undefined) this.prepared.drop(step.prepared)
-    else if (message.code === "26000") this.prepared.forgetAll()
-    group.stray = message.code === "57014" && !canceled && this.sender.cancelMayStray() && canRepeat(group)
+    if (ours && gone) this.prepared.forgetAll()
+    else if (ours) this.prepared.drop(step.prepared!)
+    const stray = hit && !canceled && this.sender.takeStray()
+    group.undone = healed || (stray && isUndone(group, group.at + 1))
+    if (command !== undefined && (step.bound || group.simple)) this.options.onHalf?.(command)
     group.error = DbError.fromServer(message, {
       statement: command?.text ?? step.control?.text,
       canceledByUs: canceled,
       targetReadWrite: this.options.readWriteTarget,
-      retryable: isUndone(group) ? true : undefined,
+      retryable: isLostWhole(group) ? true : undefined,
       offset: group.folded
     })
-    if (command !== undefined || group.stray) return
+    if (command !== undefined) return
     // A failed prefix fails the statement that it carries: the error is that statement's.
     step.control!.done?.(false, undefined)
     this.unprepare(step, false)
@@ -325,11 +324,11 @@ export class Answers {
     const groups = this.groups
     this.groups = []
     for (const group of groups) {
-      const sent = lost(isUndone(group))
+      const sent = lost(isLostWhole(group))
       for (let i = 0; i < group.steps.length; i++) {
         const step = group.steps[i]!
         if (i >= group.at) step.control?.done?.(false, undefined)
-        step.command?.settle(group.stray ? sent : (group.error ?? sent), undefined, undefined)
+        step.command?.settle(group.undone ? sent : (group.error ?? sent), undefined, undefined)
       }
     }
   }
@@ -346,17 +345,18 @@ const miscounts = (step: Step, { command, rowCount, rows }: Result): boolean =>
 const commits = /(?:^|;)\s*(?:commit|end|prepare\s+transaction)\b/i
 
 /** All of it was in a transaction that is not being committed: with the connection it is gone. */
-const isUndone = (group: Group): boolean =>
+const isLostWhole = (group: Group): boolean =>
   !group.solo &&
   !group.simple &&
   !group.steps.some(({ command }) => command !== undefined && commits.test(withoutLiterals(command.text)))
 
-const canRepeat = (group: Group): boolean =>
+/** Whether its first steps, which may have run, are undone with the group: a lock of the session would stay. */
+const isUndone = (group: Group, steps: number): boolean =>
   group.solo &&
   !group.simple &&
-  group.steps.every(
-    ({ command }) => command === undefined || (command.repeats < mostRepeats && repeatable.test(command.text))
-  )
+  group.steps
+    .slice(0, steps)
+    .every(({ command }) => command === undefined || (repeatable.test(command.text) && !leavesByText(command.text)))
 
 const parseFailure = (step: Step): DbError | undefined =>
   step.failure === undefined

@@ -62,8 +62,8 @@ export class Command {
   canceled = false
   /** The server answered 57014. */
   confirmed = false
-  /** How often it was sent again because a cancel meant for another one had hit it. */
-  repeats = 0
+  /** It has failed and nothing of its group has happened: it can be sent again. */
+  undone = false
   copy: CopyHandler | undefined = undefined
   weigh: ((bytes: number) => void) | undefined = undefined
   /** The same text means something else under another search path: named statements are kept apart by it. */
@@ -107,6 +107,8 @@ export interface Step {
   prepared: Prepared | undefined
   /** The name that this step closed, to make room. */
   closed: string | undefined
+  /** The server has begun with it: before that nothing of it can have happened. */
+  bound: boolean
   shape: Shape | undefined
   rows: Array<any>
   /** Of the rows, as they came. */
@@ -126,7 +128,7 @@ export interface Group {
   readonly opens: boolean
   at: number
   error: DbError | undefined
-  /** The error was the server's answer to a cancel that was meant for a command before this group. */
-  stray: boolean
+  /** The error is none of its statements' own, and nothing of it has happened. */
+  undone: boolean
   deferred: Array<() => void>
 }

@@ -47,7 +47,13 @@ export const later = (one: string | undefined, other: string | undefined): strin
 const bare = (wire: Wire, text: string, params: ReadonlyArray<string>): Effect.Effect<Result, DbError> =>
   Effect.async<Result, DbError>((resume) => {
     const command = new Command(text, params, "array", true, true, false, undefined, (error, result) =>
-      resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
+      resume(
+        error === undefined
+          ? Effect.succeed(result!)
+          : command.undone && !wire.dead
+            ? bare(wire, text, params)
+            : Effect.fail(error)
+      )
     )
     wire.submit(command)
     return Effect.sync(() => {

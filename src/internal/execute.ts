@@ -21,7 +21,6 @@ import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
 import { isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
-import { isStalePlan } from "./sqlState.js"
 import type { Slot } from "./slot.js"
 import type { Unit } from "./unit.js"
 import type { Wire } from "./wire.js"
@@ -35,6 +34,9 @@ export type Bound =
 
 /** @internal */
 export const ambientBound: Bound = { _tag: "Ambient" }
+
+/** What made it fail happens once; more are no accident. */
+const mostRepeats = 3
 
 interface Running {
   readonly interrupt: Effect.Effect<void>
@@ -57,7 +59,7 @@ class Solo implements Running, Owner {
   private command: Command | undefined = undefined
   private wire: Wire | undefined = undefined
   private settled = false
-  private again = false
+  private repeats = 0
   private waiter: (() => void) | undefined = undefined
 
   constructor(
@@ -85,9 +87,9 @@ class Solo implements Running, Owner {
 
   /** On a connection that is shared a session may have come in between, in whose transaction it has no place. */
   private startAgain(wire: Wire): void {
-    this.again = true
-    if (this.release !== undefined) return this.start(wire)
+    this.repeats++
     this.command = undefined
+    if (this.release !== undefined) return this.start(wire)
     this.wire = undefined
     this.begin()
   }
@@ -102,8 +104,9 @@ class Solo implements Running, Owner {
       this.spec,
       this.controls.length > 0 ? this : undefined,
       (error, result, multiple) => {
-        // A plan that the server dropped or may not change: nothing has run, and the name is forgotten.
-        if (error !== undefined && !this.again && this.command?.abandoned !== true && canHeal(error, wire)) {
+        // Its plan was gone or out of date, or a cancel meant for another statement has hit it.
+        const { abandoned, undone } = this.command ?? {}
+        if (undone === true && abandoned === false && !wire.dead && this.repeats < mostRepeats) {
           return this.startAgain(wire)
         }
         this.settle(error, result, multiple)
@@ -152,9 +155,6 @@ class Solo implements Running, Owner {
     })
   }
 }
-
-const canHeal = (error: DbError, wire: Wire): boolean =>
-  !wire.dead && wire.status === "I" && (error.reason.sqlState === "26000" || isStalePlan(error.serverError ?? {}))
 
 const leftOpen = (): DbError =>
   DbError.make("InvalidInput", {

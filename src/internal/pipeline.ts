@@ -45,6 +45,7 @@ export interface PipelineOptions extends AnswersOptions {
 /** A command that the server is asked to cancel. */
 interface Cancellation {
   readonly command: Command
+  requests: number
   /** By then the server has to have answered. */
   readonly stop: () => void
   /** Until it is asked again; nothing while a request is on its way. */
@@ -69,6 +70,8 @@ export class Pipeline {
   private group: Group | undefined = undefined
   private blocked = false
   private cancellation: Cancellation | undefined = undefined
+  /** CancelRequests that may still hit somebody. */
+  private strays = 0
   /** How often something has come in: what goes out in between is one round trip. */
   heard = 0
   private idleWaiters: Array<() => void> = []
@@ -84,8 +87,7 @@ export class Pipeline {
     this.answers = new Answers(options, this.prepared, {
       copyIn: (command, simple) => this.copyIn(command, simple),
       copyOut: (command, chunk) => command?.copy?.onData?.(chunk, this),
-      cancelMayStray: () => this.cancellation !== undefined || this.suspect,
-      repeat: (commands) => this.repeat(commands)
+      takeStray: () => this.strays > 0 && this.strays-- > 0
     })
     this.reader = new Reader(this.answers.onMessage)
   }
@@ -138,14 +140,6 @@ export class Pipeline {
     this.send()
   }
 
-  /** To the head of the queue, in their order. */
-  private repeat(commands: ReadonlyArray<Command>): void {
-    for (const command of commands) command.state = State.Queued
-    this.queue = [...commands, ...this.queue.slice(this.head)]
-    this.head = 0
-    this.schedule()
-  }
-
   /**
    * Takes back what has not been sent, cancels what is running, and marks what waits behind others to be
    * cancelled when its turn comes. `true`: the caller should wait until the command has settled.
@@ -175,10 +169,12 @@ export class Pipeline {
     const stop = deadline(this.options.settleMillis, () =>
       this.die(new Error("the server did not confirm the cancellation in time"), "read")
     )
-    const cancellation: Cancellation = { command, stop, pause: undefined }
+    const cancellation: Cancellation = { command, requests: 0, stop, pause: undefined }
     this.cancellation = cancellation
     let pause = 50
     const attempt = (): void => {
+      cancellation.requests++
+      this.strays++
       this.options.cancel(() => {
         if (this.cancellation !== cancellation) return
         if (command.settled) return this.canceled(cancellation)
@@ -197,6 +193,7 @@ export class Pipeline {
   private canceled(cancellation: Cancellation): void {
     this.endCancellation()
     if (!cancellation.command.confirmed) this.suspect = true
+    else this.strays = Math.max(0, this.strays - cancellation.requests)
     this.afterAnswers()
     this.schedule()
   }
@@ -239,15 +236,9 @@ export class Pipeline {
     this.write()
   }
 
-  /** Nothing new is sent while a cancel is on its way, which could hit it, and behind a BEGIN only its own group. */
+  /** Nothing new is sent while a cancel is on its way, which could hit it. */
   private get held(): boolean {
-    return (
-      this.dead !== undefined ||
-      this.cancellation !== undefined ||
-      this.blocked ||
-      (this.answers.opening && this.group === undefined) ||
-      this.copying?.settled === false
-    )
+    return this.dead !== undefined || this.cancellation !== undefined || this.blocked || this.copying?.settled === false
   }
 
   private fill(): void {
@@ -260,13 +251,19 @@ export class Pipeline {
       const full = answers.inFlight >= windowSteps || writer.size >= windowBytes
       if (!glued && (full || (one && answers.groups.length > 0))) break
       const command: Command = this.queue[this.head]!
+      if (command.state !== State.Queued) {
+        this.head++
+        continue
+      }
+      const apart = command.simple || command.solo || one
+      // Behind a BEGIN that may fail, only what stands or falls with it.
+      if (!glued && answers.opening && (apart || this.group === undefined)) break
       this.head++
-      if (command.state !== State.Queued) continue
       const prefix = command.owner === undefined ? [] : command.owner.takePrefix()
       const opens = prefix.some((control) => control.opens)
       this.tell(command, prefix)
       if (this.group !== undefined && !glued) {
-        if (command.simple || command.solo || one) this.sync()
+        if (apart) this.sync()
         // The answers before are awaited by somebody: they must not wait for this one.
         else writer.flush()
       }
@@ -290,7 +287,6 @@ export class Pipeline {
         glued = command.more
         if (command.solo && !glued) this.sync()
       }
-      if (opens && this.group === undefined) break
     }
     if (this.head >= this.queue.length) {
       this.queue.length = 0
@@ -315,7 +311,7 @@ export class Pipeline {
       opens,
       at: 0,
       error: undefined,
-      stray: false,
+      undone: false,
       deferred: []
     }
     this.answers.groups.push(group)
@@ -333,6 +329,7 @@ export class Pipeline {
       control,
       prepared: undefined,
       closed: undefined,
+      bound: false,
       shape: undefined,
       rows: [],
       bytes: 0,

@@ -231,8 +231,11 @@ const naming = new Set(["25006", "0A000", "3D000", "3F000"])
 /** Codes of a refused login: there the server speaks of the host, role and database that it was asked for. */
 const refusals = new Set(["42501", "3D000", "53300", "57P03"])
 
+/** 57014 of a time limit. A translated text does not tell it from that of a cancel. */
+export const isStatementTimeout = (e: ServerError): boolean => /statement[ _]timeout/i.test(e.message ?? "")
+
 const statementTimedOut = (e: ServerError, context: ErrorContext): boolean =>
-  /statement[ _]timeout/i.test(e.message ?? "") ||
+  isStatementTimeout(e) ||
   // translated, and no cancel of ours: the statement's own limit is by far the likeliest
   (context.canceledByUs === false && !e.message?.startsWith("canceling"))
 

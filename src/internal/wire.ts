@@ -14,7 +14,7 @@ import { deadline } from "./deadline.js"
 import { neutral, neutrally } from "./neutral.js"
 import { Pipeline } from "./pipeline.js"
 import type { Command } from "./pipeline.js"
-import { leavesState } from "./recycler.js"
+import { failureLeaves, leavesState } from "./remains.js"
 import { makeResult } from "./rows.js"
 import type { Field } from "./rows.js"
 import { connectionIsLost, isServerError } from "./sqlState.js"
@@ -102,10 +102,13 @@ export class Wire {
       onTag: (tag, command) => {
         if (!this.dirty && leavesState(tag, command.text)) this.dirty = true
         if (tag === "PREPARE") this.prepares = true
-        if (tag === "DISCARD ALL" || tag.startsWith("DEALLOCATE")) this.pipeline.forgetAll()
+        if (tag === "DISCARD ALL" || tag === "DEALLOCATE ALL") this.pipeline.forgetAll()
       },
-      onServerError: (message, healed) => {
-        if (!healed && connectionIsLost(message, { readWriteTarget })) {
+      onHalf: ({ solo, text }) => {
+        if (!this.dirty && failureLeaves(text, solo)) this.dirty = true
+      },
+      onServerError: (message, harmless) => {
+        if (!harmless && connectionIsLost(message, { readWriteTarget })) {
           this.doomed ??= `the server answered ${message.code ?? "without a SQLSTATE"}`
         }
       }
