@@ -479,17 +479,17 @@ describe("a stream that outlives the block that it was opened in", () => {
 })
 
 describe("the time limit of a block that has no effect to interrupt", () => {
-  const late = { timeout: 50 }
-
-  const manual = (open: typeof DbSession.begin) => (body: Effect.Effect<unknown, unknown, any>) =>
-    Effect.flatMap(open(late), (tx) => Effect.zipRight(body, tx.commit))
-  const forms: ReadonlyArray<
-    readonly [string, (body: Effect.Effect<unknown, unknown, any>) => Effect.Effect<unknown, unknown, any>]
-  > = [
-    ["begin", (body) => session(manual(DbSession.begin)(body))],
-    ["savepoint", (body) => session(manual(DbSession.savepoint)(body))],
-    ["scoped", (body) => Effect.scoped(Effect.zipRight(DbTransaction.scoped(late), body))],
-    ["scoped in a session", (body) => session(Effect.scoped(Effect.zipRight(DbTransaction.scoped(late), body)))]
+  type Body = Effect.Effect<unknown, unknown, any>
+  type Limit = { readonly timeout: number }
+  const late: Limit = { timeout: 50 }
+  const manual = (open: typeof DbSession.begin) => (body: Body, limit: Limit) =>
+    session(Effect.flatMap(open(limit), (tx) => Effect.zipRight(body, tx.commit)))
+  const scoped = (body: Body, limit: Limit) => Effect.scoped(Effect.zipRight(DbTransaction.scoped(limit), body))
+  const forms: ReadonlyArray<readonly [string, (body: Body, limit: Limit) => Body]> = [
+    ["begin", manual(DbSession.begin)],
+    ["savepoint", manual(DbSession.savepoint)],
+    ["scoped", scoped],
+    ["scoped in a session", (body, limit) => session(scoped(body, limit))]
   ]
   const over = Effect.sleep(100)
   for (const [name, around] of forms) {
@@ -500,7 +500,7 @@ describe("the time limit of a block that has no effect to interrupt", () => {
           insert(1),
           Effect.onExit(sleep, (exit) => Effect.sync(() => void (told = outcome(exit))))
         )
-        expect(outcome(yield* Effect.exit(around(body) as Effect.Effect<unknown>))).toBe("TransactionTimeout")
+        expect(outcome(yield* Effect.exit(around(body, late) as Effect.Effect<unknown>))).toBe("TransactionTimeout")
         expect(told).toBe("TransactionTimeout")
         expect(yield* rows).toEqual([])
       }))
@@ -508,20 +508,20 @@ describe("the time limit of a block that has no effect to interrupt", () => {
     test(`${name}: the next statement fails with it`, () =>
       Effect.gen(function* () {
         const body = Effect.zipRight(insert(1), Effect.zipRight(over, insert(2)))
-        expect(outcome(yield* Effect.exit(around(body) as Effect.Effect<unknown>))).toBe("TransactionTimeout")
+        expect(outcome(yield* Effect.exit(around(body, late) as Effect.Effect<unknown>))).toBe("TransactionTimeout")
         expect(yield* rows).toEqual([])
       }))
 
     test(`${name}: so does its success`, () =>
       Effect.gen(function* () {
-        const exit = yield* Effect.exit(around(Effect.zipRight(insert(1), over)) as Effect.Effect<unknown>)
+        const exit = yield* Effect.exit(around(Effect.zipRight(insert(1), over), late) as Effect.Effect<unknown>)
         expect(outcome(exit)).toMatch(/TransactionTimeout$/)
         expect(yield* rows).toEqual([])
       }))
 
     test(`${name}: in time is nothing`, () =>
       Effect.gen(function* () {
-        yield* around(insert(1)) as Effect.Effect<unknown>
+        yield* around(insert(1), { timeout: 20_000 }) as Effect.Effect<unknown>
         expect(yield* rows).toEqual([1])
       }))
   }
