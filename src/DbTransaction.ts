@@ -24,7 +24,16 @@ import type { EngineCore } from "./internal/engine.js"
 import { engineFor } from "./internal/instead.js"
 import { unitOf } from "./internal/execute.js"
 import type { Frame } from "./internal/frame.js"
-import { beforeEnd, endSlot, inSlot, makeSlot, runBefore, settleOpen, undoOpen } from "./internal/session.js"
+import {
+  beforeEnd,
+  busy as endsInHook,
+  endSlot,
+  inSlot,
+  makeSlot,
+  runBefore,
+  settleOpen,
+  undoOpen
+} from "./internal/session.js"
 import type { Slot } from "./internal/slot.js"
 import { validate } from "./internal/transactionSql.js"
 import type { IsolationLevel, TransactionOptions } from "./internal/transactionSql.js"
@@ -275,7 +284,7 @@ export const beginManual = (
       return Effect.map(blocks.openFrame(at, kind, { ...options, manual: true }, restore, "own"), (frame) => {
         limit(frame, options)
         const end = (commits: boolean): Effect.Effect<void, SqlError> =>
-          Effect.uninterruptible(Effect.suspend(() => endManual(slot, unit, frame, commits)))
+          Effect.uninterruptibleMask((restore) => endManual(slot, unit, frame, commits, restore))
         const { end: _, ...handle } = handleOf(unit, frame, noEnd)
         return { ...handle, commit: end(true), rollback: end(false) }
       })
@@ -287,7 +296,13 @@ const limit = (frame: Frame, { timeout }: TransactionOptions): void => {
   if (timeout !== undefined) frame.limit(Duration.toMillis(timeout), () => lateError(frame.name, timeout))
 }
 
-const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effect.Effect<void, SqlError> => {
+const endManual = (
+  slot: Slot,
+  unit: Unit,
+  frame: Frame,
+  commits: boolean,
+  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+): Effect.Effect<void, SqlError> => {
   if (frame.ended) {
     return Effect.fail(
       DbError.make("TransactionClosed", {
@@ -296,10 +311,11 @@ const endManual = (slot: Slot, unit: Unit, frame: Frame, commits: boolean): Effe
       })
     )
   }
-  const busy = busyIn(frame)
+  const hooks = unit.preparing > 0 ? endsInHook(unit, commits ? "commit" : "roll back") : undefined
+  const busy = hooks ?? busyIn(frame)
   if (busy !== undefined) return Effect.fail(busy)
   if (frame.kind === "savepoint") return endings.endBlock(unit, frame, commits)
-  const before: Effect.Effect<void, SqlError> = commits ? runBefore(slot, unit, frame) : Effect.void
+  const before: Effect.Effect<void, SqlError> = commits ? restore(runBefore(slot, unit, frame)) : Effect.void
   return beforeEnd(before, (went) => {
     // Another fiber's, opened while the hooks ran.
     const busy = went ? busyIn(frame) : undefined

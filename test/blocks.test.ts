@@ -21,6 +21,7 @@ import {
   withTransaction
 } from "effect-db"
 import { testDatabase } from "./support/database.js"
+import { until } from "./support/until.js"
 import { committed, insert, no, outcome, programsOn, reason, refused, sleep } from "./support/programs.js"
 
 const database = testDatabase()
@@ -73,6 +74,56 @@ describe("a session's statement that still waits for its connection", () => {
       expect(yield* rows).toEqual([])
     }))
 })
+
+test("a statement that waits for its connection is not taken along by a block by hand that a sibling begins", () =>
+  Effect.gen(function* () {
+    yield* session(
+      Effect.gen(function* () {
+        const done = yield* latch
+        const first = Effect.zipRight(insert(1), open(done))
+        const block = Effect.flatMap(DbSession.begin(), (tx) => Effect.zipRight(Deferred.await(done), tx.rollback))
+        yield* Effect.all([first, block], { concurrency: 2 })
+      })
+    )
+    expect(yield* rows).toEqual([1])
+  }))
+
+test("a session by hand that is too late stays so, and so do those that come after it", () =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const late = yield* DbSession.make({ timeout: 50 })
+      yield* late.use(insert(1))
+      yield* until(
+        "it is too late",
+        Effect.map(late.state, (_) => _ === "failed")
+      )
+      yield* late.rollback
+      expect(yield* reason(late.use(insert(2)))).toBe("TransactionTimeout")
+      yield* late.use(DbSession.close)
+      expect(yield* rows).toEqual([])
+    })
+  ))
+
+test(
+  "atomic prepares its proof though a statement of a sibling was withdrawn before it had a connection",
+  () =>
+    Effect.gen(function* () {
+      yield* database.query("DROP TABLE IF EXISTS effect_db_outcome")
+      yield* session(
+        Effect.gen(function* () {
+          const first = yield* Effect.fork(insert(1))
+          const work = yield* Effect.fork(atomic(insert(2), { verifyOutcome: true }))
+          const other = yield* Effect.fork(insert(3))
+          yield* Effect.yieldNow()
+          yield* Fiber.interrupt(first)
+          yield* Fiber.join(work)
+          yield* Fiber.join(other)
+        })
+      )
+      expect(yield* rows).toEqual([2, 3])
+    }),
+  { maxConnections: 1 }
+)
 
 describe("begin, when it has its turn", () => {
   test("is a savepoint in a transaction that a sibling has opened meanwhile", () =>
@@ -610,6 +661,101 @@ describe("ends of a transaction that meet", () => {
       )
       expect(outcome(exit)).toBe("UniqueViolation")
     }))
+
+  test("a second commit is told what the first has lost", () =>
+    Effect.gen(function* () {
+      yield* database.query(
+        "DROP TABLE IF EXISTS twin; CREATE TABLE twin (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)"
+      )
+      yield* session(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          yield* sql`INSERT INTO twin VALUES (1), (1)`
+          const commit = Effect.exit(DbSession.commit)
+          const exits = yield* Effect.all([commit, commit, commit], { concurrency: 3 })
+          expect(exits.map(outcome)).toEqual(["UniqueViolation", "UniqueViolation", "UniqueViolation"])
+        })
+      )
+    }))
+
+  test("a commit is not held up by a sibling that never pauses", () =>
+    session(
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        yield* insert(1)
+        const running = yield* latch
+        const more = Effect.forever(Effect.zipRight(sql`SELECT 1`, open(running)))
+        const sibling = yield* Effect.fork(more)
+        yield* Deferred.await(running)
+        const done = yield* Effect.timeoutOption(DbSession.commit, 5000)
+        yield* Fiber.interrupt(sibling)
+        expect(Option.isSome(done)).toBe(true)
+        yield* Effect.ignore(DbSession.rollback)
+      })
+    ))
+
+  test("what waits behind a commit and a rollback is in the transaction after both", () =>
+    Effect.gen(function* () {
+      yield* session(
+        Effect.gen(function* () {
+          yield* insert(1)
+          yield* Effect.all([DbSession.commit, DbSession.rollback, insert(2)], { concurrency: 3 })
+        })
+      )
+      expect(yield* rows).toEqual([1, 2])
+    }))
+
+  for (const [name, last] of [
+    ["succeeds", Effect.void],
+    ["fails", no]
+  ] as const) {
+    test(`a block that ${name} while one in it is being rolled back harms nothing that follows`, () =>
+      Effect.gen(function* () {
+        yield* session(
+          Effect.gen(function* () {
+            const go = yield* latch
+            yield* insert(9)
+            const inner = withTransaction(Effect.zipRight(insert(1), Effect.zipRight(open(go), no)))
+            yield* Effect.ignore(
+              withTransaction(
+                Effect.gen(function* () {
+                  yield* insert(3)
+                  yield* Effect.forkDaemon(Effect.ignore(inner))
+                  yield* Deferred.await(go)
+                  yield* last
+                })
+              )
+            )
+            yield* insert(2)
+          })
+        )
+        expect(yield* rows).toEqual(name === "fails" ? [2, 9] : [2, 3, 9])
+      }))
+  }
+
+  test("a hook that ends its own block by hand is SessionBusy", () =>
+    session(
+      Effect.gen(function* () {
+        const tx = yield* DbSession.begin()
+        yield* insert(1)
+        yield* DbSession.beforeCommit(tx.commit)
+        expect(yield* reason(tx.commit)).toBe("SessionBusy")
+      })
+    ))
+
+  test("the hooks before a commit by hand can be interrupted, and it is rolled back", () =>
+    session(
+      Effect.gen(function* () {
+        const inside = yield* latch
+        const tx = yield* DbSession.begin()
+        yield* insert(1)
+        yield* DbSession.beforeCommit(Effect.zipRight(open(inside), Effect.never))
+        const commit = yield* Effect.fork(tx.commit)
+        yield* Deferred.await(inside)
+        yield* Fiber.interrupt(commit)
+        expect(yield* rows).toEqual([])
+      })
+    ))
 
   test("a commit behind a rollback has nothing to commit", () =>
     Effect.gen(function* () {

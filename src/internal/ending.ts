@@ -10,6 +10,7 @@ import { Command } from "./command.js"
 import type { Owner, Watch } from "./command.js"
 import { plain, setConfig } from "./controls.js"
 import { deadline } from "./deadline.js"
+import { framesIn } from "./frame.js"
 import type { Frame } from "./frame.js"
 import { observeOwn } from "./observe.js"
 import type { Result } from "./rows.js"
@@ -122,25 +123,41 @@ const cancelAll = (unit: Unit): Effect.Effect<void> =>
     })
   })
 
-/**
- * Ends the transaction for somebody who holds it: nothing else is let in meanwhile, and what is issued from now on
- * belongs to the next one.
- */
-const held = (unit: Unit, end: Effect.Effect<void, DbError>): Effect.Effect<void, DbError> => {
-  const over = <A>(exit: A, lost: DbError | undefined): A => {
-    unit.settling = false
-    unit.serve()
-    for (const waiter of unit.settled.splice(0)) waiter(lost)
-    return exit
-  }
-  // Nothing interrupts the end of a transaction: this is `ensuring` in fewer steps.
-  return Effect.matchCauseEffect(end, {
-    onFailure: (cause) => over(Effect.failCause(cause), Option.getOrUndefined(Cause.failureOption(cause))),
-    onSuccess: () => over(Effect.void, undefined)
+/** One at a time. Waits for the end that is under way, and yields what that one has lost. @internal */
+export const hold = (unit: Unit): Effect.Effect<DbError | undefined> =>
+  Effect.suspend(() => {
+    if (unit.settling) return nextToHold(unit)
+    unit.settling = true
+    return Effect.succeed(undefined)
   })
+
+const nextToHold = (unit: Unit): Effect.Effect<DbError | undefined> =>
+  Effect.async<DbError | undefined>((resume) => {
+    unit.settled.push((lost) => resume(Effect.succeed(lost)))
+  })
+
+/** To who waits to end it as well, with the word of what was lost; then to those whose statements wait. @internal */
+export const letGo = (unit: Unit, lost?: DbError): void => {
+  const next = unit.settled.shift()
+  if (next !== undefined) return next(lost)
+  unit.settling = false
+  unit.serve()
 }
 
-/** One at a time: who comes second waits, and is told what the first has lost. */
+/** Nothing else is let in meanwhile: what is issued from now on belongs to the next transaction, and waits. */
+const held = (unit: Unit, end: Effect.Effect<void, DbError>): Effect.Effect<void, DbError> =>
+  // Nothing interrupts the end of a transaction: this is `ensuring` in fewer steps.
+  Effect.matchCauseEffect(end, {
+    onFailure: (cause) => {
+      letGo(unit, Option.getOrUndefined(Cause.failureOption(cause)))
+      return Effect.failCause(cause)
+    },
+    onSuccess: () => {
+      letGo(unit)
+      return Effect.void
+    }
+  })
+
 const alone = (
   unit: Unit,
   end: () => Effect.Effect<void, DbError>,
@@ -150,18 +167,7 @@ const alone = (
     unit.settling = true
     return held(unit, end())
   }
-  return Effect.flatMap(
-    Effect.async<DbError | undefined>((resume) => {
-      unit.settled.push((lost) => resume(Effect.succeed(lost)))
-    }),
-    (lost) => (lost === undefined ? alone(unit, end, afterLoss) : afterLoss(lost))
-  )
-}
-
-/** Holds the transaction for its end, when nobody else is in it: no block, no statement on its way, no other end. @internal */
-export const hold = (unit: Unit): boolean => {
-  if (unit.settling || unit.issued > 0 || unit.frame.child !== undefined) return false
-  return (unit.settling = true)
+  return Effect.flatMap(nextToHold(unit), (lost) => held(unit, lost === undefined ? end() : afterLoss(lost)))
 }
 
 /** Its session, or a block around it, has ended with it inside, and took its work along. @internal */
@@ -222,28 +228,45 @@ const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<vo
   })
 
 /** Rolls a block back that is sealed, with what is in it. @internal */
-export const undo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
-  const over = Effect.sync(() => frame.close())
-  const { wire } = unit.lease
-  frame.undone = true
-  if (frame.begun) frame.outcome = "rolled back"
-  if (!frame.begun || unit.lost !== undefined || wire === undefined || wire.dead) return over
+export const undo = (unit: Unit, frame: Frame): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    // Another fiber is about to: what becomes of a savepoint is told by its answer.
+    const busy = framesIn(frame).find((_) => _.undoing !== undefined)
+    if (busy !== undefined) {
+      return Effect.zipRight(
+        Effect.async<void>((resume) => void busy.undoing!.push(() => resume(Effect.void))),
+        busy === frame ? Effect.void : undo(unit, frame)
+      )
+    }
+    const { wire } = unit.lease
+    frame.undone = true
+    if (frame.begun) frame.outcome = "rolled back"
+    if (!frame.begun || unit.lost !== undefined || wire === undefined || wire.dead) {
+      return Effect.sync(() => frame.close())
+    }
+    const waiters = (frame.undoing = [])
+    return Effect.map(rollbackTo(unit, frame), () => {
+      frame.undoing = undefined
+      frame.close()
+      for (const waiter of waiters as Array<() => void>) waiter()
+    })
+  })
+
+const rollbackTo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
   unit.pending = []
   // In a Sync group of its own: behind a statement that fails in an open one it would be passed over.
   return send(unit, { text: Sql.rollbackTo(frame.savepoint), summary: "ROLLBACK TO SAVEPOINT", solo: true }).pipe(
-    Effect.matchEffect({
+    Effect.match({
       onSuccess: () => {
         unit.path = null
         unit.aborted = unit.frame.failure !== undefined || outerFailure(frame)
         unit.pending.push(plain(Sql.release(frame.savepoint)))
-        return over
       },
       onFailure: (error) => {
         // The outer block can't go on from here.
         if (frame.parent !== undefined) frame.parent.failure ??= error
         unit.aborted = true
         if (unit.lease.wire?.dead !== false) unit.lost ??= error
-        return over
       }
     })
   )
@@ -360,8 +383,8 @@ const settleOutcome = (unit: Unit, error: DbError, marker: OutcomeMarker | undef
 /** Rolls back what is open. Never fails: a connection that can't be rolled back is destroyed. @internal */
 export const rollback = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => {
-    const undo = (): Effect.Effect<void> => alone(unit, () => undoAll(unit), undo) as Effect.Effect<void>
-    return undo()
+    const end = () => undoAll(unit)
+    return alone(unit, end, end) as Effect.Effect<void>
   })
 
 const undoAll = (unit: Unit): Effect.Effect<void> => Effect.zipRight(cancelAll(unit), rollbackQuiet(unit))
@@ -378,9 +401,8 @@ export const forsake = (unit: Unit, why: DbError): Effect.Effect<void> =>
       // A COMMIT that was on its way has come first: nothing is lost.
       if (unit.transactions === transactions + 1) unit.lost = lost
     }
-    const undo = (): Effect.Effect<void> =>
-      alone(unit, () => Effect.map(undoAll(unit), mark), undo) as Effect.Effect<void>
-    return undo()
+    const end = () => Effect.map(undoAll(unit), mark)
+    return alone(unit, end, end) as Effect.Effect<void>
   })
 
 const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>

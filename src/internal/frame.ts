@@ -52,6 +52,8 @@ export class Frame implements Owner {
   begun = false
   /** Rolled back to, or within a block that was: its work and its cursors are gone. */
   undone = false
+  /** Who waits while that is under way. */
+  undoing: Array<() => void> | undefined = undefined
   /** Of a block that decides about the commit: the transaction is its own, or also that of the session around it. */
   holds: "nothing" | "own" | "shared" = "nothing"
   /** The first statement of this block that the server refused. */
@@ -257,5 +259,12 @@ export class Frame implements Owner {
 export const framesAbove = (frame: Frame): ReadonlyArray<Frame> => {
   const frames: Array<Frame> = []
   for (let at: Frame | undefined = frame; at !== undefined; at = at.parent) frames.push(at)
+  return frames
+}
+
+/** From a block inwards, itself included. @internal */
+export const framesIn = (frame: Frame): ReadonlyArray<Frame> => {
+  const frames: Array<Frame> = []
+  for (let at: Frame | undefined = frame; at !== undefined; at = at.child) frames.push(at)
   return frames
 }

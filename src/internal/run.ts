@@ -41,6 +41,7 @@ export class Run {
 
   private issue(): void {
     this.issued = true
+    this.block = this.frame.top
     this.unit.issued++
     if (this.spec.copy !== undefined) this.unit.copying++
   }
@@ -67,9 +68,8 @@ export class Run {
   }
 
   private submit(wire: Wire): void {
-    const { frame, spec, unit } = this
+    const { block: owner, spec, unit } = this
     if (spec.cursor?.isGone === true) return this.settle(cursorGone(), undefined, undefined)
-    const owner = (this.block = frame.top)
     const { overdue } = owner
     if (overdue !== undefined) return this.settle(overdue, undefined, undefined)
     this.wire = wire

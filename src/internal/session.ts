@@ -149,14 +149,23 @@ export const commit = (slot: Slot, unit: Unit): Effect.Effect<void, SqlError> =>
   Effect.uninterruptibleMask((restore) => {
     const refused = busy(unit, "commit")
     if (refused !== undefined) return Effect.fail(refused)
-    const ready = Effect.zipRight(runBefore(slot, unit, undefined), endings.whenQuiet(unit))
+    const ready = runBefore(slot, unit, undefined)
     const end: Effect.Effect<void, SqlError> = Effect.suspend(() => {
       if (!unit.hasToEnd) return Effect.void
-      if (endings.hold(unit)) return settleOpen(unit, [unit.frame], unit.frame, true)
-      // Others have come in while the hooks ran.
-      const refused = unit.frame.child?.manual === true ? busy(unit, "commit") : undefined
-      if (refused !== undefined) return Effect.fail(refused)
-      return Effect.zipRight(restore(Effect.zipRight(endings.whenQuiet(unit), turnIn(unit.frame))), end)
+      return Effect.flatMap(endings.hold(unit), (lost): Effect.Effect<void, SqlError> => {
+        const { child } = unit.frame
+        if (lost === undefined && child === undefined) {
+          const quiet = Effect.onError(restore(endings.whenQuiet(unit)), () => Effect.sync(() => endings.letGo(unit)))
+          return Effect.zipRight(quiet, settleOpen(unit, [unit.frame], unit.frame, true))
+        }
+        endings.letGo(unit, lost)
+        // The work of both: who asks second has lost it as well.
+        if (lost !== undefined) return Effect.fail(lost)
+        // Another fiber's, opened while the hooks ran.
+        return child?.manual === true
+          ? Effect.fail(busy(unit, "commit")!)
+          : Effect.zipRight(restore(turnIn(unit.frame)), end)
+      })
     })
     return Effect.zipRight(restore(ready), end)
   })
@@ -301,7 +310,7 @@ export const timed = <A, E, R>(
 
 /** Where there is no effect to interrupt, the session itself fails from then on. @internal */
 export const startTimer = (slot: Slot, timeout: Duration.DurationInput | undefined): (() => void) =>
-  timer(timeout === undefined ? never : Duration.toMillis(timeout), () => slot.unit?.expire(expired(slot)))
+  timer(timeout === undefined ? never : Duration.toMillis(timeout), () => slot.expire(expired(slot)))
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 

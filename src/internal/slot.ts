@@ -26,6 +26,7 @@ export interface SlotOptions extends TransactionOptions {
 export class Slot implements Stacked {
   unit: Unit | undefined = undefined
   ended = false
+  private late: DbError | undefined = undefined
   private counted: Writes | undefined = undefined
   private readonly number: number
   private gate: Deferred.Deferred<void, DbError> | undefined = undefined
@@ -78,6 +79,7 @@ export class Slot implements Stacked {
       const root = own ? new Root(this.engine, { name: this.name }, this.engine.config.acquireMillis) : this.outer
       this.unit = new Unit(this.engine, root, own, this.name, this.engine.transactionOptions(this.options))
       this.unit.writes = this.writes
+      if (this.late !== undefined) this.unit.expire(this.late)
     }
     return this.unit
   }
@@ -108,6 +110,12 @@ export class Slot implements Stacked {
   /** Not in the session that waits for it: its statements would wait for themselves. */
   private outside<A, E>(before: Effect.Effect<A, E>): Effect.Effect<A, E> {
     return Ambient.detach(Ambient.locally(before, this.engine, (entry) => ({ ...entry, preparing: true })))
+  }
+
+  /** Its time is over, for the session that is in it and for those that come. */
+  expire(late: DbError): void {
+    this.late = late
+    this.unit?.expire(late)
   }
 
   /** The slot is empty again: the next use creates another session. */

@@ -63,6 +63,8 @@ export class Unit implements PathState {
   settled: Array<(lost: DbError | undefined) => void> = []
   /** How many run the hooks before a commit. */
   preparing = 0
+  /** Its time is over. */
+  private late: DbError | undefined = undefined
   /** Why there is no transaction any more, though nobody ended it. */
   lost: DbError | undefined = undefined
   ended = false
@@ -151,7 +153,7 @@ export class Unit implements PathState {
     return () => {
       stopClaiming()
       stopBorrowing()
-      if (!this.begun && this.runs.size <= 1) this.lease.unclaim(this)
+      if (!this.begun && this.issued <= 1) this.lease.unclaim(this)
     }
   }
 
@@ -320,7 +322,7 @@ export class Unit implements PathState {
 
   runSettled(): void {
     if (this.issued === 0) for (const waiter of this.quiet.splice(0)) waiter()
-    if (!this.begun && !this.ended && this.runs.size === 0) this.lease.unclaim(this)
+    if (!this.begun && !this.ended && this.issued === 0) this.lease.unclaim(this)
   }
 
   dropWire(): void {
@@ -335,7 +337,7 @@ export class Unit implements PathState {
     this.aborted = false
     this.wrote = false
     this.path = undefined
-    this.lost = undefined
+    this.lost = this.late
     this.begunWith = undefined
     this.pending = []
     this.frame.failure = undefined
@@ -352,6 +354,7 @@ export class Unit implements PathState {
   /** Its time is over: it fails from now on, and what is on its way is cancelled. */
   expire(error: DbError): void {
     if (this.ended) return
+    this.late = error
     this.lost ??= error
     for (const run of [...this.runs]) run.cancel()
   }
