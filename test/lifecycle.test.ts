@@ -1,0 +1,100 @@
+import { it } from "@effect/vitest"
+import { DbConnection, DbEngine, DbLayer, DbQuery, DbSession, withTransaction } from "effect-db"
+import type { Connection } from "../src/DbConnection.js"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Net from "node:net"
+import { beforeEach, describe, expect } from "vitest"
+import { testDatabase, untilActivity } from "./support/database.js"
+import { Framer, FrontendReader, readBackend } from "./support/framing.js"
+import { quietly } from "./support/programs.js"
+import type { Logged } from "./support/proxy.js"
+import type { Wired } from "./support/wired.js"
+import { errorOf, executes, forkUntil, reasonOf, took, until, wire, wired } from "./support/wired.js"
+
+// Between two borrowers, and where a connection begins and ends.
+const database = testDatabase()
+
+beforeEach(async () => {
+  await Effect.runPromise(database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int PRIMARY KEY)"))
+})
+
+const one = { maxConnections: 1 }
+const run = (text: string) => Effect.flatMap(DbEngine, ({ sql }) => sql.unsafe<Record<string, unknown>>(text))
+const pause = (millis: number) => Effect.promise(() => new Promise((resolve) => setTimeout(resolve, millis)))
+const pid = Effect.map(run("SELECT pg_backend_pid() AS pid"), ([row]) => row!["pid"] as number)
+const ids = Effect.map(database.query<{ id: number }>("SELECT id FROM t ORDER BY id"), (rows) => rows.map((_) => _.id))
+const startups = (at: Wired): number => at.proxy.log.filter((_) => _.type === "startup").length
+const used = (n: number) =>
+  until(
+    `${n} are used`,
+    Effect.map(DbEngine.stats, (_) => _.used === n)
+  )
+const pending = (n: number) =>
+  until(
+    `${n} wait`,
+    Effect.map(DbEngine.stats, (_) => _.pending === n)
+  )
+
+/** A server of this test's, closed with the scope. */
+const served = (onClient: (socket: Net.Socket) => void): Effect.Effect<number, never, Scope.Scope> =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.async<{ server: Net.Server; sockets: Set<Net.Socket> }>((resume) => {
+        const sockets = new Set<Net.Socket>()
+        const server = Net.createServer((socket) => {
+          sockets.add(socket)
+          socket.on("error", () => {})
+          onClient(socket)
+        }).listen(0, "127.0.0.1", () => resume(Effect.succeed({ server, sockets })))
+      }),
+      ({ server, sockets }) =>
+        Effect.async<void>((resume) => {
+          for (const socket of sockets) socket.destroy()
+          server.close(() => resume(Effect.void))
+        })
+    ),
+    ({ server }) => (server.address() as Net.AddressInfo).port
+  )
+
+const urlAt = (port: number): string => {
+  const url = new URL(database.url)
+  url.hostname = "127.0.0.1"
+  url.port = String(port)
+  return url.href
+}
+
+describe("health", () => {
+  const garbage: ReadonlyArray<readonly [string, Buffer]> = [
+    ["an error that is cut short", Buffer.from([0x45, 0, 0, 0, 8, 0x43, 0x78, 0x79, 0x7a])],
+    ["an error of absurd length", Buffer.from([0x45, 0xff, 0xff, 0xff, 0xff])],
+    ["HTTP", Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n")]
+  ]
+  for (const [what, answer] of garbage) {
+    it.scopedLive(`is down when ${what} answers`, () =>
+      Effect.gen(function* () {
+        const port = yield* served((socket) => void socket.once("data", () => socket.write(answer)))
+        const work = Effect.zipRight(DbEngine.suspend, DbEngine.health)
+        const health = yield* Effect.provide(work, quietly(DbLayer({ url: urlAt(port), healthTimeout: 2000 })))
+        expect(health).toMatchObject({ status: "down", asked: "server" })
+        expect(health.lastError?.error.reason._tag).toBe("ConnectionError")
+        expect(health.tookMillis).toBeLessThan(1000)
+      })
+    )
+  }
+
+  it.scopedLive("is down when what answers the wish for TLS is none", () =>
+    Effect.gen(function* () {
+      const port = yield* served((socket) => void socket.write("SSH-2.0-OpenSSH_9.6\r\n"))
+      const work = Effect.zipRight(DbEngine.suspend, DbEngine.health)
+      const health = yield* Effect.provide(work, quietly(DbLayer({ url: urlAt(port), ssl: true, healthTimeout: 2000 })))
+      expect(health).toMatchObject({ status: "down", asked: "server" })
+      expect(health.tookMillis).toBeLessThan(1000)
+    })
+  )
+})
