@@ -82,7 +82,7 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
   readonly startupRetry?: Schedule.Schedule<unknown, SqlError> | undefined
   /** The longest wait for a connection of the pool. Default: 5 s. */
   readonly acquireTimeout?: Duration.DurationInput | undefined
-  /** TCP, TLS, authentication and `afterConnect`, for each host; before, the effect `password`. Default: 5 s. */
+  /** TCP, TLS, authentication, role and `afterConnect`, for each host; before, the effect `password`. Default: 5 s. */
   readonly connectTimeout?: Duration.DurationInput | undefined
   /** The most connections on the server, those being opened and closed included. Default: 10. */
   readonly maxConnections?: number | undefined

@@ -98,3 +98,51 @@ describe("health", () => {
     })
   )
 })
+
+describe("the role of a host", () => {
+  /** A server that does not report its role, and does not answer the question for it. */
+  const reticent = served((client) => {
+    const server = Net.connect(database.port, database.host)
+    server.on("error", () => {})
+    const asked = new FrontendReader()
+    const fromClient = new Framer(false)
+    const fromServer = new Framer(true)
+    let silent = false
+    client.on("data", (chunk: Buffer) => {
+      for (const frame of fromClient.push(chunk)) {
+        fromClient.typed = true
+        if (frame.type !== "startup" && asked.read(frame).text.includes("pg_is_in_recovery")) silent = true
+      }
+      server.write(chunk)
+    })
+    server.on("data", (chunk: Buffer) => {
+      for (const frame of fromServer.push(chunk)) {
+        const reported = frame.type === "S" && readBackend(frame).name === "in_hot_standby"
+        if (!silent && !reported) client.write(frame.bytes)
+      }
+    })
+    client.on("close", () => server.destroy())
+  })
+
+  it.scopedLive("is asked for within connectTimeout, and the next host is tried", () =>
+    Effect.gen(function* () {
+      const port = yield* reticent
+      const options = { url: database.url, targetSessionAttrs: "primary", connectTimeout: 300, ...one } as const
+      const hosts = [
+        { host: "127.0.0.1", port },
+        { host: database.host, port: database.port }
+      ]
+      const alone = Effect.gen(function* () {
+        const error = yield* errorOf(run("SELECT 1"))
+        expect(error.reason).toMatchObject({ _tag: "ConnectionError", phase: "connect", isRetryable: true })
+        expect(error.message).toContain("300 ms")
+        yield* until(
+          "its slot is free",
+          Effect.map(DbEngine.stats, (_) => _.connecting === 0)
+        )
+      })
+      yield* Effect.provide(alone, quietly(DbLayer({ ...options, hosts: hosts.slice(0, 1) })))
+      yield* Effect.provide(run("SELECT 1"), quietly(DbLayer({ ...options, hosts })))
+    })
+  )
+})
