@@ -129,7 +129,10 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
    * It may call `DbEngine.changeHost`, run statements and open sessions, for which it is not run again.
    */
   readonly beforeSession?: Effect.Effect<unknown, SqlError, HookServices<Name>> | undefined
-  /** Run on each new raw connection, which is the ambient one for it; counts towards `connectTimeout`. */
+  /**
+   * Run on each new raw connection, which is the ambient one for it and for nobody afterwards: what outlives it gets
+   * `ConnectionReleased`. Counts towards `connectTimeout`.
+   */
   readonly afterConnect?: Effect.Effect<unknown, unknown, HookServices<Name>> | undefined
   /** Log a borrower that keeps a connection for longer than this. Default: never. */
   readonly leakTimeout?: Duration.DurationInput | undefined

@@ -69,6 +69,51 @@ const urlAt = (port: number): string => {
   return url.href
 }
 
+describe("afterConnect", () => {
+  it.scopedLive("has the connection for as long as it runs: what it leaves behind is ConnectionReleased", () =>
+    Effect.gen(function* () {
+      const goOn = yield* Deferred.make<void>()
+      const late: Array<Fiber.RuntimeFiber<unknown, never>> = []
+      let captured: Option.Option<Connection> = Option.none()
+      const afterConnect = Effect.gen(function* () {
+        captured = yield* DbConnection.current
+        late.push(yield* Effect.forkDaemon(Effect.zipRight(Deferred.await(goOn), reasonOf(run("SELECT 'late'")))))
+      })
+      const { context, proxy } = yield* wire(database, { ...one, afterConnect })
+      yield* withTransaction(
+        Effect.gen(function* () {
+          yield* run("INSERT INTO t VALUES (1)")
+          yield* Deferred.succeed(goOn, undefined)
+          expect(yield* Fiber.join(late[0]!)).toMatchObject({ _tag: "ConnectionReleased" })
+          const { pid, raw, sql } = Option.getOrThrow(captured)
+          for (const use of [Effect.asVoid(pid), Effect.asVoid(raw), Effect.asVoid(sql`SELECT 'late'`)]) {
+            expect(yield* reasonOf(use)).toMatchObject({ _tag: "ConnectionReleased" })
+          }
+        })
+      ).pipe(Effect.provide(context))
+      expect(yield* ids).toEqual([1])
+      expect(proxy.statements().filter((_) => _.includes("late"))).toEqual([])
+    })
+  )
+
+  it.scopedLive("that leaves a statement running is waited for, and nobody is lent its connection meanwhile", () =>
+    Effect.gen(function* () {
+      const afterConnect = Effect.gen(function* () {
+        yield* Effect.forkDaemon(Effect.exit(run("SELECT pg_sleep(0.3)")))
+        yield* Effect.yieldNow()
+      })
+      const { context } = yield* wire(database, { ...one, afterConnect })
+      const work = Effect.gen(function* () {
+        const asking = yield* Effect.fork(took(run("SELECT 1")))
+        yield* untilActivity(database.url, (_) => _.active === 1)
+        expect(yield* DbEngine.stats).toMatchObject({ connecting: 1, used: 0 })
+        yield* Fiber.join(asking)
+      })
+      yield* Effect.provide(work, context)
+    })
+  )
+})
+
 describe("health", () => {
   const garbage: ReadonlyArray<readonly [string, Buffer]> = [
     ["an error that is cut short", Buffer.from([0x45, 0, 0, 0, 8, 0x43, 0x78, 0x79, 0x7a])],

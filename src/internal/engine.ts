@@ -323,23 +323,34 @@ export class EngineCore {
         })
       )
     let finished = false
-    const stopTimer = deadline(millis, () => {
+    const finish = (): void => {
       finished = true
+      stopTimer()
+      root.release(true)
+    }
+    const stopTimer = deadline(millis, () => {
+      finish()
       stop()
       refuse(`afterConnect did not end within ${millis} ms.`)
     })
     const stop = this.run(ambient, (exit) => {
       if (finished) return
-      finished = true
-      stopTimer()
-      if (Exit.isFailure(exit)) return refuse("afterConnect failed.", Cause.squash(exit.cause))
-      // What it set up is how a connection of this engine is: not something to be swept away.
-      if (wire.settleSetUp()) done(true)
-      else refuse("afterConnect left a transaction open or lost the connection.")
+      // Whoever has outlived it has no connection any more, and what is on its way there is waited for.
+      root.release(true)
+      if (Exit.isFailure(exit)) {
+        finish()
+        return refuse("afterConnect failed.", Cause.squash(exit.cause))
+      }
+      wire.whenIdle(() => {
+        if (finished) return
+        finish()
+        // What it set up is how a connection of this engine is: not something to be swept away.
+        if (wire.settleSetUp()) done(true)
+        else refuse("afterConnect left a transaction open or lost the connection.")
+      })
     })
     return () => {
-      finished = true
-      stopTimer()
+      finish()
       stop()
       wire.destroy(new Error("given up"))
     }
