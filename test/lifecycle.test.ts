@@ -114,6 +114,51 @@ describe("afterConnect", () => {
   )
 })
 
+describe("a listener", () => {
+  const listen = (channel: string) =>
+    Effect.flatMap(DbEngine, ({ sql }) => Stream.runHead((sql as any).listen(channel) as Stream.Stream<string>))
+  const notified = (channel: string) => database.query("SELECT pg_notify($1, 'said')", [channel])
+  const listens = (at: Wired, channel: string) =>
+    forkUntil(at, (_) => _.dir === "backend" && _.type === "C" && _.text === "LISTEN", listen(channel))
+
+  wired(database, "that waits for the pool, or for another one that does, is interrupted at once", one, (at) =>
+    Effect.gen(function* () {
+      yield* DbConnection.withConnection(
+        Effect.gen(function* () {
+          yield* run("SELECT 1")
+          const first = yield* Effect.fork(listen("a"))
+          yield* pending(1)
+          const second = yield* Effect.fork(listen("b"))
+          const third = yield* Effect.fork(listen("a"))
+          yield* pause(20)
+          expect(yield* took(Fiber.interrupt(second))).toBeLessThan(50)
+          expect(yield* took(Fiber.interrupt(first))).toBeLessThan(50)
+          yield* pending(1)
+          expect(yield* took(Fiber.interrupt(third))).toBeLessThan(50)
+          yield* pending(0)
+        })
+      )
+      const heard = yield* listens(at, "a")
+      yield* notified("a")
+      expect(yield* Fiber.join(heard)).toEqual(Option.some("said"))
+    })
+  )
+
+  wired(database, "whose LISTEN is interrupted leaves those of its channel what they hear", {}, (at) =>
+    Effect.gen(function* () {
+      yield* run("SELECT 1")
+      at.proxy.delay(100)
+      const first = yield* forkUntil(at, executes(/LISTEN/), listen("a"))
+      const heard = yield* Effect.fork(listen("a"))
+      yield* pause(20)
+      expect(yield* took(Fiber.interrupt(first))).toBeLessThan(1000)
+      at.proxy.delay(0)
+      yield* until("it is heard", () => heard.unsafePoll() !== null || (Effect.runFork(notified("a")), false))
+      expect(yield* Fiber.join(heard)).toEqual(Option.some("said"))
+    })
+  )
+})
+
 describe("health", () => {
   const garbage: ReadonlyArray<readonly [string, Buffer]> = [
     ["an error that is cut short", Buffer.from([0x45, 0, 0, 0, 8, 0x43, 0x78, 0x79, 0x7a])],
