@@ -69,6 +69,90 @@ const urlAt = (port: number): string => {
   return url.href
 }
 
+describe("COPY", () => {
+  const wide =
+    "COPY (SELECT repeat('x', CASE n WHEN 1 THEN 9000 ELSE 2000000 END) FROM generate_series(1, 2) n) TO STDOUT"
+  const copyFrom = <E, R>(source: Stream.Stream<string, E, R>) =>
+    Effect.flatMap(DbEngine, ({ sql }) => DbQuery.copyFrom(sql`COPY t FROM STDIN`, source))
+  const isCopyIn = (_: Logged): boolean => _.dir === "backend" && _.type === "G"
+
+  wired(database, "of a slow consumer is cancelled with the transaction of another fiber", one, (at) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const before = yield* pid
+        const first = yield* Deferred.make<void>()
+        const goOn = yield* Deferred.make<void>()
+        const copy = DbQuery.copyTo(sql`COPY (SELECT repeat('x', 1000) FROM generate_series(1, 100000)) TO STDOUT`)
+        const slow = yield* Effect.fork(
+          reasonOf(
+            Stream.runForEach(copy, () => Effect.zipRight(Deferred.succeed(first, undefined), Deferred.await(goOn)))
+          )
+        )
+        yield* Deferred.await(first)
+        yield* pause(100)
+        expect(yield* took(DbSession.rollback)).toBeLessThan(1000)
+        yield* Deferred.succeed(goOn, undefined)
+        expect(yield* Fiber.join(slow)).toMatchObject({ _tag: "QueryCanceled" })
+        expect(yield* pid).toBe(before)
+        expect(startups(at)).toBe(1)
+      })
+    )
+  )
+
+  wired(database, "that is interrupted before the server has asked for data is over at once", one, (at) =>
+    Effect.gen(function* () {
+      const before = yield* pid
+      at.proxy.delay(100)
+      const copying = yield* forkUntil(at, executes(/COPY/), copyFrom(Stream.never))
+      expect(yield* took(Fiber.interrupt(copying))).toBeLessThan(1000)
+      at.proxy.delay(0)
+      expect(yield* pid).toBe(before)
+      expect(startups(at)).toBe(1)
+    })
+  )
+
+  wired(database, "whose source is idle ends with the transaction of another fiber", one, (at) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const before = yield* pid
+        const source = Stream.concat(Stream.make("1\n"), Stream.never)
+        const copying = yield* forkUntil(at, isCopyIn, reasonOf(copyFrom(source)))
+        yield* pause(20)
+        expect(yield* took(DbSession.rollback)).toBeLessThan(1000)
+        expect(yield* Fiber.join(copying)).toMatchObject({ _tag: "QueryCanceled" })
+        expect(yield* pid).toBe(before)
+        expect(startups(at)).toBe(1)
+      })
+    )
+  )
+
+  wired(database, "whose row waits for a lock is cancelled", { maxConnections: 2 }, () =>
+    Effect.gen(function* () {
+      const holds = yield* Deferred.make<void>()
+      const goOn = yield* Deferred.make<void>()
+      const holder = yield* Effect.fork(
+        withTransaction(
+          Effect.zipRight(
+            run("INSERT INTO t VALUES (1)"),
+            Effect.zipRight(Deferred.succeed(holds, undefined), Deferred.await(goOn))
+          )
+        )
+      )
+      yield* Deferred.await(holds)
+      // More than is kept back before it is sent.
+      const rows = Stream.concat(Stream.make("1\n", "0".repeat(70_000) + "2\n"), Stream.never)
+      const copying = yield* Effect.fork(copyFrom(rows))
+      yield* untilActivity(database.url, (_) => _.active === 1)
+      yield* pause(100)
+      expect(yield* took(Fiber.interrupt(copying))).toBeLessThan(1000)
+      yield* Deferred.succeed(goOn, undefined)
+      yield* Fiber.join(holder)
+      expect(yield* ids).toEqual([1])
+    })
+  )
+})
+
 describe("afterConnect", () => {
   it.scopedLive("has the connection for as long as it runs: what it leaves behind is ConnectionReleased", () =>
     Effect.gen(function* () {

@@ -161,7 +161,10 @@ export class Wire {
   }
 
   interrupt(command: Command): boolean {
-    return this.foreign === undefined ? this.pipeline.interrupt(command) : this.foreign.interrupt(command)
+    if (this.foreign !== undefined) return this.foreign.interrupt(command)
+    const wait = this.pipeline.interrupt(command)
+    command.copy?.stop()
+    return wait
   }
 
   cancel(done: (error?: Error) => void, atMost = Infinity): void {
