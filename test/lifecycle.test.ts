@@ -76,6 +76,24 @@ describe("COPY", () => {
     Effect.flatMap(DbEngine, ({ sql }) => DbQuery.copyFrom(sql`COPY t FROM STDIN`, source))
   const isCopyIn = (_: Logged): boolean => _.dir === "backend" && _.type === "G"
 
+  wired(database, "whose end has come before its consumer gives back a connection that is read", one, () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      let size = 0
+      const copy = DbQuery.copyTo(sql.unsafe(wide)).pipe(
+        Stream.runForEach((chunk) =>
+          Effect.gen(function* () {
+            size += chunk.length
+            yield* used(0)
+            expect(yield* Effect.timeout(run("SELECT 1 AS one"), "1 second")).toEqual([{ one: 1 }])
+          })
+        )
+      )
+      yield* copy
+      expect(size).toBe(2_009_002)
+    })
+  )
+
   wired(database, "of a slow consumer is cancelled with the transaction of another fiber", one, (at) =>
     DbSession.autocommit(
       Effect.gen(function* () {

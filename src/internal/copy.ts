@@ -149,6 +149,9 @@ export const copyOut = (statement: Statement<any>): Stream.Stream<Uint8Array, Sq
       const fiber = yield* Effect.forkScoped(
         Effect.onExit(run(statement, /^\s*copy\b[\s\S]*\bto\s+stdout\b/i, { onData, stop }), (exit) =>
           Effect.sync(() => {
+            // The connection may be somebody else's by now, who has to hear what is said on it.
+            pipeline?.stream.resume()
+            pipeline = undefined
             end = exit
             notify()
           })
