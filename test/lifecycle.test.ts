@@ -1,5 +1,5 @@
 import { it } from "@effect/vitest"
-import { DbConnection, DbEngine, DbLayer, DbQuery, DbSession, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbLayer, DbQuery, DbRuntime, DbSession, withTransaction } from "effect-db"
 import type { Connection } from "../src/DbConnection.js"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -91,6 +91,19 @@ describe("COPY", () => {
       )
       yield* copy
       expect(size).toBe(2_009_002)
+    })
+  )
+
+  it.scopedLive("larger than what is kept for its consumer is read in runSync as well", () =>
+    Effect.gen(function* () {
+      const runtime = yield* Effect.acquireRelease(
+        Effect.sync(() => DbRuntime.make(quietly(DbLayer({ url: database.url })))),
+        (runtime) => Effect.promise(runtime.close)
+      )
+      const size = Effect.flatMap(DbEngine, ({ sql }) =>
+        Stream.runFold(DbQuery.copyTo(sql.unsafe(wide)), 0, (sum, chunk) => sum + chunk.length)
+      )
+      expect(runtime.runSync(size)).toBe(2_009_002)
     })
   )
 
