@@ -8,6 +8,7 @@
  */
 import type { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
+import { Backoff } from "./backoff.js"
 import { deadline, never } from "./deadline.js"
 import { Line } from "./line.js"
 import type { Place } from "./line.js"
@@ -60,8 +61,6 @@ export interface PoolStats {
   readonly max: number
 }
 
-const retryPause = { first: 25, most: 1000 }
-
 /** @internal */
 export class Pool {
   private readonly idle: Array<Wire> = []
@@ -76,8 +75,7 @@ export class Pool {
   suspended = false
   private closed = false
   private lastError: DbError | undefined = undefined
-  private pause = 0
-  private retry: NodeJS.Timeout | undefined = undefined
+  private readonly retry = new Backoff()
   private reaper: NodeJS.Timeout | undefined = undefined
   private drained: Array<() => void> = []
   /** Somebody has asked for a connection: before that no socket is opened, not for the minimum either. */
@@ -193,7 +191,7 @@ export class Pool {
     if (!this.closed) {
       this.closed = true
       this.generation++
-      if (this.retry !== undefined) clearTimeout(this.retry)
+      this.retry.stop()
       if (this.reaper !== undefined) clearTimeout(this.reaper)
       for (const stop of [...this.dials]) stop()
       this.dials.clear()
@@ -416,13 +414,13 @@ export class Pool {
     while (this.dials.size + this.between.size < this.waiters.length) {
       const wire = this.pop()
       if (wire !== undefined) this.validate(wire)
-      else if (this.room && this.retry === undefined) this.dial()
+      else if (this.room && !this.retry.pausing) this.dial()
       else break
     }
   }
 
   private dial(): void {
-    if (this.retry !== undefined) return
+    if (this.retry.pausing) return
     let stop: () => void = () => {}
     let over = false
     const began = Date.now()
@@ -441,7 +439,7 @@ export class Pool {
       if (wire === undefined) return this.refused(error!)
       this.lastError = undefined
       this.options.metrics.created(Date.now() - began)
-      this.pause = 0
+      this.retry.reset()
       wire.generation = this.generation
       const { ttlMillis } = this.options.config
       wire.expiresAt = ttlMillis >= never ? Infinity : Date.now() + ttlMillis * (0.9 + Math.random() * 0.2)
@@ -462,17 +460,9 @@ export class Pool {
     }
     if (waiter === undefined && this.options.config.min === 0) return
     // Several that were dialled together are refused together: that is one reason to wait, not as many.
-    if (this.retry !== undefined) return
+    if (this.retry.pausing) return
     // The server may take another connection later, or somebody gives one back: the queue stays as it is.
-    this.pause = Math.min(retryPause.most, this.pause === 0 ? retryPause.first : this.pause * 2)
-    this.retry = setTimeout(
-      () => {
-        this.retry = undefined
-        this.settled()
-      },
-      this.pause * (0.5 + Math.random())
-    )
-    if (waiter === undefined) this.retry.unref()
+    this.retry.pause(waiter !== undefined, () => this.settled())
   }
 
   private scheduleReaper(): void {
