@@ -304,6 +304,26 @@ describe("health", () => {
   )
 })
 
+describe("a raw query", () => {
+  wired(database, "that still runs at give-back is cancelled before its slot is free", one, (at) =>
+    Effect.gen(function* () {
+      const scoped = Effect.gen(function* () {
+        const { raw } = yield* DbConnection.acquire()
+        const client = yield* raw
+        client.query("SELECT pg_sleep(60)").catch(() => {})
+        yield* untilActivity(database.url, (_) => _.active === 1)
+      })
+      yield* Effect.scoped(scoped)
+      yield* until(
+        "its slot is free",
+        Effect.map(DbEngine.stats, (_) => _.total === 0)
+      )
+      yield* untilActivity(database.url, (_) => _.total === 0, "500 millis")
+      expect(at.proxy.cancels.length).toBe(1)
+    })
+  )
+})
+
 describe("the role of a host", () => {
   /** A server that does not report its role, and does not answer the question for it. */
   const reticent = served((client) => {
