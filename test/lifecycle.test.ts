@@ -324,6 +324,63 @@ describe("a raw query", () => {
   )
 })
 
+describe("a login that is refused", () => {
+  const role = `nobody_${process.pid}`
+  const allowed = (yes: boolean) => database.query(`ALTER ROLE ${role} ${yes ? "LOGIN" : "NOLOGIN"}`)
+  const withRole = Effect.acquireRelease(database.query(`CREATE ROLE ${role} LOGIN SUPERUSER PASSWORD 'secret'`), () =>
+    database.query(`DROP ROLE ${role}`)
+  )
+  const at = (options: object) =>
+    Effect.zipRight(withRole, wire(database, { username: role, password: Redacted.make("secret"), ...options }))
+
+  it.scopedLive("is not tried again for the minimum, until somebody asks for a connection", () =>
+    Effect.gen(function* () {
+      const { context, ...wired } = yield* at({ minConnections: 2, maxConnections: 3 })
+      const total = (n: number) =>
+        until(
+          `${n} in all`,
+          Effect.map(DbEngine.stats, (_) => _.total === n && _.idle === n)
+        )
+      const work = Effect.gen(function* () {
+        yield* run("SELECT 1")
+        yield* total(2)
+        yield* allowed(false)
+        wired.proxy.reset()
+        wired.proxy.cutAll()
+        yield* until("it is refused", () => startups(wired) > 0)
+        yield* pause(500)
+        expect(startups(wired)).toBeLessThanOrEqual(2)
+        const tried = startups(wired)
+        expect(yield* reasonOf(run("SELECT 1"))).toMatchObject({ _tag: "AuthenticationError" })
+        yield* pause(300)
+        expect(startups(wired)).toBe(tried + 1)
+        yield* allowed(true)
+        yield* run("SELECT 1")
+        yield* total(2)
+      })
+      yield* Effect.provide(work, context)
+    })
+  )
+
+  it.scopedLive("is told to who waits while others hold connections, and not tried again", () =>
+    Effect.gen(function* () {
+      const { context, ...wired } = yield* at({ maxConnections: 3 })
+      const work = DbConnection.withConnection(
+        Effect.gen(function* () {
+          yield* run("SELECT 1")
+          yield* allowed(false)
+          wired.proxy.reset()
+          const other = DbConnection.withConnection(run("SELECT 2"), { reuse: false })
+          expect((yield* errorOf(other)).reason).toMatchObject({ _tag: "AuthenticationError" })
+          yield* pause(300)
+          expect(startups(wired)).toBe(1)
+        })
+      )
+      yield* Effect.provide(work, context)
+    })
+  )
+})
+
 describe("the role of a host", () => {
   /** A server that does not report its role, and does not answer the question for it. */
   const reticent = served((client) => {

@@ -15,7 +15,7 @@ import type { Place } from "./line.js"
 import { Loans } from "./loans.js"
 import type { Holder } from "./loans.js"
 import { neutral } from "./neutral.js"
-import { acquireTimeout, isTemporary, poolClosed } from "./poolErrors.js"
+import { acquireTimeout, isFinal, isTemporary, poolClosed } from "./poolErrors.js"
 import { bounded, ping, reset } from "./recycler.js"
 import type { PoolMetrics } from "./telemetry.js"
 import type { Wire } from "./wire.js"
@@ -399,6 +399,8 @@ export class Pool {
 
   private fill(): void {
     if (!this.wanted || this.closed) return
+    // Not until somebody has asked again, and was let in.
+    if (this.lastError !== undefined && isFinal(this.lastError)) return
     for (let i = this.stats.total; i < this.options.config.min; i++) this.dial()
   }
 
@@ -453,12 +455,13 @@ export class Pool {
     this.lastError = error
     const waiter = this.waiters.first
     const busy = this.loans.size + this.between.size > 0
-    if (waiter !== undefined && !isTemporary(error) && !busy) {
+    const final = isFinal(error)
+    if (waiter !== undefined && (final || (!isTemporary(error) && !busy))) {
       this.forget(waiter)
       waiter.done(error, undefined)
       return this.settled()
     }
-    if (waiter === undefined && this.options.config.min === 0) return
+    if (waiter === undefined && (final || this.options.config.min === 0)) return
     // Several that were dialled together are refused together: that is one reason to wait, not as many.
     if (this.retry.pausing) return
     // The server may take another connection later, or somebody gives one back: the queue stays as it is.
