@@ -229,6 +229,48 @@ describe("afterConnect", () => {
   )
 })
 
+describe("a waiter", () => {
+  const swallowed = (at: Wired) =>
+    Effect.gen(function* () {
+      const held = at.proxy.holdAt((_) => _.type === "Q" && /RESET ALL/.test(_.text), { forward: true })
+      yield* run("SET work_mem = '5MB'")
+      yield* Effect.promise(() => held)
+    })
+
+  wired(
+    database,
+    "gets a new connection while the reset of another is swallowed by the network",
+    { maxConnections: 2, acquireTimeout: 2000 },
+    (at) =>
+      Effect.gen(function* () {
+        yield* swallowed(at)
+        expect(yield* took(run("SELECT 1"))).toBeLessThan(1000)
+        expect(startups(at)).toBe(2)
+      })
+  )
+
+  wired(database, "of a pool that has no room waits for the connection itself", one, (at) =>
+    Effect.gen(function* () {
+      yield* swallowed(at)
+      const waiting = yield* Effect.fork(run("SELECT 1"))
+      yield* pause(600)
+      expect(startups(at)).toBe(1)
+      at.proxy.resume()
+      yield* Fiber.join(waiting)
+      expect(startups(at)).toBe(1)
+    })
+  )
+
+  wired(database, "gets the connection of a quick reset, and none is opened", { maxConnections: 2 }, (at) =>
+    Effect.gen(function* () {
+      at.proxy.delay(30)
+      yield* run("SET work_mem = '5MB'")
+      yield* Effect.all([run("SELECT 1"), pause(400)], { concurrency: "unbounded" })
+      expect(startups(at)).toBe(1)
+    })
+  )
+})
+
 describe("a listener", () => {
   const listen = (channel: string) =>
     Effect.flatMap(DbEngine, ({ sql }) => Stream.runHead((sql as any).listen(channel) as Stream.Stream<string>))

@@ -9,6 +9,7 @@
 import type { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
 import { Backoff } from "./backoff.js"
+import { Between } from "./between.js"
 import { deadline, never } from "./deadline.js"
 import { Line } from "./line.js"
 import type { Place } from "./line.js"
@@ -65,8 +66,7 @@ export interface PoolStats {
 export class Pool {
   private readonly idle: Array<Wire> = []
   private readonly loans: Loans
-  /** Neither idle nor lent: being validated or reset. */
-  private readonly between = new Set<Wire>()
+  private readonly between = new Between(() => this.serve())
   private readonly dials = new Set<() => void>()
   private readonly waiters = new Line<Waiter>()
   private closing = 0
@@ -229,7 +229,7 @@ export class Pool {
   destroyAll(): void {
     const cause = new Error("the engine was closed")
     for (const wire of this.loans.endAll()) this.between.add(wire)
-    for (const wire of [...this.between]) {
+    for (const wire of this.between.wires) {
       wire.destroy(cause)
       this.leave(wire)
     }
@@ -413,7 +413,7 @@ export class Pool {
       this.handOver(wire)
     }
     // What is on its way will serve somebody.
-    while (this.dials.size + this.between.size < this.waiters.length) {
+    while (this.dials.size < this.waiters.length && this.dials.size + this.between.soon() < this.waiters.length) {
       const wire = this.pop()
       if (wire !== undefined) this.validate(wire)
       else if (this.room && !this.retry.pausing) this.dial()
