@@ -51,6 +51,8 @@ export const floors = [
     "src/internal/remote.ts",
     "src/internal/poolErrors.ts",
     "src/internal/loans.ts",
+    "src/internal/backoff.ts",
+    "src/internal/between.ts",
     "src/internal/pool.ts",
     "src/internal/statement.ts",
     "src/internal/writes.ts",

@@ -82,7 +82,7 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
   readonly startupRetry?: Schedule.Schedule<unknown, SqlError> | undefined
   /** The longest wait for a connection of the pool. Default: 5 s. */
   readonly acquireTimeout?: Duration.DurationInput | undefined
-  /** TCP, TLS, authentication and `afterConnect`, for each host; before, the effect `password`. Default: 5 s. */
+  /** TCP, TLS, authentication, role and `afterConnect`, for each host; before, the effect `password`. Default: 5 s. */
   readonly connectTimeout?: Duration.DurationInput | undefined
   /** The most connections on the server, those being opened and closed included. Default: 10. */
   readonly maxConnections?: number | undefined
@@ -129,7 +129,10 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
    * It may call `DbEngine.changeHost`, run statements and open sessions, for which it is not run again.
    */
   readonly beforeSession?: Effect.Effect<unknown, SqlError, HookServices<Name>> | undefined
-  /** Run on each new raw connection, which is the ambient one for it; counts towards `connectTimeout`. */
+  /**
+   * Run on each new raw connection, which is the ambient one for it and for nobody afterwards: what outlives it gets
+   * `ConnectionReleased`. Counts towards `connectTimeout`.
+   */
   readonly afterConnect?: Effect.Effect<unknown, unknown, HookServices<Name>> | undefined
   /** Log a borrower that keeps a connection for longer than this. Default: never. */
   readonly leakTimeout?: Duration.DurationInput | undefined

@@ -35,10 +35,12 @@ export interface Watch {
 
 /** @internal */
 export interface CopyHandler {
-  /** COPY ... FROM STDIN has begun: send with `copyData`, end with `copyDone` or `copyFail`. */
-  readonly onIn?: ((pipeline: Pipeline) => void) | undefined
+  /** COPY ... FROM STDIN has begun: until it is settled, send with `copyData`, end with `copyDone` or `copyFail`. */
+  readonly onIn?: ((pipeline: Pipeline, command: Command) => void) | undefined
   /** COPY ... TO STDOUT: called for each chunk. */
   readonly onData?: ((chunk: Buffer, pipeline: Pipeline) => void) | undefined
+  /** It is to be cancelled: a server that waits for data, or for its own to be read, hears nothing of that. */
+  readonly stop: () => void
 }
 
 /** @internal */

@@ -13,7 +13,7 @@ import * as Runtime from "effect/Runtime"
 import * as Stream from "effect/Stream"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
-import type { CopyHandler } from "./command.js"
+import type { Command, CopyHandler } from "./command.js"
 import { executeSpec } from "./execute.js"
 import { observeOwn } from "./observe.js"
 import type { Pipeline } from "./pipeline.js"
@@ -70,40 +70,46 @@ export const copyIn = <E, R>(
   source: Stream.Stream<string | Uint8Array, E, R>
 ): Effect.Effect<Result, E | SqlError, R> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(Deferred.make<Pipeline>(), (begun) => {
-      let pipeline: Pipeline | undefined = undefined
-      const onIn = (given: Pipeline): void => {
-        pipeline = given
-        Deferred.unsafeDone(begun, Exit.succeed(given))
+    Effect.flatMap(Deferred.make<void>(), (begun) => {
+      let taking: { readonly pipeline: Pipeline; readonly command: Command } | undefined = undefined
+      // Not after the answer, which the fiber of the source hears of later: the connection may be somebody else's by then.
+      const taker = (): Pipeline | undefined => (taking?.command.settled === false ? taking.pipeline : undefined)
+      const copy: CopyHandler = {
+        onIn: (pipeline, command) => {
+          taking = { pipeline, command }
+          Deferred.unsafeDone(begun, Exit.void)
+        },
+        // Told that there will be no more, the server undoes what it has taken.
+        stop: () => end((_) => _.copyFail("the source of the copy failed or was interrupted"))
       }
-      const pump = Effect.flatMap(Deferred.await(begun), (pipeline) =>
+      const end = (how: (pipeline: Pipeline) => void): void => {
+        const pipeline = taker()
+        taking = undefined
+        if (pipeline !== undefined) how(pipeline)
+      }
+      const pump = Effect.zipRight(
+        Deferred.await(begun),
         Effect.zipRight(
           Stream.runForEachChunk(source, (chunk) =>
             Effect.suspend(() => {
+              const pipeline = taker()
+              if (pipeline === undefined) return Effect.void
               for (const part of Chunk.toReadonlyArray(chunk)) pipeline.copyData(bytes(part))
               // No faster than the server takes it.
               return Effect.async<void>((resume) => pipeline.whenWritable(() => resume(Effect.void)))
             })
           ),
-          Effect.sync(() => pipeline.copyDone())
+          Effect.sync(() => end((_) => _.copyDone()))
         )
       )
       // At once, so that it keeps its place among the statements of other fibers.
       return Effect.flatMap(
         Effect.map(Effect.runtime<never>(), (runtime) =>
-          Runtime.runFork(runtime)(run(statement, /^\s*copy\b[\s\S]*\bfrom\s+stdin\b/i, { onIn }))
+          Runtime.runFork(runtime)(Effect.interruptible(run(statement, /^\s*copy\b[\s\S]*\bfrom\s+stdin\b/i, copy)))
         ),
         (fiber) =>
           restore(Effect.raceFirst(Fiber.join(fiber), Effect.zipRight(pump, Fiber.join(fiber)))).pipe(
-            Effect.onExit((exit) => {
-              if (Exit.isSuccess(exit)) return Effect.void
-              // Told that there will be no more, the server undoes what it has taken.
-              if (pipeline === undefined) return Fiber.interrupt(fiber)
-              return Effect.suspend(() => {
-                if (fiber.unsafePoll() === null) pipeline?.copyFail("the source of the copy failed or was interrupted")
-                return Effect.asVoid(Fiber.await(fiber))
-              })
-            })
+            Effect.onError(() => Fiber.interrupt(fiber))
           )
       )
     })
@@ -134,23 +140,24 @@ export const copyOut = (statement: Statement<any>): Stream.Stream<Uint8Array, Sq
         if (size > highWater) from.stream.pause()
         notify()
       }
+      // Whoever leaves half-way cancels the rest, whose answer has to be read.
+      const stop = (): void => {
+        left = true
+        pipeline?.stream.resume()
+      }
       let end: Exit.Exit<Result, SqlError> | undefined = undefined
       const fiber = yield* Effect.forkScoped(
-        Effect.onExit(run(statement, /^\s*copy\b[\s\S]*\bto\s+stdout\b/i, { onData }), (exit) =>
+        Effect.onExit(run(statement, /^\s*copy\b[\s\S]*\bto\s+stdout\b/i, { onData, stop }), (exit) =>
           Effect.sync(() => {
+            // The connection may be somebody else's by now, who has to hear what is said on it.
+            pipeline?.stream.resume()
+            pipeline = undefined
             end = exit
             notify()
           })
         )
       )
-      // Whoever leaves half-way cancels the rest, whose answer has to be read.
-      yield* Effect.addFinalizer(() =>
-        Effect.suspend(() => {
-          left = true
-          pipeline?.stream.resume()
-          return Fiber.interrupt(fiber)
-        })
-      )
+      yield* Effect.addFinalizer(() => Effect.zipRight(Effect.sync(stop), Fiber.interrupt(fiber)))
       const pull: Effect.Effect<Chunk.Chunk<Uint8Array>, SqlError | undefined> = Effect.suspend(() => {
         if (chunks.length > 0) {
           const taken = chunks.splice(0)

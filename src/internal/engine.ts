@@ -238,10 +238,10 @@ export class EngineCore {
       stop = open(config, attempt.host, password, onDeath, (error, wire) => {
         if (wire === undefined) return failed(error!)
         stop = () => wire.destroy(new Error("given up"))
-        this.role(config, wire, attempt.strict, (fit) => {
-          if (!fit) return refused(wire, wrongRole(config))
-          const left = Math.max(1, config.connectMillis - (Date.now() - started))
-          stop = this.prepare(wire, left, (ok, error) => {
+        const left = (): number => Math.max(1, config.connectMillis - (Date.now() - started))
+        this.role(config, wire, attempt.strict, left(), (fit, error) => {
+          if (!fit) return refused(wire, error ?? wrongRole(config))
+          stop = this.prepare(wire, left(), (ok, error) => {
             if (ok) done(undefined, wire)
             else refused(wire, error!)
           })
@@ -276,14 +276,23 @@ export class EngineCore {
     return giveUp
   }
 
-  private role(config: Resolved, wire: Wire, strict: boolean, done: (fits: boolean) => void): void {
+  private role(
+    config: Resolved,
+    wire: Wire,
+    strict: boolean,
+    millis: number,
+    done: (fits: boolean, error?: DbError) => void
+  ): void {
     const known = fits(config, wire, strict)
     if (known !== undefined) return done(known)
+    let late: DbError | undefined = undefined
+    const stopTimer = deadline(millis, () => wire.destroy((late = roleTimeout(config.connectMillis, wire.host))))
     // Servers before 14 don't report it.
     const text = "SELECT pg_is_in_recovery()::text, current_setting('default_transaction_read_only')"
     wire.submit(
       new Command(text, [], "array", true, false, false, undefined, (error, result) => {
-        if (error !== undefined) return done(false)
+        stopTimer()
+        if (error !== undefined) return done(false, late)
         const row = result!.rows[0] as ReadonlyArray<string>
         wire.parameters.set("in_hot_standby", row[0] === "true" ? "on" : "off")
         wire.parameters.set("default_transaction_read_only", row[1]!)
@@ -314,23 +323,34 @@ export class EngineCore {
         })
       )
     let finished = false
-    const stopTimer = deadline(millis, () => {
+    const finish = (): void => {
       finished = true
+      stopTimer()
+      root.release(true)
+    }
+    const stopTimer = deadline(millis, () => {
+      finish()
       stop()
       refuse(`afterConnect did not end within ${millis} ms.`)
     })
     const stop = this.run(ambient, (exit) => {
       if (finished) return
-      finished = true
-      stopTimer()
-      if (Exit.isFailure(exit)) return refuse("afterConnect failed.", Cause.squash(exit.cause))
-      // What it set up is how a connection of this engine is: not something to be swept away.
-      if (wire.settleSetUp()) done(true)
-      else refuse("afterConnect left a transaction open or lost the connection.")
+      // Whoever has outlived it has no connection any more, and what is on its way there is waited for.
+      root.release(true)
+      if (Exit.isFailure(exit)) {
+        finish()
+        return refuse("afterConnect failed.", Cause.squash(exit.cause))
+      }
+      wire.whenIdle(() => {
+        if (finished) return
+        finish()
+        // What it set up is how a connection of this engine is: not something to be swept away.
+        if (wire.settleSetUp()) done(true)
+        else refuse("afterConnect left a transaction open or lost the connection.")
+      })
     })
     return () => {
-      finished = true
-      stopTimer()
+      finish()
       stop()
       wire.destroy(new Error("given up"))
     }
@@ -371,6 +391,14 @@ const passwordTimeout = (millis: number): DbError =>
     phase: "connect",
     message: `The effect that yields the password did not end within ${millis} ms.`,
     hint: "connectTimeout bounds it. Give it a time limit of its own, or yield a secret that was fetched before.",
+    isRetryable: true
+  })
+
+const roleTimeout = (millis: number, { host, port }: Host): DbError =>
+  DbError.make("ConnectionError", {
+    phase: "connect",
+    message: `${host}:${port} did not say within ${millis} ms whether it is a standby.`,
+    hint: "It has let the connection in and then fallen silent. connectTimeout bounds the question of targetSessionAttrs.",
     isRetryable: true
   })
 

@@ -7,7 +7,7 @@ import { DbError } from "../DbError.js"
 import type { EngineHealth } from "../DbEngine.js"
 import type { EngineCore } from "./engine.js"
 import { executeApart } from "./execute.js"
-import { readServerMessage } from "./protocol.js"
+import { Backend, ProtocolViolation, readServerMessage } from "./protocol.js"
 import { openSocket, secureSocket, sslRequest } from "./socket.js"
 import type { Host } from "./wire.js"
 
@@ -30,8 +30,13 @@ const startup = (user: string, database: string | undefined): Buffer => {
   return message
 }
 
+/** What a server answers to the first words of a connection, besides an error. */
+const first = new Set<number>([Backend.Authentication, Backend.NegotiateProtocol])
+/** To the wish for TLS: one letter, and it waits. */
+const yesOrNo = /^[SN]$/
+
 /**
- * As `pg_isready`: the first words of a connection, and what is answered to them. Whatever it is, the server lives,
+ * As `pg_isready`: the first words of a connection, and what is answered to them. If a server says it, the server lives,
  * unless it says that it is not ready. Where TLS is wanted nothing is told in the clear but the wish for it.
  */
 const ask = (engine: EngineCore, host: Host): Effect.Effect<void, DbError> =>
@@ -47,31 +52,35 @@ const ask = (engine: EngineCore, host: Host): Effect.Effect<void, DbError> =>
     socket.on("error", lost)
     socket.on("close", () => lost(new Error("the server closed the connection")))
     socket.once("connect", () => {
-      if (ssl === undefined || ssl === false) return socket.write(startup(username ?? "postgres", database))
+      if (!asksForTls) return socket.write(startup(username ?? "postgres", database))
       if (!direct) return socket.write(sslRequest)
-      const secure = secureSocket(
-        socket,
-        host.host,
-        { ...(ssl === true ? {} : ssl), rejectUnauthorized: false },
-        direct
-      )
+      const options = { ...(ssl === true ? {} : ssl), rejectUnauthorized: false }
+      const secure = secureSocket(socket, host.host, options, direct)
       secure.on("error", lost)
       return secure.once("secureConnect", () => done(Effect.void))
     })
     const chunks: Array<Buffer> = []
+    const asksForTls = ssl !== undefined && ssl !== false
     socket.on("data", (chunk: Buffer) => {
       if (direct) return
       chunks.push(chunk)
       const answer = Buffer.concat(chunks)
-      if (answer[0] !== 0x45) return done(Effect.void)
+      if (asksForTls ? yesOrNo.test(answer.toString("latin1")) : first.has(answer[0]!)) return done(Effect.void)
+      if (answer[0] !== Backend.Error) return lost(new ProtocolViolation("an answer that no server gives"))
       // An ErrorResponse, which is an answer as well: too many clients, a wrong name, a role that may not log in.
-      if (answer.length < 5 || answer.length < answer.readInt32BE(1) + 1) return
-      const message = readServerMessage(answer, 5, answer.readInt32BE(1) + 1)
-      done(
-        message.code?.startsWith("57P") === true
-          ? Effect.fail(DbError.fromServer(message, { phase: "connect" }))
-          : Effect.void
-      )
+      if (answer.length < 5) return
+      const end = answer.readInt32BE(1) + 1
+      if (end > 5 && answer.length < end) return
+      try {
+        const message = readServerMessage(answer, 5, end)
+        done(
+          message.code?.startsWith("57P") === true
+            ? Effect.fail(DbError.fromServer(message, { phase: "connect" }))
+            : Effect.void
+        )
+      } catch (cause) {
+        lost(cause)
+      }
     })
     return Effect.sync(() => void socket.destroy())
   })

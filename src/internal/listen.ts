@@ -11,7 +11,7 @@ import { executeSpec } from "./execute.js"
 import { checkIdentifier, quoteIdentifier } from "./input.js"
 import { Root } from "./lease.js"
 import { makeSpec } from "./statement.js"
-import type { Listener, Wire } from "./wire.js"
+import type { Listener } from "./wire.js"
 
 interface Subscriber {
   readonly payload: (payload: string) => void
@@ -48,54 +48,62 @@ class Hub {
     }
   }
 
-  private borrow(): Effect.Effect<Root, DbError> {
+  /** It is the hub's from the moment that it is there, whoever has been interrupted meanwhile. */
+  private readonly borrow: Effect.Effect<Root, DbError> = Effect.suspend(() => {
     if (this.root !== undefined) return Effect.succeed(this.root)
     const root = new Root(this.engine, { name: "listen" }, this.engine.config.acquireMillis)
-    return Effect.async<Wire, DbError>((resume) => {
-      const stop = root.borrow((error, wire) => resume(wire === undefined ? Effect.fail(error!) : Effect.succeed(wire)))
+    return Effect.async<Root, DbError>((resume) => {
+      const stop = root.borrow((error, wire) => {
+        // The root would go on with another one, which nobody listens to.
+        const failed = wire === undefined ? error! : wire.pipeline.dead
+        if (failed !== undefined) {
+          root.release(true)
+          return resume(Effect.fail(failed))
+        }
+        wire!.listeners.add(this.listener)
+        this.root = root
+        resume(Effect.succeed(root))
+      })
       return Effect.sync(() => {
         stop()
-        root.release(true)
+        if (this.root !== root) root.release(true)
       })
-    }).pipe(
-      Effect.flatMap((wire) => {
-        // The root would go on with another one, which nobody listens to.
-        if (wire.pipeline.dead !== undefined) {
-          root.release(true)
-          return Effect.fail(wire.pipeline.dead)
-        }
-        wire.listeners.add(this.listener)
-        this.root = root
-        return Effect.succeed(root)
-      })
-    )
-  }
+    })
+  })
 
   readonly subscribe = (channel: string, subscriber: Subscriber): Effect.Effect<void, DbError> =>
     this.lock.withPermits(1)(
-      Effect.flatMap(this.borrow(), (root) => {
+      Effect.flatMap(this.borrow, (root) => {
         const known = this.channels.get(channel)
         if (known !== undefined) {
           known.add(subscriber)
           return Effect.void
         }
         this.channels.set(channel, new Set([subscriber]))
-        return Effect.tapErrorCause(this.run(root, `LISTEN ${quoteIdentifier(channel)}`), () =>
-          this.leave(channel, subscriber)
-        )
-      })
+        return this.run(root, `LISTEN ${quoteIdentifier(channel)}`)
+      }).pipe(
+        // Before the next one has its turn, who would take the channel for one that is listened to.
+        Effect.onError(() => this.leave(channel, subscriber))
+      )
     )
 
+  /** Whoever has not come in need not wait for who is about to. */
   readonly unsubscribe = (channel: string, subscriber: Subscriber): Effect.Effect<void> =>
-    this.lock.withPermits(1)(Effect.suspend(() => this.leave(channel, subscriber)))
+    Effect.suspend(() =>
+      this.channels.get(channel)?.has(subscriber) === true
+        ? this.lock.withPermits(1)(Effect.suspend(() => this.leave(channel, subscriber)))
+        : Effect.void
+    )
 
   private leave(channel: string, subscriber: Subscriber): Effect.Effect<void> {
     const known = this.channels.get(channel)
-    if (known === undefined || !known.delete(subscriber) || known.size > 0) return Effect.void
-    this.channels.delete(channel)
+    const last = known?.delete(subscriber) === true && known.size === 0
+    if (last) this.channels.delete(channel)
     const root = this.root
     if (root === undefined) return Effect.void
-    if (this.channels.size > 0) return Effect.ignore(this.run(root, `UNLISTEN ${quoteIdentifier(channel)}`))
+    if (this.channels.size > 0) {
+      return last ? Effect.ignore(this.run(root, `UNLISTEN ${quoteIdentifier(channel)}`)) : Effect.void
+    }
     this.root = undefined
     root.wire?.listeners.delete(this.listener)
     root.release(true)
@@ -118,6 +126,10 @@ export const listen = (engine: EngineCore, channel: string): Stream.Stream<strin
         failed: (error) => void emit.fail(error)
       }
       const joined = hub
-      return Effect.acquireRelease(joined.subscribe(channel, subscriber), () => joined.unsubscribe(channel, subscriber))
+      // Whoever is interrupted while it waits has to be let go at once.
+      return Effect.zipRight(
+        Effect.addFinalizer(() => joined.unsubscribe(channel, subscriber)),
+        joined.subscribe(channel, subscriber)
+      )
     })
   )

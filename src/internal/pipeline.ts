@@ -393,8 +393,8 @@ export class Pipeline {
 
   private copyIn(command: Command | undefined, simple: boolean): void {
     const onIn = command?.copy?.onIn
-    if (onIn !== undefined) return onIn(this)
-    this.writer.copyFail("COPY FROM STDIN needs DbQuery.copyFrom")
+    if (onIn !== undefined && !command!.abandoned) return onIn(this, command!)
+    this.writer.copyFail(onIn === undefined ? "COPY FROM STDIN needs DbQuery.copyFrom" : "the copy was interrupted")
     // The Sync that was already sent was swallowed by the copy mode.
     if (!simple) this.writer.sync()
     this.write()

@@ -8,13 +8,15 @@
  */
 import type { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
+import { Backoff } from "./backoff.js"
+import { Between } from "./between.js"
 import { deadline, never } from "./deadline.js"
 import { Line } from "./line.js"
 import type { Place } from "./line.js"
 import { Loans } from "./loans.js"
 import type { Holder } from "./loans.js"
 import { neutral } from "./neutral.js"
-import { acquireTimeout, isTemporary, poolClosed } from "./poolErrors.js"
+import { acquireTimeout, isFinal, isTemporary, poolClosed } from "./poolErrors.js"
 import { bounded, ping, reset } from "./recycler.js"
 import type { PoolMetrics } from "./telemetry.js"
 import type { Wire } from "./wire.js"
@@ -60,14 +62,11 @@ export interface PoolStats {
   readonly max: number
 }
 
-const retryPause = { first: 25, most: 1000 }
-
 /** @internal */
 export class Pool {
   private readonly idle: Array<Wire> = []
   private readonly loans: Loans
-  /** Neither idle nor lent: being validated or reset. */
-  private readonly between = new Set<Wire>()
+  private readonly between = new Between(() => this.serve())
   private readonly dials = new Set<() => void>()
   private readonly waiters = new Line<Waiter>()
   private closing = 0
@@ -76,8 +75,7 @@ export class Pool {
   suspended = false
   private closed = false
   private lastError: DbError | undefined = undefined
-  private pause = 0
-  private retry: NodeJS.Timeout | undefined = undefined
+  private readonly retry = new Backoff()
   private reaper: NodeJS.Timeout | undefined = undefined
   private drained: Array<() => void> = []
   /** Somebody has asked for a connection: before that no socket is opened, not for the minimum either. */
@@ -193,7 +191,7 @@ export class Pool {
     if (!this.closed) {
       this.closed = true
       this.generation++
-      if (this.retry !== undefined) clearTimeout(this.retry)
+      this.retry.stop()
       if (this.reaper !== undefined) clearTimeout(this.reaper)
       for (const stop of [...this.dials]) stop()
       this.dials.clear()
@@ -231,7 +229,7 @@ export class Pool {
   destroyAll(): void {
     const cause = new Error("the engine was closed")
     for (const wire of this.loans.endAll()) this.between.add(wire)
-    for (const wire of [...this.between]) {
+    for (const wire of this.between.wires) {
       wire.destroy(cause)
       this.leave(wire)
     }
@@ -401,6 +399,8 @@ export class Pool {
 
   private fill(): void {
     if (!this.wanted || this.closed) return
+    // Not until somebody has asked again, and was let in.
+    if (this.lastError !== undefined && isFinal(this.lastError)) return
     for (let i = this.stats.total; i < this.options.config.min; i++) this.dial()
   }
 
@@ -413,16 +413,16 @@ export class Pool {
       this.handOver(wire)
     }
     // What is on its way will serve somebody.
-    while (this.dials.size + this.between.size < this.waiters.length) {
+    while (this.dials.size < this.waiters.length && this.dials.size + this.between.soon() < this.waiters.length) {
       const wire = this.pop()
       if (wire !== undefined) this.validate(wire)
-      else if (this.room && this.retry === undefined) this.dial()
+      else if (this.room && !this.retry.pausing) this.dial()
       else break
     }
   }
 
   private dial(): void {
-    if (this.retry !== undefined) return
+    if (this.retry.pausing) return
     let stop: () => void = () => {}
     let over = false
     const began = Date.now()
@@ -441,7 +441,7 @@ export class Pool {
       if (wire === undefined) return this.refused(error!)
       this.lastError = undefined
       this.options.metrics.created(Date.now() - began)
-      this.pause = 0
+      this.retry.reset()
       wire.generation = this.generation
       const { ttlMillis } = this.options.config
       wire.expiresAt = ttlMillis >= never ? Infinity : Date.now() + ttlMillis * (0.9 + Math.random() * 0.2)
@@ -455,24 +455,17 @@ export class Pool {
     this.lastError = error
     const waiter = this.waiters.first
     const busy = this.loans.size + this.between.size > 0
-    if (waiter !== undefined && !isTemporary(error) && !busy) {
+    const final = isFinal(error)
+    if (waiter !== undefined && (final || (!isTemporary(error) && !busy))) {
       this.forget(waiter)
       waiter.done(error, undefined)
       return this.settled()
     }
-    if (waiter === undefined && this.options.config.min === 0) return
+    if (waiter === undefined && (final || this.options.config.min === 0)) return
     // Several that were dialled together are refused together: that is one reason to wait, not as many.
-    if (this.retry !== undefined) return
+    if (this.retry.pausing) return
     // The server may take another connection later, or somebody gives one back: the queue stays as it is.
-    this.pause = Math.min(retryPause.most, this.pause === 0 ? retryPause.first : this.pause * 2)
-    this.retry = setTimeout(
-      () => {
-        this.retry = undefined
-        this.settled()
-      },
-      this.pause * (0.5 + Math.random())
-    )
-    if (waiter === undefined) this.retry.unref()
+    this.retry.pause(waiter !== undefined, () => this.settled())
   }
 
   private scheduleReaper(): void {

@@ -52,3 +52,7 @@ export const isTemporary = (error: DbError): boolean => {
   const state = error.reason.sqlState
   return state !== undefined && (state.startsWith("53") || state === "57P03" || state === "57P02" || state === "57P01")
 }
+
+/** The same answer for everybody until somebody has changed something, and more of it may lock an account. @internal */
+export const isFinal = ({ reason }: DbError): boolean =>
+  reason._tag === "AuthenticationError" || reason._tag === "AuthorizationError" || reason._tag === "InvalidInput"

@@ -138,6 +138,11 @@ class RemoteStream extends EventEmitter {
     return true
   }
 
+  /** What has come lies in the port, read or not. */
+  pause(): void {}
+
+  resume(): void {}
+
   end(): void {
     this.busy = true
     this.relay.post({ id: this.id, type: "end" })

@@ -164,7 +164,10 @@ export class Wire {
   }
 
   interrupt(command: Command): boolean {
-    return this.foreign === undefined ? this.pipeline.interrupt(command) : this.foreign.interrupt(command)
+    if (this.foreign !== undefined) return this.foreign.interrupt(command)
+    const wait = this.pipeline.interrupt(command)
+    command.copy?.stop()
+    return wait
   }
 
   cancel(done: (error?: Error) => void, atMost = Infinity): void {
@@ -242,9 +245,15 @@ export class Wire {
     if (!this.socketOpen && !this.stopping) for (const waiter of this.closeWaiters.splice(0)) waiter()
   }
 
+  /** Something runs there, for us or for the `pg` client: left to itself it would run on without anybody. */
+  private get busy(): boolean {
+    return !this.pipeline.idle || this.foreign !== undefined || this.internals.readyForQuery === false
+  }
+
   /** Says goodbye and waits for the server to hang up, so that its backend is gone when `onClose` is called. */
   end(): void {
     if (this.dead) return
+    if (this.busy) return this.destroy(new Error("the connection was given back while something ran on it"))
     const stream = this.internals.connection.stream
     const hurry = setTimeout(() => stream.destroy(), goodbyeMillis)
     hurry.unref()
@@ -255,8 +264,7 @@ export class Wire {
   /** Cuts the connection; what runs on the server is told to stop. */
   destroy(cause: unknown): void {
     if (this.dead) return
-    const busy = !this.pipeline.idle || this.foreign !== undefined
-    if (busy) {
+    if (this.busy) {
       this.stopping = true
       this.cancel(() => {
         this.stopping = false
