@@ -7,7 +7,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { testDatabase } from "./support/database.js"
 import {
@@ -15,6 +15,7 @@ import {
   insert,
   no,
   outcome,
+  path,
   programsOn,
   reason,
   refused,
@@ -269,6 +270,131 @@ describe("the trace of a sandbox", () => {
       const [, inside] = yield* DbTest.sandbox(DbTest.trace(Effect.exit(failing)))
       expect(inside.statements).toEqual(outside.statements)
     }))
+})
+
+/** A setting as it is where the effect stands. */
+const setting = (name: string) =>
+  Effect.flatMap(DbSession, ({ sql }) =>
+    Effect.map(sql<{ value: string | null }>`SELECT current_setting(${name}, true) AS value`, (_) => _[0]?.value ?? "")
+  )
+
+const settingsOf = Effect.all([setting("app.tenant"), setting("statement_timeout"), setting("lock_timeout")])
+
+const acme = { settings: { "app.tenant": "acme" }, statementTimeout: "5 seconds", lockTimeout: "4 seconds" } as const
+
+for (const [name, apart] of [
+  ["an isolated session", isolated],
+  ["a block with requiresNew", withTransaction({ propagation: "requiresNew" })],
+  ["a statement without a session", DbSession.detach],
+  ["a sandbox in the sandbox", DbTest.sandbox]
+] as ReadonlyArray<
+  readonly [string, <A, E>(_: Effect.Effect<A, E, DbSession>) => Effect.Effect<A, any, DbSession | DbEngine>]
+>) {
+  describe(`${name}, inside of a session of a sandbox`, () => {
+    test("has none of its settings, and leaves them alone", () =>
+      DbTest.sandbox(
+        Effect.gen(function* () {
+          yield* session(
+            Effect.gen(function* () {
+              expect(yield* settingsOf).toEqual(["acme", "5s", "4s"])
+              expect(yield* apart(settingsOf)).toEqual(["", "0", "0"])
+              expect(yield* settingsOf).toEqual(["acme", "5s", "4s"])
+              yield* Effect.ignore(apart(refused))
+              expect(yield* settingsOf).toEqual(["acme", "5s", "4s"])
+            }),
+            acme
+          )
+          expect(yield* settingsOf).toEqual(["", "0", "0"])
+        })
+      ))
+
+    test("has none of the settings of a block", () =>
+      DbTest.sandbox(
+        session(
+          Effect.gen(function* () {
+            const inside = Effect.all([settingsOf, apart(settingsOf), settingsOf])
+            expect(yield* withTransaction(inside, { settings: { "app.tenant": "eve" } })).toEqual([
+              ["eve", "5s", "4s"],
+              ["", "0", "0"],
+              ["eve", "5s", "4s"]
+            ])
+            expect(yield* settingsOf).toEqual(["acme", "5s", "4s"])
+          }),
+          acme
+        )
+      ))
+
+    test("has none of what statements of the session have set for their transaction", () =>
+      DbTest.sandbox(
+        session(
+          Effect.gen(function* () {
+            const { sql } = yield* DbSession
+            yield* sql`SELECT set_config('app.tenant', ${"acme"}, true)`
+            yield* sql.unsafe("SET LOCAL lock_timeout = 4000")
+            yield* sql.unsafe("SET LOCAL ROLE pg_monitor")
+            const all = Effect.all([settingsOf, setting("role")])
+            expect(yield* apart(all)).toEqual([["", "0", "0"], "none"])
+            expect(yield* all).toEqual([["acme", "0", "4s"], "pg_monitor"])
+          })
+        )
+      ))
+
+    test("does not look where a tenant was that has been left", () =>
+      DbTest.sandbox(
+        Effect.gen(function* () {
+          const before = yield* path
+          yield* session(
+            Effect.gen(function* () {
+              expect(yield* DbSchema.withTenant(path, "acme")).toContain("acme")
+              expect(yield* apart(path)).toBe(before)
+              expect(yield* DbSchema.withTenant(apart(path), "eve")).toContain("eve")
+              expect(yield* apart(path)).toBe(before)
+              expect(yield* DbSchema.withTenant(path, "acme")).toContain("acme")
+              expect(yield* path).toBe(before)
+            })
+          )
+          expect(yield* path).toBe(before)
+        })
+      ))
+  })
+}
+
+describe("settings of sessions in a sandbox", () => {
+  test("three sessions deep each has its own", () =>
+    DbTest.sandbox(
+      session(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const inner = Effect.all([settingsOf, isolated(settingsOf), settingsOf])
+          const bob = isolated(inner, { settings: { "app.tenant": "bob" } })
+          expect(yield* Effect.zipRight(settingsOf, bob)).toEqual([
+            ["bob", "0", "0"],
+            ["", "0", "0"],
+            ["bob", "0", "0"]
+          ])
+          expect(yield* settingsOf).toEqual(["acme", "5s", "4s"])
+          yield* sql.withTransaction(bob)
+          expect(yield* settingsOf).toEqual(["acme", "5s", "4s"])
+        }),
+        acme
+      )
+    ))
+})
+
+describe("words that only look like a setting", () => {
+  test("change nothing", () =>
+    DbTest.sandbox(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const text = "INSERT INTO t VALUES (1, 'set local nothing = 1; set_config(''no'', ''x'', true)')"
+        yield* session(Effect.all([sql.unsafe(text), isolated(seen)]))
+        const nothing = session(Effect.ignore(sql.unsafe("SET LOCAL nothing = 1")))
+        expect(yield* reason(nothing)).toBe("TransactionAborted")
+        yield* session(Effect.all([sql.unsafe("SELECT set_config('transaction_read_only', 'on', true)"), seen]))
+        yield* session(insert(2))
+        expect(yield* seen).toEqual([1, 2])
+      })
+    ))
 })
 
 const short = { blockTimeout: "300 millis", settleTimeout: "600 millis" } as const

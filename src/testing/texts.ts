@@ -1,5 +1,5 @@
 /**
- * What a text does to the transaction that it runs in: its savepoints.
+ * What a text does to the transaction that it runs in: its savepoints, and the settings that end with it.
  */
 import { withoutLiterals } from "../internal/sqlState.js"
 
@@ -39,3 +39,15 @@ export const rollsBackTo = (text: string): boolean => {
   const [first] = words.test(text) ? stepsOf(text) : []
   return first !== undefined && first !== null && first[1] === undefined && first[2] === undefined
 }
+
+const setting = "[a-z_][\\w$]*(?:\\.[a-z_][\\w$]*)*"
+const setLocal = new RegExp(`\\bset\\s+local\\s+(time\\s+zone|${setting})`, "gi")
+const setConfig = new RegExp(`\\bset_config\\s*\\(\\s*'(${setting})'\\s*,[^,]*,\\s*(?:true\\b|'t(?:rue)?')`, "gi")
+
+/** The names of the settings that a text of the user's changes until the end of the transaction. */
+export const localSettings = (text: string): ReadonlyArray<string> =>
+  /\bset/i.test(text)
+    ? [...withoutLiterals(text).matchAll(setLocal), ...text.matchAll(setConfig)].map(([, name]) =>
+        name!.replace(/\s+/, "").toLowerCase()
+      )
+    : []

@@ -62,6 +62,13 @@ export class Sandbox {
     return this.stack[this.stack.length - 1]
   }
 
+  /** What the settings were that open transactions have changed, the last one first: a role may allow them. */
+  get before(): ReadonlyArray<readonly [name: string, value: string]> {
+    const all = new Map<string, string>()
+    for (const { before } of this.stack) for (const [name, value] of before) if (!all.has(name)) all.set(name, value)
+    return [...all].reverse()
+  }
+
   /** Lets a command go when its transaction is the innermost, or can be opened. The returned function gives up. */
   enter(entry: Entry): () => void {
     this.queue.push(entry)

@@ -5,11 +5,12 @@
 import { DbError } from "../DbError.js"
 import { Command } from "../internal/command.js"
 import type { Control, Owner } from "../internal/command.js"
+import { setConfig } from "../internal/controls.js"
 import { quoteIdentifier } from "../internal/input.js"
 import type { Wire } from "../internal/wire.js"
 import { endOf, refusal } from "./endings.js"
 import type { End } from "./endings.js"
-import { follow, rollsBackTo } from "./texts.js"
+import { follow, localSettings, rollsBackTo } from "./texts.js"
 import type { Sandbox } from "./turns.js"
 
 const queued = 1
@@ -336,7 +337,10 @@ export class VirtualWire {
   /** What rides in front: of ours first, then of theirs. */
   private owner(commands: ReadonlyArray<Command>, first: () => ReadonlyArray<Control>): Owner {
     const { owner } = commands[0]!
-    return { takePrefix: () => [...first(), ...this.translated(owner?.takePrefix() ?? [])] }
+    const names = commands.flatMap((_) => localSettings(_.text))
+    return {
+      takePrefix: () => [...first(), ...this.translated(owner?.takePrefix() ?? []), ...this.asking(names)]
+    }
   }
 
   /** The same statements on the real connection, whose progress is that of the originals. */
@@ -390,9 +394,25 @@ export class VirtualWire {
     })
   }
 
-  /** The savepoint that plays a transaction. */
+  /** The savepoint that plays a transaction, in which a connection of its own would know nothing of the others around. */
   private opening(as: string, done?: Control["done"]): ReadonlyArray<Control> {
-    return [this.following({ ...ours(`SAVEPOINT ${this.savepoint}`), as, done })]
+    const { before } = this.sandbox
+    const savepoint = this.following({ ...ours(`SAVEPOINT ${this.savepoint}`), as, done })
+    if (before.length === 0) return [savepoint]
+    const was: Array<readonly [name: string, value: string]> = []
+    const reset = setConfig(before, was)
+    return [
+      savepoint,
+      {
+        ...reset,
+        named: false,
+        as: "",
+        done: (ok, row) => {
+          reset.done?.(ok, row)
+          for (const [name, value] of was) this.before.set(name, value)
+        }
+      }
+    ]
   }
 
   private translated(controls: ReadonlyArray<Control>): ReadonlyArray<Control> {
