@@ -19,6 +19,7 @@ import type { DbOptions } from "../DbOptions.js"
 import type { EngineCore } from "../internal/engine.js"
 import { inSandbox, withEngine } from "../internal/instead.js"
 import { Command } from "../internal/command.js"
+import { deadline } from "../internal/deadline.js"
 import { checkIdentifier, quoteIdentifier } from "../internal/input.js"
 import { Root } from "../internal/lease.js"
 import type { Wire } from "../internal/wire.js"
@@ -38,6 +39,15 @@ const statement = (wire: Wire, text: string): Effect.Effect<void, SqlError> =>
     )
   })
 
+/** Undoes all of the sandbox. A server that does not answer in time loses the connection. */
+const undo = (core: EngineCore, wire: Wire): Effect.Effect<void> => {
+  const limit = core.config.settleMillis
+  return Effect.suspend(() => {
+    const stop = deadline(limit, () => wire.destroy(new Error(`the server did not answer ROLLBACK within ${limit} ms`)))
+    return Effect.zipRight(Effect.ignore(statement(wire, "ROLLBACK")), Effect.sync(stop))
+  })
+}
+
 /** An engine on one borrowed connection, in a transaction that is rolled back when the scope closes. */
 const sandboxed = (core: EngineCore): Effect.Effect<EngineService, SqlError, Scope.Scope> =>
   Effect.acquireRelease(
@@ -50,7 +60,7 @@ const sandboxed = (core: EngineCore): Effect.Effect<EngineService, SqlError, Sco
     }),
     ({ root, wire }) =>
       Effect.zipRight(
-        Effect.ignore(statement(wire, "ROLLBACK")),
+        undo(core, wire),
         Effect.sync(() => root.release(true))
       )
   ).pipe(
@@ -115,10 +125,13 @@ export interface TestModule<Name extends string> {
    * Outside stay fibers that were started there, effects that are run with a `Runtime` that was captured there, and
    * handles of sessions and connections that were opened there.
    *
+   * What outlives it gets `PoolClosed` at its next use; what that runs is cancelled.
+   *
    * Its limits are those of one connection in one transaction: the transactions of several sessions take turns, one
-   * inside the other, so an isolated session does not survive the rollback of the transaction that it was opened in;
-   * isolation levels are those of the sandbox; `now()` is when it began; a NOTIFY is not heard; `connection.raw` is
-   * refused, with `InvalidInput`. A plain BEGIN, COMMIT or ROLLBACK outside of a session is played; any other text that
+   * inside the other, so an isolated session does not survive the rollback of the transaction that it was opened in, and
+   * one that waits for the end of that fails it with `SessionBusy`; isolation levels are those of the sandbox, and inside
+   * of a read-only session all are; `now()` is when it began; a NOTIFY is not heard; `connection.raw` is refused, with
+   * `InvalidInput`. A plain BEGIN, COMMIT or ROLLBACK outside of a session is played; any other text that
    * begins or ends a transaction is refused as well.
    */
   readonly sandbox: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R | DbEngine<Name>>

@@ -4,18 +4,23 @@
 import * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
 import { EngineCore } from "../internal/engine.js"
-import { Command } from "../internal/command.js"
+import type { Holder } from "../internal/loans.js"
 import type { Pool, PoolStats } from "../internal/pool.js"
 import { Probe } from "../internal/probe.js"
 import type { Listening } from "../internal/probe.js"
 import type { Wire } from "../internal/wire.js"
-import { Sandbox, VirtualWire } from "./virtual.js"
+import { Sandbox } from "./turns.js"
+import { VirtualWire } from "./virtual.js"
+
+const ended = (): DbError =>
+  DbError.make("PoolClosed", {
+    message: "The sandbox has ended.",
+    hint: "Work outlived the test: join it, or interrupt it, before the test ends."
+  })
 
 /** Lends as many virtual connections as are asked for. */
 class VirtualPool {
   private readonly lent = new Set<VirtualWire>()
-  private closed = false
-
   constructor(
     private readonly sandbox: Sandbox,
     private readonly probe: Probe
@@ -29,19 +34,16 @@ class VirtualPool {
   }
 
   take(
-    _holder: unknown,
+    holder: Holder,
     _millis: number,
     done: (error: DbError | undefined, wire: Wire | undefined) => void
   ): () => boolean {
-    if (this.closed || this.sandbox.real.dead) {
-      done(
-        this.sandbox.real.pipeline.dead ??
-          DbError.make("PoolClosed", { message: "The sandbox has ended.", hint: "Work outlived the test." }),
-        undefined
-      )
+    const { dead } = this.sandbox
+    if (dead !== undefined) {
+      done(dead, undefined)
       return () => false
     }
-    const wire = new VirtualWire(this.sandbox)
+    const wire = new VirtualWire(this.sandbox, holder.name)
     this.lent.add(wire)
     this.probe.listener?.lent(false)
     done(undefined, wire as unknown as Wire)
@@ -50,10 +52,7 @@ class VirtualPool {
 
   give(wire: Wire): void {
     const virtual = wire as unknown as VirtualWire
-    if (!this.lent.delete(virtual)) return
-    if (virtual.open) {
-      virtual.submit(new Command("ROLLBACK", [], "array", true, false, false, undefined, () => {}))
-    }
+    if (this.lent.delete(virtual)) virtual.forsake()
   }
 
   evictAll(): void {}
@@ -61,7 +60,7 @@ class VirtualPool {
   resume(): void {}
 
   close(done: () => void): void {
-    this.closed = true
+    this.sandbox.close(ended())
     done()
   }
 
@@ -79,7 +78,7 @@ export class SandboxEngine extends EngineCore {
     // Its own pool is never used, and opens nothing.
     super(of.name, { ...of.config, min: 0, probe: new Probe() }, of.runtime)
     this.wires = of instanceof SandboxEngine ? of.wires : of.config.probe
-    this.sandbox = new Sandbox(real)
+    this.sandbox = new Sandbox(real, this.config.blockMillis)
     this.virtual = new VirtualPool(this.sandbox, this.config.probe)
   }
 

@@ -5,89 +5,16 @@
 import { DbError } from "../DbError.js"
 import { Command } from "../internal/command.js"
 import type { Control, Owner } from "../internal/command.js"
+import { setConfig } from "../internal/controls.js"
+import { quoteIdentifier } from "../internal/input.js"
 import type { Wire } from "../internal/wire.js"
 import { endOf, refusal } from "./endings.js"
 import type { End } from "./endings.js"
+import { follow, localSettings, rollsBackTo } from "./texts.js"
+import type { Sandbox } from "./turns.js"
 
 const queued = 1
 const settled = 3
-
-interface Entry {
-  readonly wire: VirtualWire
-  /** `opens`: it is the first of its transaction. */
-  readonly go: (opens: boolean) => void
-}
-
-/** The real connection, and whose transaction is innermost on it. */
-export class Sandbox {
-  private readonly stack: Array<VirtualWire> = []
-  private queue: Array<Entry> = []
-  private running = 0
-
-  constructor(readonly real: Wire) {}
-
-  /** What the statements go out on in the end: sandboxes nest. */
-  get connection(): object {
-    const { real } = this as { readonly real: unknown }
-    return real instanceof VirtualWire ? real.sandbox.connection : this.real.pipeline
-  }
-
-  /**
-   * Lets a command go when its transaction is the innermost, or opens one when nothing is on its way: a savepoint
-   * behind a statement that fails would not be there.
-   */
-  enter(entry: Entry): () => void {
-    this.queue.push(entry)
-    this.pump()
-    return () => {
-      this.queue = this.queue.filter((_) => _ !== entry)
-    }
-  }
-
-  private admits({ wire }: Entry): boolean {
-    return wire.open ? this.stack[this.stack.length - 1] === wire : this.running === 0
-  }
-
-  private pump(): void {
-    for (;;) {
-      const at = this.queue.findIndex((_) => this.admits(_))
-      if (at === -1) return
-      const [entry] = this.queue.splice(at, 1)
-      const opens = !entry!.wire.open
-      if (opens) this.stack.push(entry!.wire)
-      entry!.go(opens)
-    }
-  }
-
-  leave(wire: VirtualWire): void {
-    const at = this.stack.indexOf(wire)
-    if (at !== -1) this.stack.splice(at, 1)
-  }
-
-  submit(command: Command): void {
-    this.real.submit(command)
-  }
-
-  begin(): void {
-    this.running++
-  }
-
-  end(): void {
-    this.running--
-    this.pump()
-  }
-
-  /** Statements of ours, in one message; `as`: what they are to the program. */
-  control(text: string, as: string, done: (error: DbError | undefined) => void): void {
-    this.begin()
-    const command = new Command(text, [], "array", true, false, true, undefined, (error) => {
-      done(error)
-      this.end()
-    })
-    command.as = as
-    this.real.submit(command)
-  }
-}
 
 let savepoints = 0
 
@@ -105,24 +32,48 @@ const isRefused = ({ solo, text }: Command): boolean => {
   return end !== undefined && (end !== "BEGIN" || solo)
 }
 
+const aborted = (statement: string): DbError =>
+  DbError.fromServer(
+    {
+      severity: "ERROR",
+      code: "25P02",
+      message: "current transaction is aborted, commands ignored until end of transaction block"
+    },
+    { statement }
+  )
+
+/** What its owner asks a command about while a clone of it is on its way. */
+const mirrored = ["sent", "abandoned", "canceled", "confirmed"] as const
+
 /** What the engine takes for a raw connection. */
 export class VirtualWire {
   doomed: string | undefined = undefined
   dirty = false
   lastUsed = Date.now()
   readonly listeners: Wire["listeners"]
+  /** Nobody has it any more: what it has open is undone when it is the innermost again. */
+  forsaken = false
+  /** What the settings were that its transaction has changed: a released savepoint keeps them. */
+  readonly before = new Map<string, string>()
   /** Of the transaction that it is in. */
   private savepoint: string | undefined = undefined
   /** It was sent. */
   private begun = false
-  private readonly before: Array<readonly [name: string, value: string]> = []
-  private readonly clones = new WeakMap<Command, Command>()
+  /** Those that are there on the server, its own and then the program's. */
+  private readonly savepoints: Array<string> = []
+  /** Others go on: on the server it is undone up to its innermost savepoint, and here it is refused what comes. */
+  private failed = false
+  private lost: DbError | undefined = undefined
+  private readonly clones = new Map<Command, Command>()
   private readonly leavers = new WeakMap<Command, () => void>()
   private outstanding = 0
   private idleWaiters: Array<() => void> = []
 
-  constructor(readonly sandbox: Sandbox) {
-    this.listeners = sandbox.real.listeners
+  constructor(
+    readonly sandbox: Sandbox,
+    readonly name: string
+  ) {
+    this.listeners = sandbox.listeners
   }
 
   get pid(): number {
@@ -130,11 +81,11 @@ export class VirtualWire {
   }
 
   get pipeline(): { readonly dead: DbError | undefined; readonly suspect: boolean } {
-    return { dead: this.sandbox.real.pipeline.dead, suspect: false }
+    return { dead: this.lost ?? this.sandbox.dead, suspect: false }
   }
 
   get dead(): boolean {
-    return this.sandbox.real.dead
+    return this.pipeline.dead !== undefined
   }
 
   /** The statements of its transaction come behind each other, and nobody else's in between. */
@@ -142,8 +93,14 @@ export class VirtualWire {
     return this.savepoint !== undefined
   }
 
+  /** Nothing of its transaction is left on the server, and its owner has not ended it. */
+  get undone(): boolean {
+    return this.failed && this.savepoints.length === 0
+  }
+
   get status(): "I" | "T" | "E" {
-    return this.open ? this.sandbox.real.status : "I"
+    const { sandbox } = this
+    return !this.open ? "I" : this.failed ? "E" : sandbox.innermost === this ? sandbox.real.status : "T"
   }
 
   get idle(): boolean {
@@ -155,8 +112,44 @@ export class VirtualWire {
     else this.idleWaiters.push(f)
   }
 
-  destroy(): void {
-    this.doomed = "destroyed"
+  /** Of what waits for others the time is up. What is on the server, and not answered there, ends the sandbox. */
+  destroy(cause: unknown): void {
+    if (this.dead) return
+    const busy = this.sandbox.busy(this)
+    this.sandbox.release(busy, this)
+    if (this.idle) this.lost = busy
+    else this.sandbox.real.destroy(cause)
+    this.forsake()
+  }
+
+  forsake(): void {
+    if (this.undone) this.close()
+    this.forsaken = this.open
+    this.sandbox.pump()
+  }
+
+  undoForsaken(): void {
+    this.undo("ROLLBACK", () => {})
+  }
+
+  /** Its transaction has failed, and another one is to be opened, which the server would refuse. */
+  setAside(): void {
+    this.failed = true
+    if (this.savepoints.length > 1) {
+      const inner = this.savepoints[this.savepoints.length - 1]!
+      return this.sandbox.must(`ROLLBACK TO SAVEPOINT ${quoteIdentifier(inner)}`, "", () => {})
+    }
+    // All of it is lost. What others commit from now on does not have to go with it.
+    this.savepoints.length = 0
+    this.sandbox.leave(this)
+    this.sandbox.must(this.undoing, "", () => {})
+  }
+
+  /** The sandbox ends: what is on its way is cancelled. */
+  cut(error: DbError): void {
+    const open = [...this.clones.keys()].filter((_) => !_.settled)
+    for (const command of open) this.interrupt(command)
+    for (const command of open) if (command.settled) command.done(error, undefined, undefined)
   }
 
   /** Handed out, the client would take the socket of the whole sandbox along. */
@@ -170,22 +163,46 @@ export class VirtualWire {
     // A batch goes on with its last one.
     if (command.more) return
     const commands = command.batch ?? [command]
+    const refuse = (error: DbError) => {
+      for (const one of commands) this.finish(one, error, "")
+    }
+    const { dead } = this.pipeline
+    if (dead !== undefined) return refuse(dead)
     const end = commands.length === 1 && command.solo ? endOf(command.text) : undefined
     const plays = end === "refused" ? undefined : end
-    if (plays === undefined && commands.some(isRefused)) {
-      const error = refusal()
-      for (const one of commands) this.finish(one, error, "")
-      return
+    if (plays === undefined && commands.some(isRefused)) return refuse(refusal())
+    const recovers = this.failed && !this.undone && rollsBackTo(command.text)
+    if (recovers) {
+      this.failed = false
+    } else if (this.failed && (plays === undefined || plays === "BEGIN")) {
+      for (const one of commands) one.sent = true
+      return refuse(aborted(command.text))
     }
-    const leave = this.sandbox.enter({ wire: this, go: (opens) => this.go(command, commands, opens, plays) })
-    this.leavers.set(command, leave)
+    const never = () => {
+      if (recovers) this.failed = true
+    }
+    const leave = this.sandbox.enter({
+      wire: this,
+      go: (opens) => this.go(command, commands, opens, plays),
+      refuse: (error) => {
+        never()
+        refuse(error)
+      },
+      stop: () => {}
+    })
+    this.leavers.set(command, () => {
+      never()
+      leave()
+    })
   }
 
   private go(command: Command, commands: ReadonlyArray<Command>, opens: boolean, plays: End | undefined): void {
     if (opens) this.savepoint = `effect_db_sandbox_${++savepoints}`
     if (plays === undefined) return opens && command.solo ? this.alone(commands) : this.inside(commands)
     if (plays === "BEGIN" && !this.begun) return this.begin(command)
-    if (plays !== "BEGIN" && this.begun) return plays === "COMMIT" ? this.commit(command) : this.rollback(command)
+    if (plays !== "BEGIN" && this.begun) {
+      return plays === "COMMIT" && !this.failed ? this.commit(command) : this.rollback(command)
+    }
     // There is nothing to end, or it has begun already: a warning of the server's.
     if (opens) this.close()
     this.finish(command, undefined, plays)
@@ -212,32 +229,38 @@ export class VirtualWire {
 
   private withdraw(command: Command): void {
     command.state = settled
-    this.over()
+    this.over(command)
   }
 
-  private over(): void {
+  private over(command: Command): void {
+    this.clones.delete(command)
     this.outstanding--
     if (this.outstanding === 0) for (const waiter of this.idleWaiters.splice(0)) waiter()
   }
 
   private finish(command: Command, error: DbError | undefined, tag: string): void {
+    if (command.settled) return
     command.state = settled
-    this.over()
+    this.over(command)
     command.done(error, error === undefined ? noResult(tag) : undefined, undefined)
   }
 
   private close(): void {
     this.savepoint = undefined
     this.begun = false
-    this.before.length = 0
+    this.failed = false
+    this.forsaken = false
+    this.savepoints.length = 0
+    this.before.clear()
     this.sandbox.leave(this)
   }
 
   private begin(command: Command): void {
     this.begun = true
-    this.sandbox.control(`SAVEPOINT ${this.savepoint}`, "BEGIN", (error) => {
-      if (error !== undefined) this.close()
-      this.finish(command, error, "BEGIN")
+    this.sandbox.controls(this.opening("BEGIN"), (error) => {
+      const done = () => this.finish(command, error, "BEGIN")
+      if (error === undefined) done()
+      else this.undo("", done)
     })
   }
 
@@ -258,43 +281,45 @@ export class VirtualWire {
   }
 
   private rollback(command: Command): void {
-    this.undo("ROLLBACK", () => this.finish(command, undefined, "ROLLBACK"))
-  }
-
-  private undo(as: string, done: () => void): void {
-    this.sandbox.control(`ROLLBACK TO SAVEPOINT ${this.savepoint};RELEASE SAVEPOINT ${this.savepoint}`, as, () => {
+    const done = () => this.finish(command, undefined, "ROLLBACK")
+    if (!this.undone) return this.undo("ROLLBACK", done)
+    // Only for those who watch.
+    this.sandbox.control("SELECT", "ROLLBACK", () => {
       this.close()
       done()
     })
   }
 
-  /** Settings that ended with the transaction are put back: a released savepoint keeps them. */
+  private get undoing(): string {
+    return `ROLLBACK TO SAVEPOINT ${this.savepoint};RELEASE SAVEPOINT ${this.savepoint}`
+  }
+
+  private undo(as: string, done: () => void): void {
+    this.sandbox.must(this.undoing, as, () => {
+      this.close()
+      done()
+    })
+  }
+
   private restore(): string {
-    return this.before
+    return [...this.before]
+      .reverse()
       .map(([name, value]) => `;SELECT set_config('${name.replace(/'/g, "''")}', '${value.replace(/'/g, "''")}', true)`)
       .join("")
   }
 
   /** An implicit statement, or a batch: a transaction of its own. */
   private alone(commands: ReadonlyArray<Command>): void {
-    const [first] = commands
     const last = commands[commands.length - 1]
     const { savepoint } = this
-    const owner: Owner = {
-      takePrefix: () => {
-        this.begun = true
-        return [
-          { text: `SAVEPOINT ${savepoint}`, params: [], opens: false, named: false, as: "" },
-          ...this.translated(first!.owner?.takePrefix() ?? [])
-        ]
-      }
-    }
-    let failure: DbError | undefined = undefined
-    this.forward(commands, owner, (command, error, settle) => {
-      failure ??= error
+    const owner = this.owner(commands, () => {
+      this.begun = true
+      return this.opening("")
+    })
+    this.forward(commands, owner, (command, settle) => {
       if (command !== last) return settle()
-      if (failure !== undefined && !this.sandbox.real.dead) return this.undo("", settle)
-      this.sandbox.control(`RELEASE SAVEPOINT ${savepoint}${this.restore()}`, "", () => {
+      if (this.sandbox.real.status === "E") return this.undo("", settle)
+      this.sandbox.must(`RELEASE SAVEPOINT ${savepoint}${this.restore()}`, "", () => {
         this.close()
         settle()
       })
@@ -302,17 +327,27 @@ export class VirtualWire {
   }
 
   private inside(commands: ReadonlyArray<Command>): void {
-    const owner = commands[0]!.owner
-    const translated: Owner | undefined =
-      owner === undefined ? undefined : { takePrefix: () => this.translated(owner.takePrefix()) }
-    this.forward(commands, translated, (_, __, settle) => settle())
+    this.forward(
+      commands,
+      this.owner(commands, () => []),
+      (_, settle) => settle()
+    )
+  }
+
+  /** What rides in front: of ours first, then of theirs. */
+  private owner(commands: ReadonlyArray<Command>, first: () => ReadonlyArray<Control>): Owner {
+    const { owner } = commands[0]!
+    const names = commands.flatMap((_) => localSettings(_.text))
+    return {
+      takePrefix: () => [...first(), ...this.translated(owner?.takePrefix() ?? []), ...this.asking(names)]
+    }
   }
 
   /** The same statements on the real connection, whose progress is that of the originals. */
   private forward(
     commands: ReadonlyArray<Command>,
-    owner: Owner | undefined,
-    after: (command: Command, error: DbError | undefined, settle: () => void) => void
+    owner: Owner,
+    after: (command: Command, settle: () => void) => void
   ): void {
     const batch: Array<Command> = []
     commands.forEach((command, at) => {
@@ -326,10 +361,12 @@ export class VirtualWire {
         command.simple,
         at === 0 ? owner : undefined,
         (error, result, multiple) => {
-          after(command, error, () => {
+          if (error === undefined) follow(this.savepoints, command.text)
+          after(command, () => {
             command.state = settled
-            this.over()
-            command.done(error, result, multiple)
+            this.over(command)
+            // What the end of the sandbox has cancelled.
+            command.done(error === undefined ? undefined : (this.sandbox.over ?? error), result, multiple)
           })
           this.sandbox.end()
         }
@@ -344,6 +381,7 @@ export class VirtualWire {
         batch.push(clone)
       }
       this.clones.set(command, clone)
+      for (const field of mirrored) Object.defineProperty(command, field, { get: () => clone[field] })
       // Until the end its state is what its owner asks about.
       let state = -1
       Object.defineProperty(command, "state", {
@@ -356,42 +394,76 @@ export class VirtualWire {
     })
   }
 
+  /** The savepoint that plays a transaction, in which a connection of its own would know nothing of the others around. */
+  private opening(as: string, done?: Control["done"]): ReadonlyArray<Control> {
+    const { before } = this.sandbox
+    const savepoint = this.following({ ...ours(`SAVEPOINT ${this.savepoint}`), as, done })
+    if (before.length === 0) return [savepoint]
+    const was: Array<readonly [name: string, value: string]> = []
+    const reset = setConfig(before, was)
+    return [
+      savepoint,
+      {
+        ...reset,
+        named: false,
+        as: "",
+        done: (ok, row) => {
+          reset.done?.(ok, row)
+          for (const [name, value] of was) this.before.set(name, value)
+        }
+      }
+    ]
+  }
+
   private translated(controls: ReadonlyArray<Control>): ReadonlyArray<Control> {
     return controls.flatMap((control): ReadonlyArray<Control> => {
-      if (control.opens) {
-        this.begun = true
-        const savepoint: Control = {
-          ...control,
-          text: `SAVEPOINT ${this.savepoint}`,
-          opens: false,
-          named: false,
-          as: control.as ?? control.text
-        }
-        return control.text.includes("READ ONLY")
-          ? [savepoint, { text: "SET TRANSACTION READ ONLY", params: [], opens: false, named: false, as: "" }]
-          : [savepoint]
-      }
-      return control.text.startsWith("SELECT set_config(") ? [this.remembering(control)] : [control]
+      if (!control.opens) return [...this.asking(settingsOf(control)), this.following(control)]
+      this.begun = true
+      const opening = this.opening(control.as ?? control.text, control.done)
+      return control.text.includes("READ ONLY") ? [...opening, ours("SET TRANSACTION READ ONLY")] : opening
     })
   }
 
-  /** Asks for the values that a change of settings replaces. */
-  private remembering(control: Control): Control {
-    const names = control.text.includes("'search_path'")
-      ? ["search_path"]
-      : control.params.filter((_, i) => i % 2 === 0)
-    const count = control.params.length
-    const asks = names.map((_, i) => `current_setting($${count + i + 1}, true)`).join(", ")
+  /** Which savepoints there are is known from what succeeds. */
+  private following(control: Control): Control {
     return {
       ...control,
-      named: false,
-      as: control.as ?? control.text,
-      text: `SELECT ${asks}, ${control.text.slice("SELECT ".length)}`,
-      params: [...control.params, ...names],
       done: (ok, row) => {
-        if (ok && row !== undefined) names.forEach((name, i) => this.before.unshift([name, (row[i] as string) ?? ""]))
+        if (ok) follow(this.savepoints, control.text)
         control.done?.(ok, row)
       }
     }
   }
+
+  /** Asks for the values of settings before they are changed for the first time. */
+  private asking(names: ReadonlyArray<string>): ReadonlyArray<Control> {
+    // The modes of a transaction can't be changed in one that is inside.
+    const asked = names.filter((_) => !this.before.has(_) && !_.startsWith("transaction_"))
+    if (asked.length === 0) return []
+    return [
+      {
+        ...ours(`SELECT ${asked.map((_, i) => `current_setting($${i + 1}, true)`).join(", ")}`),
+        params: asked,
+        done: (ok, row) => {
+          if (!ok || row === undefined) return
+          asked.forEach((name, i) => {
+            const value = row[i] as string | null
+            // Of a name without a dot that the server does not know nothing can be put back.
+            if (!this.before.has(name) && (value !== null || name.includes("."))) this.before.set(name, value ?? "")
+          })
+        }
+      }
+    ]
+  }
 }
+
+/** Nobody who watches sees it. */
+const ours = (text: string): Control => ({ text, params: [], opens: false, named: false, as: "" })
+
+/** The names of what a control of the library sets. */
+const settingsOf = ({ params, text }: Control): ReadonlyArray<string> =>
+  !text.includes("set_config(")
+    ? []
+    : text.includes("'search_path'")
+      ? ["search_path", "effect_db.search_path"]
+      : params.filter((_, i) => i % 2 === 0)
