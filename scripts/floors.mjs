@@ -47,6 +47,7 @@ export const floors = [
     "src/internal/cancel.ts",
     "src/internal/channelBinding.ts",
     "src/internal/recycler.ts",
+    "src/internal/foreign.ts",
     "src/internal/wire.ts",
     "src/internal/remote.ts",
     "src/internal/poolErrors.ts",

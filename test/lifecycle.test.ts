@@ -15,7 +15,8 @@ import { Framer, FrontendReader, readBackend } from "./support/framing.js"
 import { quietly } from "./support/programs.js"
 import type { Logged } from "./support/proxy.js"
 import type { Wired } from "./support/wired.js"
-import { errorOf, executes, forkUntil, reasonOf, took, until, wire, wired } from "./support/wired.js"
+import { errorOf, executes, forkUntil, reasonOf, took, wire, wired } from "./support/wired.js"
+import { until } from "./support/until.js"
 
 // Between two borrowers, and where a connection begins and ends.
 const database = testDatabase()

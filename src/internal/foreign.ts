@@ -1,0 +1,135 @@
+/**
+ * Our statements while `pg`'s client has the socket: one at a time, through its public `query`.
+ */
+import type * as Pg from "pg"
+import { DbError } from "../DbError.js"
+import { State } from "./command.js"
+import type { Command } from "./command.js"
+import { makeResult } from "./rows.js"
+import type { Field } from "./rows.js"
+import { connectionIsLost, isServerError } from "./sqlState.js"
+import type { Wire } from "./wire.js"
+
+/** @internal */
+export class ForeignQueue {
+  private readonly queue: Array<Command> = []
+  private readonly waiters: Array<() => void> = []
+  private current: Command | undefined = undefined
+
+  constructor(
+    private readonly wire: Wire,
+    private readonly client: Pg.Client,
+    readonly written: number
+  ) {}
+
+  get idle(): boolean {
+    return this.current === undefined && this.queue.length === 0
+  }
+
+  whenIdle(f: () => void): void {
+    if (this.idle) f()
+    else this.waiters.push(f)
+  }
+
+  submit(command: Command): void {
+    command.state = State.Queued
+    this.queue.push(command)
+    if (this.current === undefined) this.next()
+  }
+
+  interrupt(command: Command): boolean {
+    if (command.settled) return false
+    // Behind a query of the user's it has not been sent either, and a cancel would hit that one.
+    if (!command.sent) {
+      command.state = State.Settled
+      return false
+    }
+    command.canceled = true
+    this.wire.doomed = "a statement was cancelled while the pg client was in use"
+    this.wire.cancel((error) => {
+      if (error !== undefined && !command.settled) this.wire.destroy(error)
+    })
+    return true
+  }
+
+  /** The connection is gone: pg answers for what it was given, and here is the rest. */
+  fail(error: DbError): void {
+    for (const command of [...(this.current?.sent === false ? [this.current] : []), ...this.queue.splice(0)]) {
+      command.settle(error, undefined, undefined)
+    }
+  }
+
+  private next(): void {
+    this.current = undefined
+    let command = this.queue.shift()
+    while (command !== undefined && command.settled) command = this.queue.shift()
+    if (command === undefined) {
+      for (const waiter of this.waiters.splice(0)) waiter()
+      return
+    }
+    this.current = command
+    // pg calls it deprecated to queue behind a query of the user's.
+    if (!(this.client as unknown as { readonly readyForQuery: boolean }).readyForQuery) {
+      this.client.once("drain", () => (command.settled ? this.next() : this.run(command)))
+    } else {
+      this.run(command)
+    }
+  }
+
+  private settle(command: Command, error: unknown, result: Pg.QueryArrayResult | undefined): void {
+    command.state = State.Settled
+    if (error !== null && error !== undefined) {
+      if (!isServerError(error) || connectionIsLost(error)) this.wire.doomed ??= "it failed while pg had it"
+      command.done(
+        isServerError(error)
+          ? DbError.fromServer(error, { statement: command.text, canceledByUs: command.canceled })
+          : DbError.fromSocket(error, "read"),
+        undefined,
+        undefined
+      )
+    } else {
+      const many = (Array.isArray(result) ? result : [result]) as Array<Pg.QueryArrayResult>
+      const results = many.map((one) => ({
+        ...makeResult("", one.rows, one.fields as ReadonlyArray<Field>),
+        command: one.command,
+        rowCount: one.rowCount
+      }))
+      command.done(undefined, results[results.length - 1], results.length > 1 ? results : undefined)
+    }
+    this.next()
+  }
+
+  private run(command: Command): void {
+    // What the user has done through pg, nobody has told us.
+    const gone = command.owner?.vet?.(this.wire)
+    if (gone !== undefined) {
+      command.settle(gone, undefined, undefined)
+      return this.next()
+    }
+    const prefix = command.owner === undefined ? [] : [...command.owner.takePrefix()]
+    command.state = State.Sent
+    command.sent = true
+    // One at a time: each is a round trip.
+    this.wire.pipeline.heard++
+    this.wire.pipeline.tell(command, prefix)
+    const step = (): void => {
+      const control = prefix.shift()
+      if (control !== undefined) {
+        this.client.query({ text: control.text, values: [...control.params], rowMode: "array" }, (error, result) => {
+          control.done?.(error === null || error === undefined, result?.rows[0])
+          if (error) {
+            for (const skipped of prefix) skipped.done?.(false, undefined)
+            return this.settle(command, error, undefined)
+          }
+          step()
+        })
+        return
+      }
+      const query = command.simple
+        ? { text: command.text, rowMode: command.rowMode }
+        : { text: command.text, values: [...command.params], rowMode: command.rowMode }
+      this.client.query(query as Pg.QueryArrayConfig, (error, result) => this.settle(command, error, result))
+    }
+    step()
+  }
+}
