@@ -733,6 +733,89 @@ describe("ends of a transaction that meet", () => {
       }))
   }
 
+  test("a block that the one around it undoes while it ends is told so", () =>
+    Effect.gen(function* () {
+      yield* session(
+        Effect.gen(function* () {
+          const inside = yield* latch
+          const go = yield* latch
+          const over = yield* latch
+          yield* insert(9)
+          const inner = withTransaction(Effect.zipRight(insert(1), Effect.zipRight(open(inside), Deferred.await(over))))
+          // When it ends, the rollback to the savepoint of the inner one is on its way.
+          const middle = withTransaction(
+            Effect.gen(function* () {
+              yield* insert(5)
+              yield* Effect.forkDaemon(Effect.ignore(inner))
+              yield* Deferred.await(inside)
+              yield* open(go)
+            })
+          )
+          const fiber = yield* withTransaction(
+            Effect.gen(function* () {
+              yield* insert(3)
+              const fiber = yield* Effect.forkDaemon(Effect.exit(middle))
+              yield* Deferred.await(go)
+              return fiber
+            })
+          )
+          expect(outcome(yield* Fiber.join(fiber))).toBe("TransactionClosed")
+          yield* open(over)
+          yield* insert(2)
+        })
+      )
+      expect(yield* rows).toEqual([2, 3, 9])
+    }))
+
+  test("what waits for the end of a block by hand that is too late is not late itself", () =>
+    Effect.gen(function* () {
+      yield* session(
+        Effect.gen(function* () {
+          const tx = yield* DbSession.begin({ timeout: 50 })
+          yield* insert(1)
+          yield* until(
+            "it is too late",
+            Effect.map(Effect.exit(insert(1)), (exit) => outcome(exit) === "TransactionTimeout")
+          )
+          yield* Effect.all([tx.rollback, insert(2)], { concurrency: 2 })
+        })
+      )
+      expect(yield* rows).toEqual([2])
+    }))
+
+  test("nor in the mode of that block, when its hooks go on", () =>
+    Effect.gen(function* () {
+      yield* session(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const done = yield* latch
+          const tx = yield* DbSession.begin({ readOnly: true })
+          yield* sql`SELECT 1`
+          yield* DbSession.afterCommit(Deferred.await(done))
+          yield* Effect.all([tx.commit, Effect.zipRight(insert(2), open(done))], { concurrency: 2 })
+        })
+      )
+      expect(yield* rows).toEqual([2])
+    }))
+
+  test("a session by hand that was too late and was rolled back ends in peace, and its connection is kept", () =>
+    Effect.gen(function* () {
+      const before = yield* DbConnection.withConnection(DbConnection.pid)
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const late = yield* DbSession.make({ autocommit: true, timeout: 50 })
+          yield* until(
+            "it is too late",
+            Effect.map(Effect.exit(late.use(Effect.zipRight(insert(1), late.rollback))), (exit) => Exit.isFailure(exit))
+          )
+          yield* late.rollback
+          yield* late.rollback
+        })
+      )
+      expect(yield* DbConnection.withConnection(DbConnection.pid)).toBe(before)
+      expect(yield* rows).toEqual([])
+    }))
+
   test("a hook that ends its own block by hand is SessionBusy", () =>
     session(
       Effect.gen(function* () {

@@ -193,6 +193,11 @@ const waitsForSettings = (unit: Unit, frame: Frame): boolean =>
 
 const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
+    if (frame.undone) {
+      // By the block around it, meanwhile.
+      const gone = success && frame.begun ? Effect.fail(goneError(unit, frame)) : Effect.void
+      return frame.undoing === undefined ? gone : Effect.zipRight(whenUndone(frame.undoing), gone)
+    }
     const { failure, late, rollbackOnly } = frame
     const spoiled = failure !== undefined || late !== undefined || rollbackOnly !== undefined || unit.aborted
     if (success && !spoiled && unit.lost === undefined) {
@@ -230,16 +235,13 @@ const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<vo
 /** Rolls a block back that is sealed, with what is in it. @internal */
 export const undo = (unit: Unit, frame: Frame): Effect.Effect<void> =>
   Effect.suspend(() => {
+    frame.undone = true
     // Another fiber is about to: what becomes of a savepoint is told by its answer.
     const busy = framesIn(frame).find((_) => _.undoing !== undefined)
-    if (busy !== undefined) {
-      return Effect.zipRight(
-        Effect.async<void>((resume) => void busy.undoing!.push(() => resume(Effect.void))),
-        busy === frame ? Effect.void : undo(unit, frame)
-      )
+    if (busy?.undoing !== undefined) {
+      return Effect.zipRight(whenUndone(busy.undoing), busy === frame ? Effect.void : undo(unit, frame))
     }
     const { wire } = unit.lease
-    frame.undone = true
     if (frame.begun) frame.outcome = "rolled back"
     if (!frame.begun || unit.lost !== undefined || wire === undefined || wire.dead) {
       return Effect.sync(() => frame.close())
@@ -251,6 +253,9 @@ export const undo = (unit: Unit, frame: Frame): Effect.Effect<void> =>
       for (const waiter of waiters as Array<() => void>) waiter()
     })
   })
+
+const whenUndone = (waiters: Array<() => void>): Effect.Effect<void> =>
+  Effect.async<void>((resume) => void waiters.push(() => resume(Effect.void)))
 
 const rollbackTo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
   unit.pending = []
@@ -411,8 +416,8 @@ const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>
     if (unit.begun) unit.outcome = "rolled back"
     // A session whose time is over is lost for its fibers, but its transaction is open on the server.
     if (wire === undefined || wire.dead || !unit.begun || (unit.lost !== undefined && wire.status === "I")) {
-      if (unit.lost !== undefined && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
-      if (wire?.dead === true || unit.lost !== undefined) unit.dropWire()
+      if (unit.hasLost && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
+      if (wire?.dead === true || unit.hasLost) unit.dropWire()
       unit.over()
       return Effect.void
     }

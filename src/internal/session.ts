@@ -247,7 +247,9 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
   if (unit.ended) return Effect.void
   const frame = block ?? unit.frame
   const left = frame.child
-  const commits = success && (left === undefined || left.holds === "nothing")
+  // Late and rolled back by hand: nothing is left to be lost.
+  const over = !unit.open && unit.lost !== undefined && !unit.hasLost
+  const commits = success && !over && (left === undefined || left.holds === "nothing")
   const frames = block === undefined ? [unit.frame] : [unit.frame, block]
   const end = () => {
     unit.shut()

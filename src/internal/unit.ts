@@ -114,6 +114,11 @@ export class Unit implements PathState {
     return this.open || this.lost !== undefined || this.frame.rollbackOnly !== undefined
   }
 
+  /** Not only late, with nothing open: there is no transaction where there should be one. */
+  get hasLost(): boolean {
+    return this.lost !== undefined && (this.begun || this.lost !== this.late)
+  }
+
   /** A transaction is open, or about to be: statements are on their way. */
   get open(): boolean {
     return this.begun || this.issued > 0
@@ -343,6 +348,8 @@ export class Unit implements PathState {
     this.frame.failure = undefined
     this.frame.failedStatement = undefined
     this.frame.rollbackOnly = undefined
+    // A block that had it for itself: whoever waits comes after it.
+    if (this.frame.child?.ended === true) this.frame.child.close()
     this.lease.unclaim(this)
   }
 
