@@ -6,9 +6,9 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { DbConnection, DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbError, DbSchema, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, outcome, programsOn, proxiedOn, used } from "./support/programs.js"
+import { committed, insert, outcome, programsOn, proxiedOn, reason, used } from "./support/programs.js"
 import { pending, until } from "./support/until.js"
 
 const database = testDatabase()
@@ -186,6 +186,38 @@ describe("a statement on a shared connection that has to be prepared again", () 
         )
         expect(rows).toEqual([{ a: 1, b: null, xid: null }])
         yield* database.query("DROP TABLE shape")
+      })
+    ))
+})
+
+describe("on a connection whose pg client is in use, outside of a session", () => {
+  const raw = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+    DbConnection.withConnection(Effect.zipRight(DbConnection.raw, effect))
+
+  test("a batch, which would be no transaction, is refused; with one around it is whole", () =>
+    raw(
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        const batch = (last: string) =>
+          DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, sql.unsafe(last), sql`INSERT INTO t (id) VALUES (3)`])
+        expect(yield* reason(batch("SELECT 1/0"))).toBe("InvalidInput")
+        expect(yield* committed(database)).toEqual([])
+        yield* Effect.flip(withTransaction(batch("SELECT 1/0")))
+        expect(yield* committed(database)).toEqual([])
+        yield* withTransaction(batch("SELECT 1"))
+        expect(yield* committed(database)).toEqual([1, 3])
+        expect(yield* sql`SELECT 1 AS one`).toEqual([{ one: 1 }])
+      })
+    ))
+
+  test("a statement of a tenant is refused, not run where its names mean something else", () =>
+    raw(
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        const path = sql<{ path: string }>`SELECT current_setting('search_path') AS path`
+        expect(yield* reason(DbSchema.withTenant(path, "acme"))).toBe("InvalidInput")
+        const [row] = yield* withTransaction(DbSchema.withTenant(path, "acme"))
+        expect(row!.path).toContain("acme")
       })
     ))
 })

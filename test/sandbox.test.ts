@@ -596,3 +596,27 @@ describe("the connection of a sandbox is lost", () => {
       expect(yield* rows).toEqual([])
     }))
 })
+
+describe("a batch that waits for its turn in a sandbox", () => {
+  test("and whose session ends meanwhile never happens, and holds up nobody", () =>
+    DbTest.sandbox(
+      withTransaction(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          yield* insert(9)
+          // While it runs nobody else has a turn.
+          const slow = yield* Effect.fork(sql`SELECT pg_sleep(0.3)`)
+          yield* sleepingOn(database)
+          yield* isolated(
+            Effect.gen(function* () {
+              const batch = DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, sql`INSERT INTO t (id) VALUES (2)`])
+              yield* Effect.forkDaemon(Effect.ignore(batch))
+              yield* Effect.yieldNow()
+            })
+          )
+          yield* Fiber.join(slow)
+          expect(yield* seen).toEqual([9])
+        })
+      )
+    ))
+})

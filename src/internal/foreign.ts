@@ -10,6 +10,12 @@ import type { Field } from "./rows.js"
 import { connectionIsLost, isServerError } from "./sqlState.js"
 import type { Wire } from "./wire.js"
 
+const apart = (what: string): DbError =>
+  DbError.make("InvalidInput", {
+    message: `${what} was run outside of a session on a connection whose pg client is in use`,
+    hint: "It would not be one transaction there. Put withTransaction around it; nothing was sent."
+  })
+
 /** @internal */
 export class ForeignQueue {
   private readonly queue: Array<Command> = []
@@ -32,6 +38,10 @@ export class ForeignQueue {
   }
 
   submit(command: Command): void {
+    // Each is a round trip and a transaction of its own here.
+    if (command.solo && (command.more || (command.batch?.length ?? 1) > 1)) {
+      return command.settle(apart("A batch"), undefined, undefined)
+    }
     command.state = State.Queued
     this.queue.push(command)
     if (this.current === undefined) this.next()
@@ -107,6 +117,10 @@ export class ForeignQueue {
       return this.next()
     }
     const prefix = command.owner === undefined ? [] : [...command.owner.takePrefix()]
+    if (command.solo && prefix.length > 0) {
+      command.settle(apart("A statement with a search path of its own"), undefined, undefined)
+      return this.next()
+    }
     command.state = State.Sent
     command.sent = true
     // One at a time: each is a round trip.

@@ -39,14 +39,13 @@ const statement = (wire: Wire, text: string): Effect.Effect<void, SqlError> =>
     )
   })
 
-/** Undoes all of the sandbox. A server that does not answer in time loses the connection. */
-const undo = (core: EngineCore, wire: Wire): Effect.Effect<void> => {
-  const limit = core.config.settleMillis
-  return Effect.suspend(() => {
-    const stop = deadline(limit, () => wire.destroy(new Error(`the server did not answer ROLLBACK within ${limit} ms`)))
-    return Effect.zipRight(Effect.ignore(statement(wire, "ROLLBACK")), Effect.sync(stop))
+/** A server that does not answer in time loses the connection. */
+const limited = (core: EngineCore, wire: Wire, text: string): Effect.Effect<void, SqlError> =>
+  Effect.suspend(() => {
+    const limit = core.config.settleMillis
+    const stop = deadline(limit, () => wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`)))
+    return Effect.ensuring(statement(wire, text), Effect.sync(stop))
   })
-}
 
 /** An engine on one borrowed connection, in a transaction that is rolled back when the scope closes. */
 const sandboxed = (core: EngineCore): Effect.Effect<EngineService, SqlError, Scope.Scope> =>
@@ -55,12 +54,12 @@ const sandboxed = (core: EngineCore): Effect.Effect<EngineService, SqlError, Sco
       const root = new Root(core, { name: "sandbox" }, core.config.acquireMillis)
       return Effect.flatMap(borrow(root), () => {
         const wire = root.wire!
-        return Effect.as(statement(wire, "BEGIN"), { root, wire })
+        return Effect.as(limited(core, wire, "BEGIN"), { root, wire })
       }).pipe(Effect.onError(() => Effect.sync(() => root.release(true))))
     }),
     ({ root, wire }) =>
       Effect.zipRight(
-        undo(core, wire),
+        Effect.ignore(limited(core, wire, "ROLLBACK")),
         Effect.sync(() => root.release(true))
       )
   ).pipe(

@@ -190,10 +190,13 @@ export class VirtualWire {
       },
       stop: () => {}
     })
-    this.leavers.set(command, () => {
-      never()
-      leave()
-    })
+    // Of a batch any may be the first that is taken back.
+    for (const one of commands) {
+      this.leavers.set(one, () => {
+        never()
+        leave()
+      })
+    }
   }
 
   private go(command: Command, commands: ReadonlyArray<Command>, opens: boolean, plays: End | undefined): void {
