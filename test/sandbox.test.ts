@@ -10,6 +10,7 @@ import * as Fiber from "effect/Fiber"
 import { DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { testDatabase } from "./support/database.js"
+import { latch, open } from "./support/until.js"
 import {
   committed,
   insert,
@@ -28,8 +29,6 @@ const database = testDatabase()
 const test = programsOn(database)
 const rows = committed(database)
 
-const latch = Deferred.make<void>()
-const open = (_: Deferred.Deferred<void>) => Deferred.succeed(_, undefined)
 const session = DbSession.autocommit
 const { isolated } = DbSession
 

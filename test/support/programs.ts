@@ -19,7 +19,7 @@ import { DbConnection, DbEngine, DbError, DbLayer, DbSession, type DbOptions } f
 import { expect } from "vitest"
 import { type TestDatabase, untilActivity } from "./database.js"
 import { type PgProxy, proxy } from "./proxy.js"
-import { until, untilStats } from "./until.js"
+import { latch, open, until, untilStats } from "./until.js"
 
 export type Services = DbEngine | DbConnection | DbSession | SqlClient.SqlClient | PgClient.PgClient
 
@@ -198,3 +198,17 @@ export const sessionForms: ReadonlyArray<readonly [name: string, around: Around]
   ["scoped", (effect) => Effect.scoped(Effect.zipRight(DbSession.scoped(), effect)) as never],
   ["layer", (effect) => Effect.provide(effect, DbSession.layer()) as never]
 ]
+
+/** A block of another fiber, open until `go`; what came of it. */
+export const blockAside = <A, E, R>(
+  around: (body: Effect.Effect<void, any, DbSession>) => Effect.Effect<A, E, R>,
+  body: Effect.Effect<unknown, unknown, DbSession> = Effect.void
+) =>
+  Effect.gen(function* () {
+    const inside = yield* latch
+    const go = yield* latch
+    const whole = Effect.zipRight(body, Effect.zipRight(open(inside), Deferred.await(go)))
+    const fiber = yield* Effect.forkDaemon(around(whole as Effect.Effect<void, any, DbSession>))
+    yield* Deferred.await(inside)
+    return { end: Effect.zipRight(open(go), Fiber.await(fiber)) }
+  })

@@ -62,3 +62,7 @@ export const again = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A,
 /** It has not come to its end. */
 export const stillRuns = (fiber: Fiber.Fiber<unknown, unknown>): Effect.Effect<boolean> =>
   Effect.map(Fiber.poll(fiber), Option.isNone)
+
+/** Something to wait for, and what ends the wait. */
+export const latch = Deferred.make<void>()
+export const open = (latch: Deferred.Deferred<void>): Effect.Effect<boolean> => Deferred.succeed(latch, undefined)
