@@ -14,7 +14,7 @@ import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { conflict, joinable, refuse } from "./conflict.js"
 import { unitOf } from "./execute.js"
-import { framesAbove } from "./frame.js"
+import { atTurn, framesAbove } from "./frame.js"
 import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
 import type { Attempts } from "./observe.js"
@@ -60,16 +60,12 @@ export const openFrame = (
 ): Effect.Effect<Frame, DbError> =>
   Effect.suspend(() => {
     let opened: Frame | undefined = undefined
-    const wait = Effect.async<Frame, DbError>((resume) => {
-      const leave = parent.turn((error) => {
-        if (error !== undefined) return resume(Effect.fail(error))
-        const what = kind()
-        const refused = what === "savepoint" ? conflict(parent.unit, parent.top, options, false) : undefined
-        if (refused !== undefined) return resume(refused)
-        opened = parent.open(what, options, what === "savepoint" ? undefined : holds)
-        resume(Effect.succeed(opened))
-      })
-      return Effect.sync(leave)
+    const wait = atTurn<Frame>(parent, () => {
+      const what = kind()
+      const refused = what === "savepoint" ? conflict(parent.unit, parent.top, options, false) : undefined
+      if (refused !== undefined) return refused
+      opened = parent.open(what, options, what === "savepoint" ? undefined : holds)
+      return Effect.succeed(opened)
     })
     // Interrupted in the hand-over, which is not over before `restore` is: nobody else will end it.
     return Effect.onError(restore(wait), () => Effect.sync(() => opened?.close()))

@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
-import { framesAbove } from "./frame.js"
+import { atTurn, framesAbove } from "./frame.js"
 import type { Frame } from "./frame.js"
 import { conflicts, settings } from "./transactionSql.js"
 import type { TransactionOptions } from "./transactionSql.js"
@@ -66,8 +66,5 @@ const asksNothing = ({
 export const joinable = (unit: Unit, frame: Frame, options: TransactionOptions): Effect.Effect<Frame, DbError> => {
   const join = () => conflict(unit, frame, options, true) ?? Effect.succeed(frame.top)
   if (asksNothing(options) || frame.free) return join()
-  return Effect.async<Frame, DbError>((resume) => {
-    const leave = frame.turn((error) => resume(error === undefined ? join() : Effect.fail(error)))
-    return Effect.sync(leave)
-  })
+  return atTurn(frame, join)
 }

@@ -3,6 +3,7 @@
  * path is open at a time: siblings take turns, and statements of an outer block wait while an inner one is open, so
  * that a rollback never takes another block's work along.
  */
+import * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
 import { deadline, timer } from "./deadline.js"
 import { Line } from "./line.js"
@@ -254,6 +255,13 @@ export class Frame implements Owner {
         })
   }
 }
+
+/** What `then` makes at the turn of a block, at that very moment. Interrupted, it gives up its place. @internal */
+export const atTurn = <A>(frame: Frame, then: () => Effect.Effect<A, DbError>): Effect.Effect<A, DbError> =>
+  Effect.async<A, DbError>((resume) => {
+    const leave = frame.turn((error) => resume(error === undefined ? then() : Effect.fail(error)))
+    return Effect.sync(leave)
+  })
 
 /** From a block outwards, itself included. @internal */
 export const framesAbove = (frame: Frame): ReadonlyArray<Frame> => {

@@ -13,6 +13,7 @@ import type { Entry } from "./ambient.js"
 import { never, timer } from "./deadline.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
+import { atTurn } from "./frame.js"
 import type { Frame } from "./frame.js"
 import { topOf } from "./lease.js"
 import type { Root } from "./lease.js"
@@ -164,17 +165,10 @@ export const commit = (slot: Slot, unit: Unit): Effect.Effect<void, SqlError> =>
         // Another fiber's, opened while the hooks ran.
         return child?.manual === true
           ? Effect.fail(busy(unit, "commit")!)
-          : Effect.zipRight(restore(turnIn(unit.frame)), end)
+          : Effect.zipRight(restore(atTurn(unit.frame, () => Effect.void)), end)
       })
     })
     return Effect.zipRight(restore(ready), end)
-  })
-
-/** Waits until no block is open in this one. */
-const turnIn = (frame: Frame): Effect.Effect<void, DbError> =>
-  Effect.async<void, DbError>((resume) => {
-    const leave = frame.turn((error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
-    return Effect.sync(leave)
   })
 
 /** What comes before COMMIT, then the end: a rollback, when that has gone wrong. @internal */
