@@ -522,9 +522,8 @@ describe("the time limit of a block that has no effect to interrupt", () => {
     test(`${name}: a statement that runs is cancelled, and fails with TransactionTimeout`, () =>
       Effect.gen(function* () {
         let told = ""
-        const body = Effect.zipRight(
-          insert(1),
-          Effect.onExit(sleep, (exit) => Effect.sync(() => void (told = outcome(exit))))
+        const body = Effect.onExit(Effect.zipRight(insert(1), sleep), (exit) =>
+          Effect.sync(() => void (told = outcome(exit)))
         )
         expect(outcome(yield* Effect.exit(around(body, late) as Effect.Effect<unknown>))).toBe("TransactionTimeout")
         expect(told).toBe("TransactionTimeout")

@@ -2,7 +2,7 @@
  * The proof under faults, as much of it as fits into a run of all tests; `npm run chaos` is the rest. Below it, one
  * test for each fault of this library that chaos has found.
  */
-import { describe, expect, it } from "@effect/vitest"
+import { describe, expect, it, vi } from "@effect/vitest"
 import { Effect, Exit, Fiber } from "effect"
 import { DbError, DbSession, withTransaction } from "effect-db"
 import type { DbOptions } from "effect-db"
@@ -16,6 +16,7 @@ import { single } from "../chaos/single.js"
 import { soak } from "../chaos/soak.js"
 import { makeWorld, onEngine } from "../chaos/world.js"
 import { resolve } from "../src/DbOptions.js"
+import { Backoff } from "../src/internal/backoff.js"
 import { Pool } from "../src/internal/pool.js"
 import { PoolMetrics } from "../src/internal/telemetry.js"
 import { testDatabase } from "./support/database.js"
@@ -245,14 +246,12 @@ describe("found by chaos", () => {
         onLeak: () => {},
         metrics: new PoolMetrics("test", () => ({ idle: 0, used: 0, pending: 0, max: 10, min: 0 }))
       })
+      const pauses = vi.spyOn(Backoff.prototype, "pause")
       const waiters = Array.from({ length: 8 }, () => pool.take({ name: "test" }, 1000, () => {}))
-      const started = performance.now()
-      // The third round comes after pauses of 25 and 50 ms, half as much again at most.
-      yield* until(
-        "a third round",
-        Effect.sync(() => dials > 16)
-      )
-      expect(performance.now() - started).toBeLessThan(450)
+      yield* until("a third round", () => dials > 16)
+      // Each is twice as long as the one before.
+      expect(pauses.mock.calls.length).toBeLessThanOrEqual(3)
+      pauses.mockRestore()
       for (const giveUp of waiters) giveUp()
       yield* Effect.async<void>((resume) => pool.close(() => resume(Effect.void)))
     })

@@ -81,9 +81,7 @@ describe("DbEngine.health", () => {
       whileFull(
         Effect.gen(function* () {
           via.accept("silent")
-          const began = performance.now()
           const health = yield* DbEngine.health
-          expect(performance.now() - began).toBeLessThan(2000)
           expect(health).toMatchObject({ status: "down", asked: "server" })
           expect(String(health.lastError?.error)).toContain("The database did not answer within 200 ms.")
         })

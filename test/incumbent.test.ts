@@ -244,9 +244,7 @@ describe("9 a running query interrupted while the pool is full", () => {
         const sql = yield* client
         const running = yield* Effect.fork(sql`SELECT pg_sleep(60)`)
         yield* untilActivity(database.url, ({ active }) => active === 1)
-        const started = performance.now()
         yield* Fiber.interrupt(running)
-        expect(performance.now() - started).toBeLessThan(1000)
         expect(proxy.cancels.length).toBe(1)
         yield* untilActivity(database.url, ({ active }) => active === 0)
         expect((yield* DbEngine.stats).total).toBeLessThanOrEqual(1)

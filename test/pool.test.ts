@@ -27,11 +27,10 @@ import {
   run,
   sent,
   startups,
-  took,
   wire,
   wired
 } from "./support/wired.js"
-import { barrier, idle, pending, until, untilStats } from "./support/until.js"
+import { barrier, idle, pending, soon, timed, took, until, untilStats } from "./support/until.js"
 import { collected } from "./support/observed.js"
 
 // What HikariCP promises of a pool, here.
@@ -166,12 +165,9 @@ describe("waiting", () => {
         const latch = yield* Deferred.make<void>()
         yield* holdUntil(latch, "report")
         yield* holdUntil(latch, "import")
-        const [reason, elapsed] = yield* Effect.gen(function* () {
-          const started = performance.now()
-          return [yield* reasonOf(run("SELECT 1")), performance.now() - started] as const
-        })
+        const [elapsed, reason] = yield* timed(reasonOf(run("SELECT 1")))
         expect(elapsed).toBeGreaterThan(140)
-        expect(elapsed).toBeLessThan(400)
+        expect(elapsed).toBeLessThan(soon)
         expect(reason).toMatchObject({ _tag: "AcquireTimeout", isRetryable: true })
         expect((reason as { holders: ReadonlyArray<{ name: string }> }).holders.map((_) => _.name)).toEqual([
           "report",
@@ -364,7 +360,7 @@ describe("idle connections", () => {
         yield* pause(40)
         const elapsed = yield* took(run("SELECT 1"))
         expect(elapsed).toBeGreaterThan(190)
-        expect(elapsed).toBeLessThan(500)
+        expect(elapsed).toBeLessThan(soon)
         expect(startups(at)).toBe(4)
       })
   )
@@ -684,7 +680,7 @@ describe("FAULTS 49: what a borrower leaves behind", () => {
       yield* run("SET work_mem = '5MB'")
       const elapsed = yield* took(run("SELECT 1"))
       expect(elapsed).toBeGreaterThan(100)
-      expect(elapsed).toBeLessThan(500)
+      expect(elapsed).toBeLessThan(soon)
     })
   )
 })
@@ -813,9 +809,9 @@ describe("afterConnect", () => {
       const afterConnect = Effect.suspend(() => (++runs === 1 ? Effect.never : Effect.void))
       const { context } = yield* wire(database, { afterConnect, maxConnections: 1, connectTimeout: 500 })
       yield* Effect.gen(function* () {
-        const started = performance.now()
-        const reason = yield* reasonOf(run("SELECT 1"))
-        expect([reason._tag, performance.now() - started < 1000]).toEqual(["ConnectionError", true])
+        const [elapsed, reason] = yield* timed(reasonOf(run("SELECT 1")))
+        expect(reason._tag).toBe("ConnectionError")
+        expect(elapsed).toBeLessThan(soon)
         yield* run("SELECT 1")
       }).pipe(Effect.provide(context))
     })
@@ -1063,7 +1059,7 @@ describe("FAULTS 12: closing an engine", () => {
         expect((yield* Fiber.join(waiting))._tag).toBe("PoolClosed")
         expect((yield* reasonOf(run("SELECT 1")))._tag).toBe("PoolClosed")
         expect((yield* Fiber.join(work))[0]).toMatchObject({ d: "done" })
-        expect(yield* Fiber.join(closing)).toBeLessThan(1500)
+        expect(yield* Fiber.join(closing)).toBeLessThan(soon)
         expect((yield* stats).total).toBe(0)
       }).pipe(Effect.provide(at.context))
       yield* untilActivity(database.url, (_) => _.total === 0)
@@ -1101,7 +1097,7 @@ describe("FAULTS 12: closing an engine", () => {
         yield* untilActivity(database.url, (_) => _.active === 1)
         const elapsed = yield* took(at.close)
         expect(elapsed).toBeGreaterThan(140)
-        expect(elapsed).toBeLessThan(800)
+        expect(elapsed).toBeLessThan(soon)
         expect(yield* Fiber.join(work)).toMatchObject({ _tag: "ConnectionError", isRetryable: false })
         yield* Deferred.succeed(latch, undefined)
       }).pipe(Effect.provide(at.context))
@@ -1137,12 +1133,12 @@ describe("FAULTS 12: closing an engine", () => {
 
   it.scopedLive("a dial in progress is given up", () =>
     Effect.gen(function* () {
-      const at = yield* closable({ connectTimeout: 5000 })
+      const at = yield* closable({ connectTimeout: "1 minute" })
       at.proxy.accept("silent")
       yield* Effect.gen(function* () {
         const waiting = yield* Effect.forkScoped(reasonOf(run("SELECT 1")))
         yield* untilStats("dialling", (_) => _.connecting === 1)
-        expect(yield* took(at.close)).toBeLessThan(200)
+        expect(yield* took(at.close)).toBeLessThan(soon)
         expect((yield* Fiber.join(waiting))._tag).toBe("PoolClosed")
       }).pipe(Effect.provide(at.context))
     })

@@ -63,12 +63,12 @@ describe("slowStatement", () => {
         const { sql } = yield* DbEngine
         const waiter = yield* whileFull(
           // Longer than is slow.
-          Effect.zipLeft(Effect.fork(sql`SELECT 1`), Effect.zipRight(pending(1), Effect.sleep("150 millis")))
+          Effect.zipLeft(Effect.fork(sql`SELECT 1`), Effect.zipRight(pending(1), Effect.sleep("1200 millis")))
         )
         yield* Fiber.join(waiter)
         expect(warnings(lines)).toEqual([])
       }),
-    { slowStatement: "100 millis", maxConnections: 1 }
+    { slowStatement: "1 second", maxConnections: 1 }
   )
 
   logged(

@@ -18,10 +18,9 @@ import {
   run,
   seen,
   startups,
-  took,
   wired
 } from "./support/wired.js"
-import { pending, stillRuns, until, untilStats } from "./support/until.js"
+import { pending, soon, stillRuns, took, until, untilStats } from "./support/until.js"
 import { committed, quietly } from "./support/programs.js"
 
 const database = testDatabase()
@@ -86,7 +85,7 @@ describe("interrupting a statement that runs", () => {
     Effect.gen(function* () {
       const fiber = yield* forkUntil(at, executes(/pg_sleep/), run(sleep))
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(soon)
       yield* noneActive
       expect(at.proxy.cancels.length).toBe(1)
       expect(at.proxy.log.filter((_) => _.dir === "backend" && _.type === "E").map((_) => _.name)).toEqual(["57014"])
@@ -99,7 +98,7 @@ describe("interrupting a statement that runs", () => {
     Effect.gen(function* () {
       const elapsed = yield* took(Effect.timeoutOption(run(sleep), "100 millis"))
       expect(elapsed).toBeGreaterThan(95)
-      expect(elapsed).toBeLessThan(600)
+      expect(elapsed).toBeLessThan(soon)
       yield* noneActive
     })
   )
@@ -136,7 +135,7 @@ describe("interrupting a statement that runs", () => {
       const lock = yield* lockedOutside(database, 1)
       const fiber = yield* forkUntil(at, executes(/advisory/), withTransaction(run("SELECT pg_advisory_xact_lock(1)")))
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(soon)
       yield* lock.release
     })
   )
@@ -147,7 +146,7 @@ describe("interrupting a statement that runs", () => {
       const batch = DbSession.batch([sql`INSERT INTO t VALUES (1)`, sql.unsafe(sleep), sql`INSERT INTO t VALUES (2)`])
       const fiber = yield* forkUntil(at, executes(/VALUES \(2\)/), batch)
       yield* running()
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(5_000)
+      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(soon)
       expect(yield* ids).toEqual([])
       yield* run("SELECT 1")
       expect(startups(at)).toBe(1)
@@ -189,7 +188,7 @@ describe("interrupting a statement behind others", () => {
         expect((yield* Fiber.join(front))[0]).toMatchObject({ whose: "mine" })
         // Its turn has come.
         yield* canceled
-        expect(yield* took(run("SELECT 1"))).toBeLessThan(5_000)
+        expect(yield* took(run("SELECT 1"))).toBeLessThan(soon)
       })
     )
   )
@@ -209,7 +208,7 @@ describe("interrupting a statement behind others", () => {
         const b = yield* Effect.forkScoped(Fiber.interrupt(second))
         yield* Effect.yieldNow()
         at.proxy.resume()
-        expect(yield* took(Fiber.join(b))).toBeLessThan(1000)
+        expect(yield* took(Fiber.join(b))).toBeLessThan(soon)
         yield* noneActive
       })
     )
@@ -285,8 +284,8 @@ describe("a cancel that is not confirmed", () => {
         at.proxy.accept(mode)
         const elapsed = yield* took(Fiber.interrupt(fiber))
         expect(elapsed).toBeGreaterThan(200)
-        expect(elapsed).toBeLessThan(600)
-        yield* untilStats("its socket is closed", (_) => _.total === 0, 500)
+        expect(elapsed).toBeLessThan(soon)
+        yield* untilStats("its socket is closed", (_) => _.total === 0)
         at.proxy.accept("relay")
         expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
       })
@@ -299,10 +298,10 @@ describe("a cancel that is not confirmed", () => {
       const fiber = yield* forkUntil(at, executes(/pg_sleep/), work)
       yield* running()
       at.proxy.accept("silent")
-      expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(700)
+      yield* Fiber.interrupt(fiber)
       at.proxy.accept("relay")
       yield* run("SELECT 1")
-      expect(yield* ids).toEqual([])
+      expect([yield* ids, startups(at)]).toEqual([[], 2])
     })
   )
 })
@@ -324,7 +323,7 @@ describe("the option stream", () => {
         const sleeping = yield* Effect.fork(run(sleep))
         yield* running()
         expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "server" })
-        expect(yield* took(Fiber.interrupt(sleeping))).toBeLessThan(100)
+        expect(yield* took(Fiber.interrupt(sleeping))).toBeLessThan(soon)
         expect(through.cancels.map((_) => _.name)).toEqual([String(before)])
         expect(yield* pid).toBe(before)
       }).pipe(Effect.provide(DbLayer({ url, stream, ...one })))
@@ -343,7 +342,7 @@ describe("the option stream", () => {
         const before = yield* Effect.fork(run("SELECT pg_sleep(1)"))
         yield* running()
         expect(yield* DbEngine.health).toMatchObject({ status: "down", asked: "server" })
-        expect(yield* took(Fiber.interrupt(before))).toBeLessThan(400)
+        expect(yield* took(Fiber.interrupt(before))).toBeLessThan(soon)
         for (const _ of [1, 2]) expect(yield* reasonOf(run("SELECT 1"))).toMatchObject({ _tag: "ConnectionError" })
         sockets.push(new Net.Socket())
         yield* run("SELECT 1")

@@ -107,12 +107,12 @@ export const serverActivity = (url: string): Effect.Effect<Activity> =>
 
 /**
  * Waits until the activity of the URL's database satisfies the predicate: a backend notices a closed socket a moment
- * after the client has closed it. Dies with the last activity when `within` (5 s) is over.
+ * after the client has closed it. Dies with the last activity when `within` (15 s) is over.
  */
 export const untilActivity = (
   url: string,
   predicate: (activity: Activity) => boolean,
-  within: Duration.DurationInput = "5 seconds"
+  within: Duration.DurationInput = "15 seconds"
 ): Effect.Effect<Activity> =>
   Effect.suspend(() => {
     const deadline = performance.now() + Duration.toMillis(within)

@@ -2,6 +2,7 @@
  * Waiting for conditions instead of sleeping.
  */
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
@@ -13,7 +14,7 @@ import type { EngineStats } from "../../src/DbEngine.js"
 export const until = <R = never>(
   what: string,
   holds: Effect.Effect<boolean, never, R> | (() => boolean),
-  millis = 5000
+  millis = 15_000
 ): Effect.Effect<void, never, R> =>
   Effect.suspend(() => {
     const deadline = performance.now() + millis
@@ -66,3 +67,17 @@ export const stillRuns = (fiber: Fiber.Fiber<unknown, unknown>): Effect.Effect<b
 /** Something to wait for, and what ends the wait. */
 export const latch = Deferred.make<void>()
 export const open = (latch: Deferred.Deferred<void>): Effect.Effect<boolean> => Deferred.succeed(latch, undefined)
+
+/**
+ * Milliseconds: less than any limit that a test leaves as it is takes to be over (the shortest default is 5 s), and more
+ * than a busy machine stands still.
+ */
+export const soon = 4500
+
+/** How many milliseconds an effect takes, and what it yields. */
+export const timed = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<readonly [number, A], E, R> =>
+  Effect.map(Effect.timed(effect), ([duration, value]) => [Duration.toMillis(duration), value] as const)
+
+/** How many milliseconds an effect takes. */
+export const took = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<number, E, R> =>
+  Effect.map(timed(effect), ([millis]) => millis)

@@ -8,7 +8,6 @@ import type { PgClient } from "@effect/sql-pg/PgClient"
 import { DbEngine, DbError, DbLayer } from "effect-db"
 import type { DbConnection, DbSession, Reason } from "effect-db"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Fiber from "effect/Fiber"
@@ -137,7 +136,3 @@ export const freshTable = (database: TestDatabase, ...ids: ReadonlyArray<number>
   const fill = ids.length === 0 ? "" : `INSERT INTO t VALUES ${ids.map((id) => `(${id})`).join()}`
   beforeEach(() => Effect.runPromise(database.query(`DROP TABLE IF EXISTS t; CREATE TABLE t (id int); ${fill}`)))
 }
-
-/** How many milliseconds an effect takes. */
-export const took = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<number, E, R> =>
-  Effect.map(Effect.timed(effect), ([duration]) => Duration.toMillis(duration))
