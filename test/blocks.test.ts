@@ -67,7 +67,7 @@ test("a session by hand that is too late stays so, and so do those that come aft
   Effect.scoped(
     Effect.gen(function* () {
       const late = yield* DbSession.make({ timeout: 50 })
-      yield* late.use(insert(1))
+      yield* Effect.exit(late.use(insert(1)))
       yield* until(
         "it is too late",
         Effect.map(late.state, (_) => _ === "failed")

@@ -199,7 +199,7 @@ describe("ends of a transaction that meet", () => {
       yield* session(
         Effect.gen(function* () {
           const tx = yield* DbSession.begin({ timeout: 50 })
-          yield* insert(1)
+          yield* Effect.exit(insert(1))
           yield* until(
             "it is too late",
             Effect.map(Effect.exit(insert(1)), (exit) => outcome(exit) === "TransactionTimeout")
