@@ -13,7 +13,18 @@ import * as Stream from "effect/Stream"
 import { atomic, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
 import { latch, open, until } from "./support/until.js"
-import { blockAside, committed, insert, no, outcome, programsOn, reason, refused, sleep } from "./support/programs.js"
+import {
+  blockAside,
+  committed,
+  insert,
+  no,
+  outcome,
+  programsOn,
+  reason,
+  refused,
+  sleep,
+  whileFull
+} from "./support/programs.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -529,6 +540,17 @@ describe("the time limit of a block that has no effect to interrupt", () => {
         expect(told).toBe("TransactionTimeout")
         expect(yield* rows).toEqual([])
       }))
+
+    test(
+      `${name}: so does one that waits for its connection`,
+      () =>
+        Effect.gen(function* () {
+          const waiting = around(insert(1), late) as Effect.Effect<unknown>
+          expect(outcome(yield* whileFull(Effect.exit(waiting)))).toBe("TransactionTimeout")
+          expect(yield* rows).toEqual([])
+        }),
+      { maxConnections: 1 }
+    )
 
     test(`${name}: the next statement fails with it`, () =>
       Effect.gen(function* () {

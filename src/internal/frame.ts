@@ -114,8 +114,8 @@ export class Frame implements Owner {
   /** For a block without an effect that could be interrupted: its own time limit, until it ends. */
   limit(millis: number, error: () => DbError): void {
     this.stopTimer = timer(millis, () => {
-      this.late = error()
-      for (const run of [...this.unit.runs]) if (run.block.isWithin(this)) run.cancel()
+      const late = (this.late = error())
+      for (const run of [...this.unit.runs]) if (run.block.isWithin(this)) run.cancel(late)
     })
   }
 

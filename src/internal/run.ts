@@ -148,11 +148,11 @@ export class Run {
     }
   }
 
-  /** Its transaction will be undone: what is on its way need not finish, and what is not need not begin. */
-  cancel(): void {
+  /** Its transaction will be undone, or is too late: what is on its way need not finish, and the rest need not begin. */
+  cancel(error: DbError = undone()): void {
     if (this.settled || !this.issued) return
     if (this.sent) this.wire!.interrupt(this.command!)
-    else this.abandon(undone())
+    else this.abandon(error)
   }
 }
 

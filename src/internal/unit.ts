@@ -363,7 +363,7 @@ export class Unit implements PathState {
     if (this.ended) return
     this.late = error
     this.lost ??= error
-    for (const run of [...this.runs]) run.cancel()
+    for (const run of [...this.runs]) run.cancel(error)
   }
 
   /** No new statements; what has not been sent fails. */
