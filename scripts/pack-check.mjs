@@ -1,10 +1,10 @@
 /**
  * `npm run pack:check`: the package as a user gets it. Builds and packs it, installs the tarball with its peers in an
  * empty project, and there type-checks and runs a small program that imports every entry point, on the server of
- * `DATABASE_URL` or an embedded one.
+ * `DATABASE_URL` or an embedded one. What a project infers and exports has to get declarations.
  */
 import { spawnSync } from "node:child_process"
-import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { chmodSync, copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
@@ -74,18 +74,66 @@ if (answers[0] !== 42 || typeof DbTest !== "object" && typeof DbTest !== "functi
 console.log("answer", answers[0])
 `
 
-const tsconfig = {
-  compilerOptions: {
-    target: "ES2022",
-    lib: ["ES2023"],
-    module: "NodeNext",
-    types: ["node"],
-    strict: true,
-    exactOptionalPropertyTypes: true,
-    noUncheckedIndexedAccess: true,
-    skipLibCheck: false
-  },
-  files: ["main.mts"]
+/**
+ * Its types come from another file of the project: here the compiler finds no import of ours to name them by.
+ */
+const second = `import * as first from "./inferred.js"
+export const all = { ...first }
+`
+
+/** @param {Record<string, unknown>} options @param {ReadonlyArray<string>} files */
+const tsconfig = (options, files) =>
+  JSON.stringify({
+    compilerOptions: {
+      target: "ES2022",
+      lib: ["ES2023"],
+      module: "NodeNext",
+      types: ["node"],
+      strict: true,
+      exactOptionalPropertyTypes: true,
+      noUncheckedIndexedAccess: true,
+      skipLibCheck: false,
+      ...options
+    },
+    files
+  })
+
+/**
+ * What the compiler has to say. It checks the declarations of libraries too, but only ours count.
+ *
+ * @param {string} folder
+ * @param {ReadonlyArray<string>} [options]
+ */
+const typeErrors = (folder, options = []) =>
+  node(folder, ["node_modules/typescript/bin/tsc", "--pretty", "false", ...options])
+    .output.split("\n")
+    .filter((line) => /^(?!node_modules\/)\S+\(\d+,\d+\)|^node_modules\/effect-db\/|^error TS/.test(line))
+
+/**
+ * Declarations of what a project infers name nothing that can't be imported.
+ *
+ * @param {string} folder
+ */
+const checkDeclarations = (folder) => {
+  copyFileSync(join(root, "scripts/inferred.ts"), join(folder, "inferred.ts"))
+  writeFileSync(join(folder, "second.ts"), second)
+  const files = ["inferred.ts", "second.ts"]
+  for (const [module, moduleResolution] of [
+    ["NodeNext", "NodeNext"],
+    ["ESNext", "Bundler"]
+  ]) {
+    const options = { module, moduleResolution, declaration: true, emitDeclarationOnly: true, outDir: "types" }
+    writeFileSync(join(folder, "tsconfig.json"), tsconfig({ ...options, skipLibCheck: true }, files))
+    const errors = typeErrors(folder)
+    for (const file of files) {
+      const written = join(folder, "types", file.replace(".ts", ".d.ts"))
+      const text = errors.length === 0 ? readFileSync(written, "utf8") : ""
+      for (const [path] of text.matchAll(/"[^"]*\b(?:dist|node_modules)\/[^"]*"/g)) errors.push(`${file}: ${path}`)
+    }
+    expect(errors.length === 0, `declarations with ${moduleResolution}:\n${errors.join("\n")}`)
+    rmSync(join(folder, "types"), { recursive: true })
+  }
+  console.log("what a project infers can be declared")
 }
 
 /** @param {string} folder */
@@ -125,13 +173,12 @@ const check = (folder) => {
   console.log("installed from the tarball")
 
   writeFileSync(join(folder, "main.mts"), program)
-  writeFileSync(join(folder, "tsconfig.json"), JSON.stringify(tsconfig))
-  // library declarations are checked too, but only ours count
-  const errors = node(folder, ["node_modules/typescript/bin/tsc", "--pretty", "false"])
-    .output.split("\n")
-    .filter((line) => /^(main\.mts|node_modules\/effect-db\/)/.test(line) || /^error TS/.test(line))
+  writeFileSync(join(folder, "tsconfig.json"), tsconfig({}, ["main.mts"]))
+  const errors = typeErrors(folder)
   expect(errors.length === 0, `types:\n${errors.join("\n")}`)
   console.log("types check")
+
+  checkDeclarations(folder)
 
   const ran = node(folder, ["main.mjs"])
   expect(ran.ok && ran.output.includes("answer 42"), `the program failed:\n${ran.output}`)

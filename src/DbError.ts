@@ -27,48 +27,7 @@ import { reasonDefaults } from "./internal/reasonText.js"
 import type { Described, ErrorContext, ServerError } from "./internal/sqlState.js"
 import { describeServer, describeSocket, isServerError, redactedCause } from "./internal/sqlState.js"
 
-export type {
-  ConnectionPhase,
-  Holder,
-  Reason,
-  ReasonFields,
-  ReasonOf,
-  ReasonTag,
-  ServerFields
-} from "./internal/reasons.js"
-export {
-  ConnectionError,
-  AuthenticationError,
-  AuthorizationError,
-  SqlSyntaxError,
-  UniqueViolation,
-  ForeignKeyViolation,
-  NotNullViolation,
-  CheckViolation,
-  ExclusionViolation,
-  SerializationError,
-  DeadlockError,
-  LockTimeoutError,
-  StatementTimeoutError,
-  ReadOnlyError,
-  QueryCanceled,
-  ReplicaBehind,
-  TransactionTimeout,
-  AcquireTimeout,
-  PoolClosed,
-  SessionClosed,
-  SessionBusy,
-  ConnectionReleased,
-  TransactionClosed,
-  NoSession,
-  PropagationError,
-  TransactionAborted,
-  CommitUnknown,
-  InvalidInput,
-  NoResultFound,
-  MultipleResultsFound,
-  UnknownError
-} from "./internal/reasons.js"
+export type { Reason, ReasonOf, ReasonTag } from "./internal/reasons.js"
 
 /**
  * @since 0.1.0
