@@ -1,10 +1,11 @@
 /**
  * `npm run pack:check`: the package as a user gets it. Builds and packs it, installs the tarball with its peers in an
  * empty project, and there type-checks and runs a small program that imports every entry point, on the server of
- * `DATABASE_URL` or an embedded one. What a project infers and exports has to get declarations.
+ * `DATABASE_URL` or an embedded one. What a project infers and exports has to get declarations, and a CommonJS program
+ * has to find the package too.
  */
 import { spawnSync } from "node:child_process"
-import { chmodSync, copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
@@ -81,6 +82,15 @@ const second = `import * as first from "./inferred.js"
 export const all = { ...first }
 `
 
+const required = `import { Effect } from "effect"
+import { DbError, DbSession } from "effect-db"
+import { DbTest } from "effect-db/testing"
+
+export const program = DbTest.sandbox(DbSession.autocommit(Effect.fail(DbError.make("NoSession", {}))))
+if (!Effect.isEffect(program)) throw new Error("unexpected")
+console.log("required")
+`
+
 /** @param {Record<string, unknown>} options @param {ReadonlyArray<string>} files */
 const tsconfig = (options, files) =>
   JSON.stringify({
@@ -136,6 +146,25 @@ const checkDeclarations = (folder) => {
   console.log("what a project infers can be declared")
 }
 
+/**
+ * A CommonJS program, compiled as such and run where Node requires ES modules (20.19, 22.12 or later).
+ *
+ * @param {string} folder
+ */
+const checkRequire = (folder) => {
+  const commonjs = join(folder, "commonjs")
+  mkdirSync(commonjs)
+  writeFileSync(join(commonjs, "package.json"), JSON.stringify({ private: true, type: "commonjs" }))
+  writeFileSync(join(commonjs, "main.ts"), required)
+  writeFileSync(join(commonjs, "tsconfig.json"), tsconfig({ skipLibCheck: true }, ["main.ts"]))
+  const errors = typeErrors(folder, ["-p", "commonjs"])
+  expect(errors.length === 0, `types of a CommonJS program:\n${errors.join("\n")}`)
+  if (!("require_module" in process.features)) return
+  const ran = node(commonjs, ["main.js"])
+  expect(ran.ok && ran.output.includes("required"), `the CommonJS program failed:\n${ran.output}`)
+  console.log("a CommonJS program can require it")
+}
+
 /** @param {string} folder */
 const check = (folder) => {
   npm(root, ["run", "build"])
@@ -179,6 +208,7 @@ const check = (folder) => {
   console.log("types check")
 
   checkDeclarations(folder)
+  checkRequire(folder)
 
   const ran = node(folder, ["main.mjs"])
   expect(ran.ok && ran.output.includes("answer 42"), `the program failed:\n${ran.output}`)
