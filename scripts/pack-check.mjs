@@ -7,7 +7,7 @@
 import { spawnSync } from "node:child_process"
 import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
-import { join } from "node:path"
+import { dirname, join, relative } from "node:path"
 import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
@@ -172,8 +172,8 @@ const check = (folder) => {
   /** @type {Array<string>} */
   const files = packed.files.map((/** @type {{ path: string }} */ file) => file.path)
 
-  const stray = files.filter((file) => !/^(dist|src|docs)\/|^(package\.json|README\.md|LICENSE)$/.test(file))
-  const tests = files.filter((file) => /\.(test|spec|bench)\.|tsbuildinfo|(^|\/)\./.test(file))
+  const stray = files.filter((file) => !/^(dist|src|docs|examples)\/|^(package\.json|[A-Z]+\.md|LICENSE)$/.test(file))
+  const tests = files.filter((file) => /^(?!examples\/).*\.(test|spec|bench)\.|tsbuildinfo|(^|\/)\./.test(file))
   expect(stray.length + tests.length === 0, `does not belong into the tarball: ${[...stray, ...tests].join(", ")}`)
   const promised = Object.values(manifest.exports)
     .flatMap((/** @type {null | string | Record<string, string>} */ entry) =>
@@ -182,6 +182,12 @@ const check = (folder) => {
     .map((path) => path.replace("./", ""))
   const missing = [...promised, "README.md", "LICENSE"].filter((path) => !files.includes(path))
   expect(missing.length === 0, `not in the tarball: ${missing.join(", ")}`)
+  for (const page of files.filter((file) => /^[^/]+\.md$|^docs\/.*\.md$/.test(file))) {
+    const links = [...readFileSync(join(root, page), "utf8").matchAll(/\]\((?![a-z]+:|#)([^)#\s]+)/g)]
+    const targets = links.map(([, link = ""]) => relative(root, join(root, dirname(page), link)))
+    const lost = targets.filter((target) => !files.some((file) => file === target || file.startsWith(`${target}/`)))
+    expect(lost.length === 0, `${page} links to what is not in the tarball: ${lost.join(", ")}`)
+  }
   console.log(`${packed.filename}: ${files.length} files, ${Math.ceil(packed.size / 1024)} kB`)
 
   const others = [...Object.keys(manifest.peerDependencies), "@types/node", "typescript"]
