@@ -211,7 +211,7 @@ export class DbError extends SqlError.SqlError {
    * Handles one reason; every other failure passes unchanged.
    *
    * ```ts
-   * insert.pipe(DbError.catchReason("UniqueViolation", (reason) => Effect.succeed(reason.constraint)))
+   * register("ada").pipe(DbError.catchReason("UniqueViolation", (reason) => Effect.succeed(reason.constraint)))
    * ```
    */
   static readonly catchReason: {
@@ -240,10 +240,10 @@ export class DbError extends SqlError.SqlError {
    * Handles several reasons; every other failure passes unchanged.
    *
    * ```ts
-   * transfer.pipe(
+   * transfer(1, 2, 100).pipe(
    *   DbError.catchReasons({
-   *     CheckViolation: () => Effect.fail(new Overdrawn()),
-   *     ForeignKeyViolation: () => Effect.fail(new NoSuchAccount())
+   *     CheckViolation: () => Effect.fail("overdrawn" as const),
+   *     ForeignKeyViolation: () => Effect.fail("no such account" as const)
    *   })
    * )
    * ```
