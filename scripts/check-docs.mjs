@@ -1,6 +1,6 @@
 /**
- * `npm run docs:check`: every TypeScript block of README.md and docs/ compiles, and every relative link of the words
- * leads somewhere.
+ * `npm run docs:check`: every TypeScript block of README.md, of docs/ and of the comments in src/ compiles, and every
+ * relative link of the words leads somewhere.
  *
  * A block that imports is a program as it stands. One that does not is given the imports of the names that it uses and
  * the cast below. Only "```ts" is looked at.
@@ -59,8 +59,16 @@ const words = [...pages, "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].fi
   existsSync(join(root, name))
 )
 
+const sources = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" })
+  .filter((name) => name.endsWith(".ts"))
+  .map((name) => `src/${name}`)
+
 /** @param {string} page */
 const read = (page) => readFileSync(join(root, page), "utf8")
+
+/** What is written: of a source file its comments, each line in its place. @param {string} page */
+const textOf = (page) =>
+  page.endsWith(".md") ? read(page) : read(page).replace(/^(?:\s*\* ?(.*)|.*)$/gm, (_, line = "") => line)
 
 /**
  * The fenced blocks of a page: what stands behind the fence, the code, and the line of the fence.
@@ -72,7 +80,7 @@ const blocksOf = (page) => {
   const blocks = []
   /** @type {{ info: string, line: number, code: Array<string>, fence: string } | undefined} */
   let open
-  for (const [at, line] of read(page).split("\n").entries()) {
+  for (const [at, line] of textOf(page).split("\n").entries()) {
     const fence = /^(`{3,})(.*)$/.exec(line)
     if (open !== undefined) {
       if (fence?.[1] === open.fence && fence[2] === "") {
@@ -134,7 +142,7 @@ writeFileSync(
   })
 )
 writeFileSync(join(folder, "cast.d.ts"), cast)
-for (const page of pages) {
+for (const page of [...pages, ...sources]) {
   for (const { code, info, line } of blocksOf(page)) {
     if (info !== "ts") continue
     const [text, offset] = moduleOf(code.join("\n"))
@@ -183,16 +191,17 @@ for (const page of words) {
   }
 }
 
-// The headings of the FAQ are our error messages, "…" for what differs.
-const sources = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" })
-  .filter((name) => name.endsWith(".ts"))
-  .map((name) => readFileSync(join(root, "src", name), "utf8"))
+// The headings of the FAQ are our error messages, "…" for what differs. Effect's own says a key of ours.
+const texts = sources.map(read)
 for (const [, heading = ""] of proseOf("docs/faq.md").matchAll(/^### (.*)$/gm)) {
-  const parts = heading.split("…").map((part) => part.trim())
-  const lost = parts.filter((part) => part.length > 3 && !sources.some((source) => source.includes(part)))
+  const parts = heading
+    .replace(/^Service not found: /, "")
+    .split("…")
+    .map((part) => part.trim())
+  const lost = parts.filter((part) => part.length > 3 && !texts.some((text) => text.includes(part)))
   for (const part of lost) found.push(`docs/faq.md: no error says "${part}"`)
 }
 
 for (const message of found) console.error(message)
-console.log(`${places.size} blocks of ${pages.length} pages, ${found.length} mistakes`)
+console.log(`${places.size} blocks of ${pages.length} pages and of src, ${found.length} mistakes`)
 process.exitCode = found.length === 0 ? 0 : 1

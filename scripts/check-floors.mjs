@@ -1,9 +1,10 @@
 /**
  * `npm run floors`: no circular imports, nothing imported that a user would not have, and the floors of
- * `scripts/floors.mjs`. dependency-cruiser reads the graph; the floor rule is applied here.
+ * `scripts/floors.mjs`, each file of which has its row in ARCHITECTURE.md. dependency-cruiser reads the graph; the floor
+ * rule is applied here.
  */
 import { spawnSync } from "node:child_process"
-import { realpathSync } from "node:fs"
+import { readFileSync, realpathSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { floors, strangers } from "./floors.mjs"
 
@@ -66,6 +67,27 @@ export const violations = (modules, rule = { floors, strangers }) => {
   return found
 }
 
+/**
+ * Where the tables of ARCHITECTURE.md and the list of floors differ, in words.
+ *
+ * @param {string} text
+ * @param {ReadonlyArray<ReadonlyArray<string>>} [list]
+ * @returns {Array<string>}
+ */
+export const undescribed = (text, list = floors) => {
+  const files = list.flat()
+  const rows = [...text.matchAll(/^(?:\| |\*\*.*\*\* )`(src\/[^`]+)`/gm)].map(([, file = ""]) => file)
+  const found = [
+    ...files.filter((file) => !rows.includes(file)).map((file) => `${file} has no row in ARCHITECTURE.md`),
+    ...rows
+      .filter((row) => !files.includes(row))
+      .map((row) => `ARCHITECTURE.md has a row for ${row}, which has no floor`)
+  ]
+  const late = rows.find((row, at) => row !== files[at])
+  if (found.length === 0 && late !== undefined) found.push(`ARCHITECTURE.md has ${late} in another place than the list`)
+  return found
+}
+
 const main = () => {
   const cruiser = fileURLToPath(
     new URL("../node_modules/dependency-cruiser/bin/dependency-cruise.mjs", import.meta.url)
@@ -87,7 +109,8 @@ const main = () => {
       ) =>
         `${violation.rule.name}: ${[violation.from, ...(violation.cycle?.map((step) => step.name) ?? [violation.to])].join(" -> ")}`
     ),
-    ...violations(graph.modules)
+    ...violations(graph.modules),
+    ...undescribed(readFileSync(new URL("../ARCHITECTURE.md", import.meta.url), "utf8"))
   ]
   for (const violation of found) console.error(violation)
   console.log(`${graph.summary.totalCruised} modules, ${found.length} violations`)

@@ -15,6 +15,7 @@ export const floors = [
     "src/internal/probe.ts",
     "src/internal/reasons.ts",
     "src/DbError.ts",
+    "src/Reasons.ts",
     "src/internal/input.ts",
     "src/internal/transactionSql.ts",
     "src/internal/combinator.ts",

@@ -1,12 +1,13 @@
 /**
  * `npm run pack:check`: the package as a user gets it. Builds and packs it, installs the tarball with its peers in an
  * empty project, and there type-checks and runs a small program that imports every entry point, on the server of
- * `DATABASE_URL` or an embedded one.
+ * `DATABASE_URL` or an embedded one. What a project infers and exports has to get declarations, and a CommonJS program
+ * has to find the package too.
  */
 import { spawnSync } from "node:child_process"
-import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
-import { join } from "node:path"
+import { dirname, join, relative } from "node:path"
 import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
@@ -74,18 +75,94 @@ if (answers[0] !== 42 || typeof DbTest !== "object" && typeof DbTest !== "functi
 console.log("answer", answers[0])
 `
 
-const tsconfig = {
-  compilerOptions: {
-    target: "ES2022",
-    lib: ["ES2023"],
-    module: "NodeNext",
-    types: ["node"],
-    strict: true,
-    exactOptionalPropertyTypes: true,
-    noUncheckedIndexedAccess: true,
-    skipLibCheck: false
-  },
-  files: ["main.mts"]
+/**
+ * Its types come from another file of the project: here the compiler finds no import of ours to name them by.
+ */
+const second = `import * as first from "./inferred.js"
+export const all = { ...first }
+`
+
+const required = `import { Effect } from "effect"
+import { DbError, DbSession } from "effect-db"
+import { DbTest } from "effect-db/testing"
+
+export const program = DbTest.sandbox(DbSession.autocommit(Effect.fail(DbError.make("NoSession", {}))))
+if (!Effect.isEffect(program)) throw new Error("unexpected")
+console.log("required")
+`
+
+/** @param {Record<string, unknown>} options @param {ReadonlyArray<string>} files */
+const tsconfig = (options, files) =>
+  JSON.stringify({
+    compilerOptions: {
+      target: "ES2022",
+      lib: ["ES2023"],
+      module: "NodeNext",
+      types: ["node"],
+      strict: true,
+      exactOptionalPropertyTypes: true,
+      noUncheckedIndexedAccess: true,
+      skipLibCheck: false,
+      ...options
+    },
+    files
+  })
+
+/**
+ * What the compiler has to say. It checks the declarations of libraries too, but only ours count.
+ *
+ * @param {string} folder
+ * @param {ReadonlyArray<string>} [options]
+ */
+const typeErrors = (folder, options = []) =>
+  node(folder, ["node_modules/typescript/bin/tsc", "--pretty", "false", ...options])
+    .output.split("\n")
+    .filter((line) => /^(?!node_modules\/)\S+\(\d+,\d+\)|^node_modules\/effect-db\/|^error TS/.test(line))
+
+/**
+ * Declarations of what a project infers name nothing that can't be imported.
+ *
+ * @param {string} folder
+ */
+const checkDeclarations = (folder) => {
+  copyFileSync(join(root, "scripts/inferred.ts"), join(folder, "inferred.ts"))
+  writeFileSync(join(folder, "second.ts"), second)
+  const files = ["inferred.ts", "second.ts"]
+  for (const [module, moduleResolution] of [
+    ["NodeNext", "NodeNext"],
+    ["ESNext", "Bundler"]
+  ]) {
+    const options = { module, moduleResolution, declaration: true, emitDeclarationOnly: true, outDir: "types" }
+    writeFileSync(join(folder, "tsconfig.json"), tsconfig({ ...options, skipLibCheck: true }, files))
+    const errors = typeErrors(folder)
+    for (const file of files) {
+      const written = join(folder, "types", file.replace(".ts", ".d.ts"))
+      const text = errors.length === 0 ? readFileSync(written, "utf8") : ""
+      for (const [path] of text.matchAll(/"[^"]*\b(?:dist|node_modules)\/[^"]*"/g)) errors.push(`${file}: ${path}`)
+    }
+    expect(errors.length === 0, `declarations with ${moduleResolution}:\n${errors.join("\n")}`)
+    rmSync(join(folder, "types"), { recursive: true })
+  }
+  console.log("what a project infers can be declared")
+}
+
+/**
+ * A CommonJS program, compiled as such and run where Node requires ES modules (20.19, 22.12 or later).
+ *
+ * @param {string} folder
+ */
+const checkRequire = (folder) => {
+  const commonjs = join(folder, "commonjs")
+  mkdirSync(commonjs)
+  writeFileSync(join(commonjs, "package.json"), JSON.stringify({ private: true, type: "commonjs" }))
+  writeFileSync(join(commonjs, "main.ts"), required)
+  writeFileSync(join(commonjs, "tsconfig.json"), tsconfig({ skipLibCheck: true }, ["main.ts"]))
+  const errors = typeErrors(folder, ["-p", "commonjs"])
+  expect(errors.length === 0, `types of a CommonJS program:\n${errors.join("\n")}`)
+  if (!("require_module" in process.features)) return
+  const ran = node(commonjs, ["main.js"])
+  expect(ran.ok && ran.output.includes("required"), `the CommonJS program failed:\n${ran.output}`)
+  console.log("a CommonJS program can require it")
 }
 
 /** @param {string} folder */
@@ -95,8 +172,8 @@ const check = (folder) => {
   /** @type {Array<string>} */
   const files = packed.files.map((/** @type {{ path: string }} */ file) => file.path)
 
-  const stray = files.filter((file) => !/^(dist|src|docs)\/|^(package\.json|README\.md|LICENSE)$/.test(file))
-  const tests = files.filter((file) => /\.(test|spec|bench)\.|tsbuildinfo|(^|\/)\./.test(file))
+  const stray = files.filter((file) => !/^(dist|src|docs|examples)\/|^(package\.json|[A-Z]+\.md|LICENSE)$/.test(file))
+  const tests = files.filter((file) => /^(?!examples\/).*\.(test|spec|bench)\.|tsbuildinfo|(^|\/)\./.test(file))
   expect(stray.length + tests.length === 0, `does not belong into the tarball: ${[...stray, ...tests].join(", ")}`)
   const promised = Object.values(manifest.exports)
     .flatMap((/** @type {null | string | Record<string, string>} */ entry) =>
@@ -105,6 +182,12 @@ const check = (folder) => {
     .map((path) => path.replace("./", ""))
   const missing = [...promised, "README.md", "LICENSE"].filter((path) => !files.includes(path))
   expect(missing.length === 0, `not in the tarball: ${missing.join(", ")}`)
+  for (const page of files.filter((file) => /^[^/]+\.md$|^docs\/.*\.md$/.test(file))) {
+    const links = [...readFileSync(join(root, page), "utf8").matchAll(/\]\((?![a-z]+:|#)([^)#\s]+)/g)]
+    const targets = links.map(([, link = ""]) => relative(root, join(root, dirname(page), link)))
+    const lost = targets.filter((target) => !files.some((file) => file === target || file.startsWith(`${target}/`)))
+    expect(lost.length === 0, `${page} links to what is not in the tarball: ${lost.join(", ")}`)
+  }
   console.log(`${packed.filename}: ${files.length} files, ${Math.ceil(packed.size / 1024)} kB`)
 
   const others = [...Object.keys(manifest.peerDependencies), "@types/node", "typescript"]
@@ -125,13 +208,13 @@ const check = (folder) => {
   console.log("installed from the tarball")
 
   writeFileSync(join(folder, "main.mts"), program)
-  writeFileSync(join(folder, "tsconfig.json"), JSON.stringify(tsconfig))
-  // library declarations are checked too, but only ours count
-  const errors = node(folder, ["node_modules/typescript/bin/tsc", "--pretty", "false"])
-    .output.split("\n")
-    .filter((line) => /^(main\.mts|node_modules\/effect-db\/)/.test(line) || /^error TS/.test(line))
+  writeFileSync(join(folder, "tsconfig.json"), tsconfig({}, ["main.mts"]))
+  const errors = typeErrors(folder)
   expect(errors.length === 0, `types:\n${errors.join("\n")}`)
   console.log("types check")
+
+  checkDeclarations(folder)
+  checkRequire(folder)
 
   const ran = node(folder, ["main.mjs"])
   expect(ran.ok && ran.output.includes("answer 42"), `the program failed:\n${ran.output}`)

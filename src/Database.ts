@@ -59,7 +59,8 @@ const known = globalValue("effect-db/Database", () => new Map<string, Database<a
  *
  * ```ts
  * const Analytics = Database.make("analytics")
- * const report = Analytics.DbSession.autocommit(query) // R: DbEngine<"analytics">
+ * const events = Effect.flatMap(Analytics.DbSession, ({ sql }) => sql`SELECT what FROM events`)
+ * const report = Analytics.DbSession.autocommit(events) // R: DbSession<"analytics"> | DbEngine<"analytics">
  * ```
  *
  * @since 0.1.0

@@ -14,6 +14,7 @@ import type * as Pg from "pg"
 import { DbError } from "./DbError.js"
 import { borrow, coreHere, coreOf, viewOf } from "./DbEngine.js"
 import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
+import type { DbConnection } from "./Default.js"
 import * as Ambient from "./internal/ambient.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combinator } from "./internal/combinator.js"
@@ -24,6 +25,8 @@ import type { Stacked } from "./internal/lease.js"
 import { undoReleased } from "./internal/session.js"
 import { isBelowZero } from "./internal/transactionSql.js"
 import type { Wire } from "./internal/wire.js"
+
+export type { DbConnection } from "./Default.js"
 
 /**
  * @since 0.1.0
@@ -299,16 +302,6 @@ export interface ConnectionModule<Name extends string> extends Context.Tag<DbCon
   readonly release: (options?: {
     readonly permanent?: boolean | undefined
   }) => Effect.Effect<void, SqlError, DbEngine<Name>>
-}
-
-/**
- * The identity of a database's connection in the types.
- *
- * @since 0.1.0
- * @category models
- */
-export interface DbConnection<Name extends string = "default"> {
-  readonly "effect-db/DbConnection": Name
 }
 
 const currentOf = (given: EngineCore): Effect.Effect<Option.Option<Handle>, DbError> =>

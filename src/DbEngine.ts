@@ -15,6 +15,7 @@ import * as Stream from "effect/Stream"
 import { DbError } from "./DbError.js"
 import { resolve } from "./DbOptions.js"
 import type { DbHost, DbOptions, HookServices } from "./DbOptions.js"
+import type { DbEngine } from "./Default.js"
 import { EngineCore } from "./internal/engine.js"
 import { executeApart } from "./internal/execute.js"
 import { ambientBound } from "./internal/execute.js"
@@ -29,6 +30,8 @@ import { makeCompiler, makeView } from "./internal/sqlClient.js"
 import type { DbSql } from "./internal/sqlClient.js"
 import { streamRows } from "./internal/stream.js"
 
+export type { DbEngine } from "./Default.js"
+
 export type {
   /**
    * @since 0.1.0
@@ -36,16 +39,6 @@ export type {
    */
   DbSql
 } from "./internal/sqlClient.js"
-
-/**
- * The identity of a database's engine in the types: what a program that needs it has in `R`.
- *
- * @since 0.1.0
- * @category models
- */
-export interface DbEngine<Name extends string = "default"> {
-  readonly "effect-db/DbEngine": Name
-}
 
 /**
  * How many connections there are. `used + idle + connecting + closing = total`, which never exceeds `max`, with two

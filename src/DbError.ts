@@ -27,48 +27,7 @@ import { reasonDefaults } from "./internal/reasonText.js"
 import type { Described, ErrorContext, ServerError } from "./internal/sqlState.js"
 import { describeServer, describeSocket, isServerError, redactedCause } from "./internal/sqlState.js"
 
-export type {
-  ConnectionPhase,
-  Holder,
-  Reason,
-  ReasonFields,
-  ReasonOf,
-  ReasonTag,
-  ServerFields
-} from "./internal/reasons.js"
-export {
-  ConnectionError,
-  AuthenticationError,
-  AuthorizationError,
-  SqlSyntaxError,
-  UniqueViolation,
-  ForeignKeyViolation,
-  NotNullViolation,
-  CheckViolation,
-  ExclusionViolation,
-  SerializationError,
-  DeadlockError,
-  LockTimeoutError,
-  StatementTimeoutError,
-  ReadOnlyError,
-  QueryCanceled,
-  ReplicaBehind,
-  TransactionTimeout,
-  AcquireTimeout,
-  PoolClosed,
-  SessionClosed,
-  SessionBusy,
-  ConnectionReleased,
-  TransactionClosed,
-  NoSession,
-  PropagationError,
-  TransactionAborted,
-  CommitUnknown,
-  InvalidInput,
-  NoResultFound,
-  MultipleResultsFound,
-  UnknownError
-} from "./internal/reasons.js"
+export type { Reason, ReasonOf, ReasonTag } from "./internal/reasons.js"
 
 /**
  * @since 0.1.0
@@ -252,7 +211,7 @@ export class DbError extends SqlError.SqlError {
    * Handles one reason; every other failure passes unchanged.
    *
    * ```ts
-   * insert.pipe(DbError.catchReason("UniqueViolation", (reason) => Effect.succeed(reason.constraint)))
+   * register("ada").pipe(DbError.catchReason("UniqueViolation", (reason) => Effect.succeed(reason.constraint)))
    * ```
    */
   static readonly catchReason: {
@@ -281,10 +240,10 @@ export class DbError extends SqlError.SqlError {
    * Handles several reasons; every other failure passes unchanged.
    *
    * ```ts
-   * transfer.pipe(
+   * transfer(1, 2, 100).pipe(
    *   DbError.catchReasons({
-   *     CheckViolation: () => Effect.fail(new Overdrawn()),
-   *     ForeignKeyViolation: () => Effect.fail(new NoSuchAccount())
+   *     CheckViolation: () => Effect.fail("overdrawn" as const),
+   *     ForeignKeyViolation: () => Effect.fail("no such account" as const)
    *   })
    * )
    * ```

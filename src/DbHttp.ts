@@ -278,7 +278,10 @@ type Engines<Name extends string> = { [One in Name]: DbEngine<One> }[Name]
  * below 400 of its own, such as a redirect, commits. Around the router it rolls back.
  *
  * ```ts
- * HttpServer.serve(router, DbHttp.middleware())
+ * const router = HttpRouter.empty.pipe(
+ *   HttpRouter.post("/users", Effect.as(register("ada"), HttpServerResponse.empty({ status: 201 })))
+ * )
+ * const server = HttpServer.serve(router, DbHttp.middleware())
  * ```
  *
  * @since 0.1.0

@@ -95,6 +95,7 @@ export const status = (statement: Statement<any>): Effect.Effect<CommandStatus, 
  * and inside a session its transaction has failed. Other statements on the same connection wait meanwhile.
  *
  * ```ts
+ * const lines = Stream.make("1,100\n", "2,250\n")
  * DbQuery.copyFrom(sql`COPY entries (account, amount) FROM STDIN WITH (FORMAT csv)`, lines)
  * ```
  *

@@ -18,6 +18,7 @@ import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
 import type { HookServices } from "./DbOptions.js"
 import { beginManual } from "./DbTransaction.js"
 import type { ManualTransaction } from "./DbTransaction.js"
+import type { DbSession } from "./Default.js"
 import * as Ambient from "./internal/ambient.js"
 import { autocommit, isolated } from "./internal/autocommit.js"
 import { runBatch } from "./internal/batch.js"
@@ -35,6 +36,9 @@ import type { Slot } from "./internal/slot.js"
 import type { TransactionOptions } from "./internal/transactionSql.js"
 import type { Hook, Unit, UnitState } from "./internal/unit.js"
 
+export type { DbSession } from "./Default.js"
+export type { UnitState as SessionState } from "./internal/unit.js"
+
 export type {
   /**
    * @since 0.1.0
@@ -42,24 +46,6 @@ export type {
    */
   BatchResult
 } from "./internal/batch.js"
-
-/**
- * The identity of a database's session in the types.
- *
- * @since 0.1.0
- * @category models
- */
-export interface DbSession<Name extends string = "default"> {
-  readonly "effect-db/DbSession": Name
-}
-
-/**
- * `"idle"`: no transaction. `"active"`: a transaction is open. `"failed"`: one that the server has aborted.
- *
- * @since 0.1.0
- * @category models
- */
-export type SessionState = UnitState
 
 /**
  * @since 0.1.0
@@ -107,7 +93,7 @@ export interface Session {
   readonly name: string
   /** Runs in this session. The first statement borrows a connection; BEGIN rides with it. */
   readonly sql: DbSql
-  readonly state: Effect.Effect<SessionState>
+  readonly state: Effect.Effect<UnitState>
   /**
    * Commits what is open and keeps the connection; the next statement opens a new transaction on it. Without a
    * transaction: nothing. Inside a block, and while hooks before a commit run: `SessionBusy`. Can't be interrupted
@@ -197,7 +183,7 @@ const makeSession = (
     },
     state: Effect.flatMap(whenNone, (none) =>
       none
-        ? Effect.succeed<SessionState>("closed")
+        ? Effect.succeed<UnitState>("closed")
         : Effect.match(find("look at"), { onFailure: () => "closed" as const, onSuccess: (at) => at.unit.state })
     ),
     commit: Effect.flatMap(find("commit"), (at) => sessions.commit(at.slot, at.unit)),
@@ -348,7 +334,7 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   readonly current: Effect.Effect<Option.Option<Session>, SqlError, DbEngine<Name>>
   /** Runs an effect with no ambient session, connection or transaction of any database: for daemons. */
   readonly detach: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-  readonly state: Effect.Effect<SessionState, never, DbEngine<Name>>
+  readonly state: Effect.Effect<UnitState, never, DbEngine<Name>>
   readonly commit: Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly rollback: Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly close: Effect.Effect<void, SqlError, DbEngine<Name>>

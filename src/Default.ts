@@ -1,13 +1,13 @@
 /**
  * The default database: the vocabulary that the package's root exports.
  *
+ * The identities of all databases are declared here, beside the values of the same name. Of an alias a compiler that
+ * writes declarations says that it can't name it.
+ *
  * @since 0.1.0
  */
 import * as Database from "./Database.js"
-import type * as connections from "./DbConnection.js"
-import type * as engines from "./DbEngine.js"
 import type * as schemas from "./DbSchema.js"
-import type * as sessions from "./DbSession.js"
 
 const database = Database.make("default")
 
@@ -19,10 +19,14 @@ const database = Database.make("default")
  */
 export const DbEngine = database.DbEngine
 /**
+ * The identity of a database's engine in the types: what a program that needs it has in `R`.
+ *
  * @since 0.1.0
  * @category nouns
  */
-export type DbEngine<Name extends string = "default"> = engines.DbEngine<Name>
+export interface DbEngine<Name extends string = "default"> {
+  readonly "effect-db/DbEngine": Name
+}
 
 /**
  * The connection: a wrapper of at most one borrowed raw connection.
@@ -32,10 +36,14 @@ export type DbEngine<Name extends string = "default"> = engines.DbEngine<Name>
  */
 export const DbConnection = database.DbConnection
 /**
+ * The identity of a database's connection in the types.
+ *
  * @since 0.1.0
  * @category nouns
  */
-export type DbConnection<Name extends string = "default"> = connections.DbConnection<Name>
+export interface DbConnection<Name extends string = "default"> {
+  readonly "effect-db/DbConnection": Name
+}
 
 /**
  * The session: a unit of work with a lazy connection and a lazy transaction.
@@ -45,10 +53,14 @@ export type DbConnection<Name extends string = "default"> = connections.DbConnec
  */
 export const DbSession = database.DbSession
 /**
+ * The identity of a database's session in the types.
+ *
  * @since 0.1.0
  * @category nouns
  */
-export type DbSession<Name extends string = "default"> = sessions.DbSession<Name>
+export interface DbSession<Name extends string = "default"> {
+  readonly "effect-db/DbSession": Name
+}
 
 /**
  * The transaction around the fiber.

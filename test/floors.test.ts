@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest"
-import { violations } from "../scripts/check-floors.mjs"
+import { undescribed, violations } from "../scripts/check-floors.mjs"
 
 const rule = {
   floors: [["src/word.ts", "src/verb.ts"], ["src/engine.ts"], ["src/http.ts", "src/testing/*"], ["src/index.ts"]],
@@ -60,5 +60,19 @@ describe("floors", () => {
         rule
       )
     ).toEqual([])
+  })
+
+  it("are those of the tables that describe them", () => {
+    const row = (file: string) => `| \`${file}\` | what |\n`
+    const rows = ["src/word.ts", "src/verb.ts", "src/engine.ts", "src/http.ts", "src/testing/*"].map(row)
+    const barrel = "**7: the barrel.** `src/index.ts`.\n"
+    expect(undescribed(rows.join("") + barrel, rule.floors)).toEqual([])
+    expect(undescribed(rows.slice(1).join("") + row("src/old.ts") + barrel, rule.floors)).toEqual([
+      "src/word.ts has no row in ARCHITECTURE.md",
+      "ARCHITECTURE.md has a row for src/old.ts, which has no floor"
+    ])
+    expect(undescribed([...rows].reverse().join("") + barrel, rule.floors)).toEqual([
+      "ARCHITECTURE.md has src/testing/* in another place than the list"
+    ])
   })
 })

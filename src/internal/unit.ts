@@ -25,7 +25,7 @@ import { mayWrite } from "./writes.js"
 import type { Writes } from "./writes.js"
 
 /**
- * The states of a session.
+ * `"idle"`: no transaction. `"active"`: a transaction is open. `"failed"`: one that the server has aborted.
  *
  * @since 0.1.0
  * @category models

@@ -156,8 +156,10 @@ export interface TestModule<Name extends string> {
    * A failure of the effect is the failure of the whole: `Effect.exit(effect)` keeps the trace.
    *
    * ```ts
-   * const [, trace] = yield* DbTest.trace(register("ada"))
-   * expect(trace.roundTrips).toEqual([["BEGIN", "INSERT INTO users (name) VALUES ($1)"], ["COMMIT"]])
+   * const costs = Effect.gen(function* () {
+   *   const [, trace] = yield* DbTest.trace(DbSession.autocommit(register("ada")))
+   *   expect(trace.roundTrips).toEqual([["BEGIN", "INSERT INTO users (name) VALUES ($1)"], ["COMMIT"]])
+   * })
    * ```
    */
   readonly trace: <A, E, R>(
@@ -216,7 +218,9 @@ const created = <Name extends string>(
  * The testing kit of another database.
  *
  * ```ts
- * DbTest.of(Analytics).sandbox(program)
+ * const Analytics = Database.make("analytics")
+ * const events = Effect.flatMap(Analytics.DbSession, ({ sql }) => sql`SELECT what FROM events`)
+ * const leavesNothing = DbTest.of(Analytics).sandbox(events)
  * ```
  *
  * @since 0.1.0

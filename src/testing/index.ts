@@ -5,3 +5,4 @@
  * @module effect-db/testing
  */
 export * as DbTest from "./DbTest.js"
+export type { DatabaseOptions, TemplateOptions, TestDatabase, TestModule, Trace } from "./DbTest.js"
