@@ -377,7 +377,7 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   readonly waitFor: (token: CommitToken, options?: WaitOptions) => Effect.Effect<void, SqlError, DbEngine<Name>>
   /**
    * All statements in one transaction and one round trip: in the ambient session they join its transaction, outside
-   * they are one of their own. Several statements in one text are refused, and statements
+   * they are one of their own, with the engine's defaults. Several statements in one text are refused, and statements
    * that run somewhere else by themselves: of another database, of a handle that is not ambient.
    */
   readonly batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(

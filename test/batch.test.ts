@@ -1,16 +1,17 @@
 /**
- * `DbSession.batch`: whose statements it takes.
+ * `DbSession.batch`: whose statements it takes, and what its transaction begins with.
  */
 import { Statement } from "@effect/sql"
 import { PgClient } from "@effect/sql-pg"
 import { describe, expect } from "@effect/vitest"
 import { Effect, Option } from "effect"
-import { DbConnection, DbEngine, DbError, DbSession, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbError, DbSchema, DbSession, type DbSql, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
-import { pid, reason } from "./support/programs.js"
+import { pid, proxiedOn, reason } from "./support/programs.js"
 import { Analytics, twoDatabases } from "./support/twoDatabases.js"
 
-const { othersRows, rows, test } = twoDatabases()
+const { database, othersRows, rows, test } = twoDatabases()
+const proxied = proxiedOn(database)
 
 const client = Effect.map(DbSession, (_) => _.sql)
 const clientOfOther = Effect.map(Analytics.DbSession, (_) => _.sql)
@@ -133,4 +134,107 @@ describe("a transformer of statements", () => {
       expect(yield* doubled).toEqual([[{ n: 2 }], [{ n: 4 }]])
       expect(yield* DbSession.autocommit(doubled)).toEqual([[{ n: 2 }], [{ n: 4 }]])
     }))
+})
+
+describe("outside of a session its transaction begins with the engine's defaults", () => {
+  const isolation = (sql: DbSql) =>
+    sql<{ isolation: string }>`SELECT current_setting('transaction_isolation') AS isolation`
+  const modes = (sql: DbSql) =>
+    sql`SELECT current_setting('transaction_isolation') AS isolation, current_setting('transaction_read_only') AS "readOnly",
+      current_setting('transaction_deferrable') AS deferrable`
+  const defaults = { isolation: "serializable", readOnly: true, deferrable: true } as const
+  const begun = { isolation: "serializable", readOnly: "on", deferrable: "on" }
+
+  proxied(
+    "in the same round trip, as BEGIN says them in a session",
+    (proxy) =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const batch = DbSession.batch([modes(sql), modes(sql)])
+        expect(yield* DbSession.autocommit(batch)).toEqual([[begun], [begun]])
+        for (let i = 0; i < 2; i++) {
+          proxy.reset()
+          expect(yield* batch).toEqual([[begun], [begun]])
+          expect(proxy.flights()).toBe(1)
+        }
+        expect(yield* DbConnection.withConnection(batch)).toEqual([[begun], [begun]])
+      }),
+    defaults
+  )
+
+  proxied(
+    "and with the schema that it runs in, also behind a plan that is out of date",
+    (proxy) =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* DbSchema.create("acme")
+        const batch = DbSession.batch([isolation(sql), sql`SELECT * FROM t`, sql`SHOW search_path`]).pipe(
+          DbSchema.withSchema("public")
+        )
+        const run = Effect.map(batch, ([[one], , [path]]) => [one!.isolation, path])
+        const first = yield* run
+        expect(first[0]).toBe("repeatable read")
+        yield* database.query("ALTER TABLE t ADD COLUMN more int")
+        expect(yield* run).toEqual(first)
+        proxy.reset()
+        expect(yield* run).toEqual(first)
+        expect(proxy.flights()).toBe(1)
+      }),
+    { isolation: "repeatable read", maxConnections: 1 }
+  )
+
+  proxied(
+    "so that a write is refused where sessions are read-only, and nothing of it stays on the connection",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* DbConnection.withConnection(
+          Effect.gen(function* () {
+            expect(yield* reason(DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`]))).toBe("ReadOnlyError")
+            expect(yield* DbConnection.status).toBe("idle")
+            // Not a session: an implicit statement is as the server has it.
+            yield* sql`INSERT INTO t (id) VALUES (2)`
+          })
+        )
+        expect(yield* rows).toEqual([2])
+      }),
+    { readOnly: true }
+  )
+
+  proxied(
+    "but not in a transaction that the user has begun on the connection, which has begun already",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* DbConnection.withConnection(
+          Effect.gen(function* () {
+            yield* sql`BEGIN`
+            yield* sql`INSERT INTO t (id) VALUES (1)`
+            const [[one]] = yield* DbSession.batch([isolation(sql), sql`INSERT INTO t (id) VALUES (2)`])
+            expect(one).toEqual({ isolation: "read committed" })
+            yield* sql`ROLLBACK`
+          })
+        )
+        expect(yield* rows).toEqual([])
+      }),
+    { isolation: "serializable" }
+  )
+
+  proxied(
+    "in a sandbox, where the level is the sandbox's, as far as a session there has them",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const batch = DbSession.batch([modes(sql)])
+        const write = DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`])
+        yield* DbTest.sandbox(
+          Effect.gen(function* () {
+            expect(yield* batch).toEqual(yield* DbSession.autocommit(batch))
+            expect(yield* reason(write)).toBe("ReadOnlyError")
+            yield* sql`INSERT INTO t (id) VALUES (2)`
+          })
+        )
+      }),
+    defaults
+  )
 })

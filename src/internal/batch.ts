@@ -9,6 +9,8 @@ import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
+import type { Control } from "./command.js"
+import { plain } from "./controls.js"
 import type { EngineCore } from "./engine.js"
 import { ambientBound, executeGroup, executeTogether, homeOf } from "./execute.js"
 import { isObserved, observe, withExtras } from "./observe.js"
@@ -17,6 +19,7 @@ import { codeOf, describeSql } from "./queryText.js"
 import { Direct } from "./sqlClient.js"
 import { compileOf, isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
+import * as Sql from "./transactionSql.js"
 
 /**
  * The rows of each statement, in order.
@@ -83,6 +86,10 @@ const outOfPlace = (
   return elsewhere(at, whose, "Build it with the sql of DbSession, which runs where the batch does.")
 }
 
+/** What BEGIN says in a session that has no options. */
+const modesOf = (engine: EngineCore): ReadonlyArray<Control> =>
+  Sql.modes(engine.transactionOptions({})).map((text) => ({ ...plain(text), named: true }))
+
 /** @internal */
 export const runBatch = <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
   engine: EngineCore,
@@ -130,7 +137,9 @@ const runCompiled = (
   }
   const run = (specs: ReadonlyArray<Spec>): Effect.Effect<any, DbError> => {
     const answers =
-      entry.slot === undefined ? executeGroup(fiber, engine, specs) : executeTogether(entry.slot, entry.frame, specs)
+      entry.slot === undefined
+        ? executeGroup(fiber, engine, specs, modesOf(engine))
+        : executeTogether(entry.slot, entry.frame, specs)
     return Effect.map(answers, (results) => results.map((_, i) => shape(_.rows, i)))
   }
   const extra = (watch: Observation | undefined) =>
