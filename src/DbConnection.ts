@@ -17,6 +17,7 @@ import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
 import * as Ambient from "./internal/ambient.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combinator } from "./internal/combinator.js"
+import { stuckOn } from "./internal/blocking.js"
 import type { EngineCore } from "./internal/engine.js"
 import { engineFor } from "./internal/instead.js"
 import { Root, topOf, without } from "./internal/lease.js"
@@ -133,11 +134,13 @@ class Handle implements Connection, Stacked {
   })
 
   readonly raw = Effect.flatMap(this.wire, (wire) =>
-    Effect.async<Pg.Client, DbError>((resume) =>
+    Effect.async<Pg.Client, DbError>((resume) => {
+      const stuck = stuckOn(wire)
+      if (stuck !== undefined) return resume(Effect.fail(stuck))
       wire.toForeign((client: Pg.Client | DbError) =>
         resume(DbError.is(client) ? Effect.fail(client) : Effect.succeed(client))
       )
-    )
+    })
   )
 
   /** Its owner never came to have it. */

@@ -312,7 +312,9 @@ const endManual = (
     )
   }
   const hooks = unit.preparing > 0 ? endsInHook(unit, commits ? "commit" : "roll back") : undefined
-  const busy = hooks ?? busyIn(frame)
+  // RELEASE is not sent before the next statement.
+  const stuck = frame.kind === "savepoint" && commits ? undefined : unit.stuck
+  const busy = hooks ?? busyIn(frame) ?? stuck
   if (busy !== undefined) return Effect.fail(busy)
   if (frame.kind === "savepoint") return endings.endBlock(unit, frame, commits)
   const before: Effect.Effect<void, SqlError> = commits ? restore(runBefore(slot, unit, frame)) : Effect.void

@@ -324,6 +324,8 @@ const inSession = (
           : blockSpan("transaction", unit.engine, options, attempts, () => unit.outcome, effect)
       const clear: Effect.Effect<void, SqlError> = Effect.suspend(() => {
         if (!unit.hasToEnd) return Effect.void
+        const { stuck } = unit
+        if (stuck !== undefined) return Effect.fail(stuck)
         switch (mode) {
           case "commit":
             return Effect.zipRight(

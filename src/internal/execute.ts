@@ -10,6 +10,7 @@ import * as RuntimeFlags from "effect/RuntimeFlags"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
+import { stuckOn } from "./blocking.js"
 import type { EngineCore } from "./engine.js"
 import { withExtras } from "./observe.js"
 import type { Observation } from "./observe.js"
@@ -99,6 +100,8 @@ class Solo implements Running, Owner {
   }
 
   private start(wire: Wire): void {
+    const stuck = stuckOn(wire)
+    if (stuck !== undefined) return this.settle(stuck, undefined, undefined)
     this.command = this.submit(
       wire,
       this.spec,

@@ -77,6 +77,10 @@ export class VirtualWire {
     this.listeners = sandbox.listeners
   }
 
+  get needsLoop(): boolean {
+    return this.sandbox.real.needsLoop
+  }
+
   get pid(): number {
     return this.sandbox.real.pid
   }
