@@ -18,6 +18,7 @@ import type { DbConnection } from "./Default.js"
 import * as Ambient from "./internal/ambient.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combinator } from "./internal/combinator.js"
+import { stuckOn } from "./internal/blocking.js"
 import type { EngineCore } from "./internal/engine.js"
 import { engineFor } from "./internal/instead.js"
 import { Root, topOf, without } from "./internal/lease.js"
@@ -136,11 +137,13 @@ class Handle implements Connection, Stacked {
   })
 
   readonly raw = Effect.flatMap(this.wire, (wire) =>
-    Effect.async<Pg.Client, DbError>((resume) =>
+    Effect.async<Pg.Client, DbError>((resume) => {
+      const stuck = stuckOn(wire)
+      if (stuck !== undefined) return resume(Effect.fail(stuck))
       wire.toForeign((client: Pg.Client | DbError) =>
         resume(DbError.is(client) ? Effect.fail(client) : Effect.succeed(client))
       )
-    )
+    })
   )
 
   /** Its owner never came to have it. */

@@ -112,7 +112,7 @@ export interface Session {
   readonly savepoint: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError>
   /** Runs an effect with this session as the ambient one. A closed one: `SessionClosed`. */
   readonly use: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError, R>
-  /** Sends all statements at once, in the session's transaction: one round trip. */
+  /** Sends all statements at once, in the session's transaction: one round trip. One of another session is refused. */
   readonly batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
     statements: Statements
   ) => Effect.Effect<BatchResult<Statements>, SqlError>
@@ -363,7 +363,8 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   readonly waitFor: (token: CommitToken, options?: WaitOptions) => Effect.Effect<void, SqlError, DbEngine<Name>>
   /**
    * All statements in one transaction and one round trip: in the ambient session they join its transaction, outside
-   * they are one of their own. Several statements in one text are refused.
+   * they are one of their own, with the engine's defaults. Several statements in one text are refused, and statements
+   * that run somewhere else by themselves: of another database, of a handle that is not ambient.
    */
   readonly batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
     statements: Statements

@@ -120,8 +120,11 @@ export interface Transaction<A = any> {
   readonly readOnly: boolean
   /** `"failed"`: the server refuses everything until a rollback. */
   readonly status: UnitState
-  /** The block can't commit any more: a success fails with `TransactionAborted`. */
-  readonly setRollbackOnly: Effect.Effect<void>
+  /**
+   * The block can't commit any more: a success fails with `TransactionAborted`. Where a block runs without a transaction
+   * (`propagation`), `TransactionClosed`, as of `end`.
+   */
+  readonly setRollbackOnly: Effect.Effect<void, SqlError>
   /**
    * Ends this block from inside, through the blocks in it, with a value: the code after is skipped, finalizers run,
    * and error handlers in between don't trap it. Only for the block that was handed to
@@ -235,10 +238,33 @@ const handleOf = (unit: Unit, frame: Frame, end: Transaction["end"]): Transactio
 
 type AnyEffect = Effect.Effect<any, any, any>
 
+const withoutOne = Effect.suspend(() =>
+  Effect.fail(
+    DbError.make("TransactionClosed", {
+      message: "The block has no transaction: its propagation does without one.",
+      hint: 'What it has done is done. Use propagation: "required" or "nested" where it has to be undone.'
+    })
+  )
+)
+
+/** What a function is given in a block that runs without: its `propagation` may be decided far away. */
+const noTransaction: Transaction = {
+  name: "no transaction",
+  depth: 0,
+  isolation: undefined,
+  readOnly: false,
+  status: "closed",
+  setRollbackOnly: withoutOne,
+  end: () => withoutOne
+}
+
 const bodyOf = (arg: unknown): Parameters<typeof blocks.withTransaction>[1] =>
   Effect.isEffect(arg)
     ? (arg as AnyEffect)
-    : (block) => (arg as (tx: Transaction) => AnyEffect)(handleOf(block.unit, block.frame, block.end))
+    : (block) =>
+        (arg as (tx: Transaction) => AnyEffect)(
+          block === undefined ? noTransaction : handleOf(block.unit, block.frame, block.end)
+        )
 
 const transactional = <Options extends object>(
   run: (core: EngineCore, body: Parameters<typeof blocks.withTransaction>[1], options: Options) => AnyEffect,
@@ -312,7 +338,9 @@ const endManual = (
     )
   }
   const hooks = unit.preparing > 0 ? endsInHook(unit, commits ? "commit" : "roll back") : undefined
-  const busy = hooks ?? busyIn(frame)
+  // RELEASE is not sent before the next statement.
+  const stuck = frame.kind === "savepoint" && commits ? undefined : unit.stuck
+  const busy = hooks ?? busyIn(frame) ?? stuck
   if (busy !== undefined) return Effect.fail(busy)
   if (frame.kind === "savepoint") return endings.endBlock(unit, frame, commits)
   const before: Effect.Effect<void, SqlError> = commits ? restore(runBefore(slot, unit, frame)) : Effect.void

@@ -1203,3 +1203,18 @@ describe("28 round trips", () => {
     })
   )
 })
+
+test("in Effect.fn, as a function of the effect or with options: the arguments of the function are no options", () =>
+  Effect.gen(function* () {
+    const name = Effect.map(DbTransaction.current, (_) => Option.getOrThrow(_).name)
+    const job = Effect.fn("job")(
+      function* (given: { readonly name: string; readonly timeout: number }) {
+        return [given.name, yield* name] as const
+      },
+      (effect) => withTransaction(effect),
+      Effect.zip(name),
+      withTransaction({ name: "jobs" })
+    )
+    const [[argument, inner], outer] = yield* job({ name: "ada", timeout: 0 })
+    expect([argument, inner === "ada", outer]).toEqual(["ada", false, "jobs"])
+  }))

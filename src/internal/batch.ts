@@ -2,17 +2,24 @@
  * Several statements in one transaction and one round trip.
  */
 import type { SqlError } from "@effect/sql/SqlError"
-import type * as Statement from "@effect/sql/Statement"
+import * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
+import type { Entry } from "./ambient.js"
+import type { Control } from "./command.js"
+import { plain } from "./controls.js"
 import type { EngineCore } from "./engine.js"
-import { executeGroup, executeTogether } from "./execute.js"
+import { ambientBound, executeGroup, executeTogether, homeOf } from "./execute.js"
 import { isObserved, observe, withExtras } from "./observe.js"
 import type { Observation, Observed } from "./observe.js"
 import { codeOf, describeSql } from "./queryText.js"
+import { Direct } from "./sqlClient.js"
 import { compileOf, isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
+import * as Sql from "./transactionSql.js"
 
 /**
  * The rows of each statement, in order.
@@ -38,6 +45,51 @@ const refuseControl = (): DbError =>
     hint: "Leave BEGIN, COMMIT and ROLLBACK out of it; nothing was sent."
   })
 
+const elsewhere = (at: number, whose: string, hint: string): DbError =>
+  DbError.make("InvalidInput", {
+    message: `Entry ${at + 1} of the batch is a statement ${whose}, which the batch does not run on`,
+    hint: `${hint} Nothing was sent.`
+  })
+
+/** Why a statement of this client can't be a part of the batch: it would run somewhere else by itself. */
+const outOfPlace = (
+  fiber: Fiber.RuntimeFiber<any, any>,
+  engine: EngineCore,
+  entry: Entry,
+  statement: unknown,
+  at: number
+): DbError | undefined => {
+  if (!(statement instanceof Direct)) {
+    return Statement.isFragment(statement)
+      ? elsewhere(at, "of another SqlClient", "Build it with the sql of DbSession or DbEngine.")
+      : undefined
+  }
+  const { bound } = statement.connection
+  const own = statement.connection.at(fiber)
+  if (bound._tag === "Slot") {
+    const { slot, unit } = bound
+    if (unit?.ended === true) return unit.closedError()
+    if (entry.slot === slot) return undefined
+    return elsewhere(at, `of the session "${slot.name}"`, "Run it with the batch of that session's handle.")
+  }
+  if (own !== engine) {
+    const other = own.name === engine.name ? "of another engine" : `of the database "${own.name}"`
+    return elsewhere(at, other, "Give each database a batch of its own: no transaction spans two.")
+  }
+  if (bound._tag === "Ambient") return undefined
+  const gone = bound.gone()
+  if (gone !== undefined) return gone
+  const here =
+    entry.slot === undefined ? homeOf(engine, ambientBound, entry) === bound.root : entry.slot.runsOn(bound.root)
+  if (here) return undefined
+  const whose = `of the connection "${bound.root.holder.name}"`
+  return elsewhere(at, whose, "Build it with the sql of DbSession, which runs where the batch does.")
+}
+
+/** What BEGIN says in a session that has no options. */
+const modesOf = (engine: EngineCore): ReadonlyArray<Control> =>
+  Sql.modes(engine.transactionOptions({})).map((text) => ({ ...plain(text), named: true }))
+
 /** @internal */
 export const runBatch = <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
   engine: EngineCore,
@@ -45,32 +97,56 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
 ): Effect.Effect<BatchResult<Statements>, SqlError> =>
   Effect.withFiberRuntime<any, SqlError>((fiber) => {
     const entry = Ambient.entry(fiber, engine)
-    const path = Ambient.searchPath(entry)
-    const specs: Array<Spec> = []
-    for (const statement of statements) {
-      const compiled = compileOf(statement)
-      if (isRefused(compiled)) return Effect.fail(compiled)
-      const [text, params] = compiled
-      const spec: Spec | DbError = makeSpec(text, params, "object", { several: false, prepare: true, path })
-      if (isRefused(spec)) return Effect.fail(spec)
-      if (entry.slot === undefined && controlsTransaction(text)) return Effect.fail(refuseControl())
-      specs.push(spec)
+    for (const [at, statement] of statements.entries()) {
+      const refused = outOfPlace(fiber, engine, entry, statement, at)
+      if (refused !== undefined) return Effect.fail(refused)
     }
-    if (specs.length === 0) return Effect.succeed([])
-    const shape = (rows: ReadonlyArray<any>, at: number) => {
-      const { transformRows } = statements[at] as Compiled
-      return transformRows === undefined ? rows : transformRows(rows)
-    }
-    const run = (specs: ReadonlyArray<Spec>): Effect.Effect<any, DbError> => {
-      const answers =
-        entry.slot === undefined ? executeGroup(fiber, engine, specs) : executeTogether(entry.slot, entry.frame, specs)
-      return Effect.map(answers, (results) => results.map((_, i) => shape(_.rows, i)))
-    }
-    const extra = (watch: Observation | undefined) =>
-      run(specs.map((spec, at) => ({ ...withExtras(engine, spec, watch), watch: at === 0 ? watch : undefined })))
-    if (isObserved(fiber, engine)) return observe(fiber, engine, whole(specs), extra)
-    return engine.config.comment === undefined ? run(specs) : extra(undefined)
+    if (Option.isNone(fiber.getFiberRef(Statement.currentTransformer))) return runCompiled(fiber, engine, statements)
+    return Effect.flatMap(
+      Effect.forEach(statements, (statement) =>
+        statement instanceof Direct ? statement.transformed(fiber) : Effect.succeed(statement)
+      ),
+      // The transformer is the user's code, behind which the fiber may be another one.
+      (sent) => Effect.withFiberRuntime((fiber) => runCompiled(fiber, engine, statements, sent))
+    )
   })
+
+/** `sent`: what a transformer has made of the statements. */
+const runCompiled = (
+  fiber: Fiber.RuntimeFiber<any, any>,
+  engine: EngineCore,
+  statements: ReadonlyArray<Statement.Statement<any>>,
+  sent: ReadonlyArray<Pick<Statement.Statement<any>, "compile">> = statements
+): Effect.Effect<any, SqlError> => {
+  const entry = Ambient.entry(fiber, engine)
+  const path = Ambient.searchPath(entry)
+  const specs: Array<Spec> = []
+  for (const statement of sent) {
+    const compiled = compileOf(statement)
+    if (isRefused(compiled)) return Effect.fail(compiled)
+    const [text, params] = compiled
+    const spec: Spec | DbError = makeSpec(text, params, "object", { several: false, prepare: true, path })
+    if (isRefused(spec)) return Effect.fail(spec)
+    if (entry.slot === undefined && controlsTransaction(text)) return Effect.fail(refuseControl())
+    specs.push(spec)
+  }
+  if (specs.length === 0) return Effect.succeed([])
+  const shape = (rows: ReadonlyArray<any>, at: number) => {
+    const { transformRows } = statements[at] as Compiled
+    return transformRows === undefined ? rows : transformRows(rows)
+  }
+  const run = (specs: ReadonlyArray<Spec>): Effect.Effect<any, DbError> => {
+    const answers =
+      entry.slot === undefined
+        ? executeGroup(fiber, engine, specs, modesOf(engine))
+        : executeTogether(entry.slot, entry.frame, specs)
+    return Effect.map(answers, (results) => results.map((_, i) => shape(_.rows, i)))
+  }
+  const extra = (watch: Observation | undefined) =>
+    run(specs.map((spec, at) => ({ ...withExtras(engine, spec, watch), watch: at === 0 ? watch : undefined })))
+  if (isObserved(fiber, engine)) return observe(fiber, engine, whole(specs), extra)
+  return engine.config.comment === undefined ? run(specs) : extra(undefined)
+}
 
 /** A batch as the conventions see it; one statement is none. */
 const whole = (specs: ReadonlyArray<Spec>): Observed => {

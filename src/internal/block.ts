@@ -8,7 +8,7 @@ import * as Schedule from "effect/Schedule"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
-import { Block, endAs, exitOf, runBody } from "./body.js"
+import { bare, Block, endAs, exitOf, runBody } from "./body.js"
 import type { Body } from "./body.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
@@ -215,18 +215,13 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
     const attempts = attemptsOf(fiber)
     const open = () => withRetry(outermost(engine, entry, body, options, mode === "requiresNew", attempts), options)
     const apart = () =>
-      Effect.isEffect(body)
-        ? Ambient.locally(body, engine, (_) => ({
-            ..._,
-            slot: undefined,
-            frame: undefined,
-            stack: undefined,
-            orphan: undefined
-          }))
-        : refuse(
-            `withTransaction((tx) => ...) with propagation: "${mode}" has no transaction to give.`,
-            "Give it an effect."
-          )
+      Ambient.locally(bare(body), engine, (_) => ({
+        ..._,
+        slot: undefined,
+        frame: undefined,
+        stack: undefined,
+        orphan: undefined
+      }))
     if (entry.slot === undefined) {
       switch (mode) {
         case "mandatory":
@@ -237,7 +232,7 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
         case "supports":
         case "notSupported":
         case "never":
-          return Effect.isEffect(body) ? body : apart()
+          return bare(body)
         default:
           return open()
       }
@@ -324,6 +319,8 @@ const inSession = (
           : blockSpan("transaction", unit.engine, options, attempts, () => unit.outcome, effect)
       const clear: Effect.Effect<void, SqlError> = Effect.suspend(() => {
         if (!unit.hasToEnd) return Effect.void
+        const { stuck } = unit
+        if (stuck !== undefined) return Effect.fail(stuck)
         switch (mode) {
           case "commit":
             return Effect.zipRight(

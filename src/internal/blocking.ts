@@ -35,6 +35,16 @@ const timers = new Set<Timer>()
 /** @internal */
 export const isBlocking = (): boolean => queue !== undefined
 
+/** Why nothing can be sent on a connection whose answers only the event loop brings, while it stands still. @internal */
+export const stuckOn = (wire: { readonly needsLoop: boolean }): DbError | undefined =>
+  queue !== undefined && wire.needsLoop ? heldByLoop() : undefined
+
+const heldByLoop = (): DbError =>
+  DbError.make("InvalidInput", {
+    message: "runSync was given an effect that uses a connection that the event loop holds.",
+    hint: "It was opened outside: a handle, or a sandbox of DbTest. Open it in the effect, or await run(effect). Nothing was sent."
+  })
+
 /** As `process.nextTick`, or in the queue of the effect that this thread is blocked for. @internal */
 export const later = (f: () => void): void => {
   if (queue === undefined) process.nextTick(f)

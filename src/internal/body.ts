@@ -67,8 +67,14 @@ export class Block {
     })
 }
 
-/** @internal */
-export type Body = Effect.Effect<any, any, any> | ((block: Block) => Effect.Effect<any, any, any>)
+/** A function is given nothing where it runs without a transaction. @internal */
+export type Body = Effect.Effect<any, any, any> | ((block: Block | undefined) => Effect.Effect<any, any, any>)
+
+const call = (body: Body, block: Block | undefined): Effect.Effect<any, any, any> =>
+  Effect.isEffect(body) ? body : Effect.suspend(() => (body as Exclude<Body, Effect.Effect<any, any, any>>)(block))
+
+/** The body where there is no block. @internal */
+export const bare = (body: Body): Effect.Effect<any, any, any> => call(body, undefined)
 
 /** With a time limit of its own. @internal */
 export const limited = (
@@ -95,9 +101,8 @@ export const runBody = (
 ): Effect.Effect<any, any, any> => {
   const timed = (effect: Effect.Effect<any, any, any>) => limited(effect, block.frame.name, options.timeout)
   if (Effect.isEffect(body)) return timed(body)
-  const run = body as (block: Block) => Effect.Effect<any, any, any>
   return Effect.suspend(() =>
-    Effect.fork(timed(Effect.suspend(() => run(block)))).pipe(
+    Effect.fork(timed(call(body, block))).pipe(
       Effect.tap((fiber) => Effect.sync(() => block.setFiber(fiber))),
       Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.join(fiber), () => Fiber.interrupt(fiber)))
     )

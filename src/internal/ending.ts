@@ -6,6 +6,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
+import { stuckOn } from "./blocking.js"
 import { Command } from "./command.js"
 import type { Owner, Watch } from "./command.js"
 import { plain, setConfig } from "./controls.js"
@@ -44,6 +45,8 @@ const sendWith = (
   Effect.async<Result, DbError>((resume) => {
     const wire = unit.lease.wire
     if (wire === undefined) return resume(Effect.fail(unit.lost ?? unit.lease.releasedError()))
+    const stuck = stuckOn(wire)
+    if (stuck !== undefined) return resume(Effect.fail(stuck))
     const limit = unit.engine.config.settleMillis
     const stop = deadline(limit, () => {
       wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))

@@ -10,6 +10,7 @@ import * as RuntimeFlags from "effect/RuntimeFlags"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
+import { stuckOn } from "./blocking.js"
 import type { EngineCore } from "./engine.js"
 import { withExtras } from "./observe.js"
 import type { Observation } from "./observe.js"
@@ -99,6 +100,8 @@ class Solo implements Running, Owner {
   }
 
   private start(wire: Wire): void {
+    const stuck = stuckOn(wire)
+    if (stuck !== undefined) return this.settle(stuck, undefined, undefined)
     this.command = this.submit(
       wire,
       this.spec,
@@ -302,12 +305,14 @@ const onRoot = (root: Root, engine: EngineCore, entry: Entry, spec: Spec, done: 
 
 /**
  * Several statements outside of a session, as one transaction: one Sync group is one, without BEGIN and COMMIT.
+ * @param modes - what is set in front of them, for that transaction.
  * @internal
  */
 export const executeGroup = (
   fiber: Fiber.RuntimeFiber<any, any>,
   engine: EngineCore,
-  specs: ReadonlyArray<Spec>
+  specs: ReadonlyArray<Spec>,
+  modes: ReadonlyArray<Control>
 ): Effect.Effect<ReadonlyArray<Result>, DbError> => {
   const entry = Ambient.entry(fiber, engine)
   const root = homeOf(engine, ambientBound, entry)
@@ -321,8 +326,11 @@ export const executeGroup = (
       resume(failure === undefined ? Effect.succeed(results) : Effect.fail(failure))
     }
     const last = specs.length - 1
-    const submit: Submit = (wire, _, owner, settle) => {
+    const submit: Submit = (wire, _, solo, settle) => {
       failure = undefined
+      // One that the user has begun on the connection has its modes.
+      const begins = modes.length > 0 && wire.status === "I"
+      const owner = begins ? { takePrefix: () => [...modes, ...(solo?.takePrefix() ?? [])] } : solo
       const batch: Array<Command> = []
       specs.forEach((one, at) => {
         const command = new Command(

@@ -118,7 +118,7 @@ export class ForeignQueue {
     }
     const prefix = command.owner === undefined ? [] : [...command.owner.takePrefix()]
     if (command.solo && prefix.length > 0) {
-      command.settle(apart("A statement with a search path of its own"), undefined, undefined)
+      command.settle(apart("A statement with a search path or an isolation level of its own"), undefined, undefined)
       return this.next()
     }
     command.state = State.Sent

@@ -288,6 +288,8 @@ export const dialRemote: typeof dial = (config, host, password, onDeath, done) =
 }
 
 class RemoteWire extends Wire {
+  override readonly needsLoop = false
+
   constructor(
     private readonly stream: RemoteStream,
     ...rest: ConstructorParameters<typeof Wire>

@@ -3,6 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
+import { stuckOn } from "./blocking.js"
 import type { Frame } from "./frame.js"
 import { Command } from "./command.js"
 import type { Done } from "./command.js"
@@ -70,8 +71,8 @@ export class Run {
   private submit(wire: Wire): void {
     const { block: owner, spec, unit } = this
     if (spec.cursor?.isGone === true) return this.settle(cursorGone(), undefined, undefined)
-    const { overdue } = owner
-    if (overdue !== undefined) return this.settle(overdue, undefined, undefined)
+    const refused = owner.overdue ?? stuckOn(wire)
+    if (refused !== undefined) return this.settle(refused, undefined, undefined)
     this.wire = wire
     const command = new Command(
       spec.text,

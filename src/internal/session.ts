@@ -137,7 +137,7 @@ export const busy = (unit: Unit, what: string): DbError | undefined => {
   }
   const child = unit.frame.child
   return child === undefined
-    ? undefined
+    ? unit.stuck
     : DbError.make("SessionBusy", {
         message: `The session "${unit.name}" can't ${what} while the block "${child.name}" is open in it.`,
         hint: "Let the block end: it decides about its own work. From inside, tx.end(...) or setRollbackOnly end it.",
@@ -221,7 +221,7 @@ export const close = (slot: Slot, unit: Unit): Effect.Effect<void, DbError> =>
   Effect.suspend(() => {
     // What was opened by hand is left open.
     const open = unit.preparing > 0 || unit.frame.top.child !== undefined
-    const refused = open ? busy(unit, "close") : undefined
+    const refused = open ? busy(unit, "close") : unit.stuck
     if (refused !== undefined) return Effect.fail(refused)
     if (slot.unit === unit) slot.empty()
     return Effect.uninterruptible(Effect.suspend(() => endUnit(unit, undefined, false)))

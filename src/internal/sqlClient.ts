@@ -179,11 +179,16 @@ interface Client {
 }
 
 /**
- * A statement that goes straight to the connection, which has a span where a tracer listens: the ecosystem's own opens
- * a scope and a span for each execution.
+ * A statement of our clients. It goes straight to the connection, which has a span where a tracer listens: the
+ * ecosystem's own opens a scope and a span for each execution.
+ * @internal
  */
-abstract class Direct {
+export abstract class Direct {
   constructor(protected readonly client: Client) {}
+
+  get connection(): ViewConnection {
+    return this.client.connection
+  }
 
   /** Only a text that is not known yet needs them. */
   abstract get segments(): Segments
@@ -244,7 +249,7 @@ abstract class Direct {
   }
 
   /** The statement that is sent: what a transformer makes of it. */
-  private transformed(fiber: Runtime): Effect.Effect<{ readonly compile: (withoutTransform?: boolean) => Compiled }> {
+  transformed(fiber: Runtime): Effect.Effect<{ readonly compile: (withoutTransform?: boolean) => Compiled }> {
     const transformer = fiber.getFiberRef(Statement.currentTransformer)
     return Option.isNone(transformer)
       ? Effect.succeed(this)

@@ -72,6 +72,21 @@ export const begin = (options: Pick<TransactionOptions, "isolation" | "readOnly"
   return text
 }
 
+/**
+ * The modes of `BEGIN` for the implicit transaction of a Sync group, in front of its first query. It is what SET
+ * TRANSACTION does, which would warn that there is no BEGIN; the next transaction begins with the defaults again.
+ */
+export const modes = (
+  options: Pick<TransactionOptions, "isolation" | "readOnly" | "deferrable">
+): ReadonlyArray<string> => {
+  const all: Array<string> = []
+  const level = levels.get(options.isolation)
+  if (level !== undefined) all.push(`SET transaction_isolation = '${level.toLowerCase()}'`)
+  if (options.readOnly !== undefined) all.push(`SET transaction_read_only = ${options.readOnly ? "on" : "off"}`)
+  if (options.deferrable !== undefined) all.push(`SET transaction_deferrable = ${options.deferrable ? "on" : "off"}`)
+  return all
+}
+
 /** What the transaction sets on the server, in the order of `setConfigText`. The options are valid. */
 export const settings = (
   options: Pick<TransactionOptions, "statementTimeout" | "lockTimeout" | "settings">

@@ -5,6 +5,7 @@
  */
 import type * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
+import { stuckOn } from "./blocking.js"
 import type { EngineCore } from "./engine.js"
 import { Frame } from "./frame.js"
 import type { Root } from "./lease.js"
@@ -117,6 +118,12 @@ export class Unit implements PathState {
   /** Not only late, with nothing open: there is no transaction where there should be one. */
   get hasLost(): boolean {
     return this.lost !== undefined && (this.begun || this.lost !== this.late)
+  }
+
+  /** Why its transaction can't be ended now. */
+  get stuck(): DbError | undefined {
+    const { wire } = this.lease
+    return this.open && wire !== undefined ? stuckOn(wire) : undefined
   }
 
   /** A transaction is open, or about to be: statements are on their way. */

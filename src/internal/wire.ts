@@ -53,6 +53,8 @@ export interface Listener {
 export class Wire {
   readonly id = ++ids
   readonly pipeline: Pipeline
+  /** Its answers come by the event loop. */
+  readonly needsLoop: boolean = true
   readonly openedAt = Date.now()
   lastUsed = Date.now()
   expiresAt = Infinity

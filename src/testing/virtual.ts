@@ -7,6 +7,7 @@ import { Command } from "../internal/command.js"
 import type { Control, Owner } from "../internal/command.js"
 import { setConfig } from "../internal/controls.js"
 import { quoteIdentifier } from "../internal/input.js"
+import { modes } from "../internal/transactionSql.js"
 import type { Wire } from "../internal/wire.js"
 import { endOf, refusal } from "./endings.js"
 import type { End } from "./endings.js"
@@ -74,6 +75,10 @@ export class VirtualWire {
     readonly name: string
   ) {
     this.listeners = sandbox.listeners
+  }
+
+  get needsLoop(): boolean {
+    return this.sandbox.real.needsLoop
   }
 
   get pid(): number {
@@ -420,6 +425,8 @@ export class VirtualWire {
 
   private translated(controls: ReadonlyArray<Control>): ReadonlyArray<Control> {
     return controls.flatMap((control): ReadonlyArray<Control> => {
+      // Of the modes of a transaction a savepoint can only have this one.
+      if (isMode(control) && control.text !== readOnly) return [{ ...ours("SELECT"), as: control.text }]
       if (!control.opens) return [...this.asking(settingsOf(control)), this.following(control)]
       this.begun = true
       const opening = this.opening(control.as ?? control.text, control.done)
@@ -459,6 +466,10 @@ export class VirtualWire {
     ]
   }
 }
+
+const [readOnly] = modes({ readOnly: true })
+
+const isMode = ({ text }: Control): boolean => text.startsWith("SET transaction_")
 
 /** Nobody who watches sees it. */
 const ours = (text: string): Control => ({ text, params: [], opens: false, named: false, as: "" })
