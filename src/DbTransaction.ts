@@ -370,7 +370,7 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
           const undo = (now: Ambient.Entry): Ambient.Entry =>
             now.frame === frame ? { ...now, slot: entry.slot, frame: entry.frame, stack: entry.stack } : now
           return Effect.flatMap(Ambient.open(core, inSlot(slot, frame), undo), ({ leave }) =>
-            Scope.addFinalizerExit(scope, (exit) => Effect.zipRight(endAs(frame, exit, end(keeps(frame, exit))), leave))
+            Scope.addFinalizerExit(scope, (exit) => Effect.ensuring(endAs(frame, exit, end(keeps(frame, exit))), leave))
           ).pipe(Effect.as(handleOf(unit, frame, noEnd)))
         }
         const { slot } = entry
