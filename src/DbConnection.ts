@@ -18,6 +18,8 @@ import * as Ambient from "./internal/ambient.js"
 import { combinator } from "./internal/combinator.js"
 import type { Combinator } from "./internal/combinator.js"
 import type { EngineCore } from "./internal/engine.js"
+import { ambientBound } from "./internal/execute.js"
+import type { Bound } from "./internal/execute.js"
 import { engineFor } from "./internal/instead.js"
 import { Root, topOf, without } from "./internal/lease.js"
 import type { Stacked } from "./internal/lease.js"
@@ -58,7 +60,11 @@ export type ConnectionStatus = "lazy" | "idle" | "active" | "failed" | "released
  */
 export interface Connection {
   readonly name: string
-  /** Runs on this connection; inside a session that is on it, in that session. */
+  /**
+   * Runs on this connection; inside a session that is on it, in that session. Its `withTransaction` is a transaction on
+   * this connection, or a block of that session. That of the facade runs where the engine's does, if no connection is
+   * ambient.
+   */
   readonly sql: DbSql
   /** The backend's process id. Borrows if nothing is borrowed. */
   readonly pid: Effect.Effect<number, SqlError>
@@ -110,8 +116,13 @@ class Handle implements Connection, Stacked {
   private readonly gone = (): DbError | undefined =>
     this.released || this.#shared.released ? this.#shared.releasedError() : undefined
 
+  /** Where its statements run. */
+  bound(): Bound {
+    return { _tag: "Root", root: this.#shared, gone: this.gone }
+  }
+
   get sql(): DbSql {
-    return (this.view ??= viewOf(this.#core, { _tag: "Root", root: this.#shared, gone: this.gone }))
+    return (this.view ??= viewOf(this.#core, this.bound()))
   }
 
   private readonly wire: Effect.Effect<Wire, DbError> = Effect.suspend(() => {
@@ -324,6 +335,15 @@ const currentOf = (given: EngineCore): Effect.Effect<Option.Option<Handle>, DbEr
     })
   })
 
+/** The connection that is ambient where the facade's client is used; a session's own is used by the session alone. */
+const onTop: Bound = {
+  _tag: "Ambient",
+  find: (entry) => {
+    const top = entry.orphan ?? topOf(entry.stack)
+    return top instanceof Handle ? top.bound() : ambientBound
+  }
+}
+
 /** Where it can't be had there is none: its first use says why. */
 const current = (core: EngineCore): Effect.Effect<Option.Option<Handle>> =>
   Effect.orElseSucceed(currentOf(core), () => Option.none())
@@ -331,6 +351,7 @@ const current = (core: EngineCore): Effect.Effect<Option.Option<Handle>> =>
 /** @internal */
 export const makeFacade = (service: EngineService): Connection => {
   const core = coreOf(service)
+  let view: DbSql | undefined = undefined
   const use = <A, E>(f: (handle: Handle) => Effect.Effect<A, E>): Effect.Effect<A, E | SqlError> =>
     Effect.flatMap(currentOf(core), (current): Effect.Effect<A, E | SqlError> =>
       Option.isSome(current)
@@ -344,7 +365,9 @@ export const makeFacade = (service: EngineService): Connection => {
     )
   return {
     name: core.name,
-    sql: service.sql,
+    get sql() {
+      return (view ??= viewOf(core, onTop))
+    },
     pid: use((_) => _.pid),
     raw: use((_) => _.raw),
     release: (options) => use((_) => _.release(options)),

@@ -255,12 +255,7 @@ const handleOf = (core: EngineCore, slot: Slot, unit: Unit): Session =>
     Effect.sync(() => unit.ended),
     () => viewOf(core, { _tag: "Slot", slot, unit }),
     (f) => f(core),
-    <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-      Effect.suspend((): Effect.Effect<A, E | SqlError, R> =>
-        unit.ended || slot.ended
-          ? Effect.fail(unit.closedError())
-          : Ambient.locally(effect, core, (entry) => (entry.slot === slot ? entry : sessions.inSlot(slot)(entry)))
-      )
+    (effect) => sessions.within(slot, unit, effect)
   )
 
 /** @internal */

@@ -26,14 +26,18 @@ import type { Unit } from "./unit.js"
 import type { Wire } from "./wire.js"
 import { mayWrite } from "./writes.js"
 
-/** What a client or a handle is tied to; nothing: whatever is ambient. @internal */
+/** What a client or a handle is tied to; nothing: whatever is ambient, or what `find` makes of it. @internal */
 export type Bound =
-  | { readonly _tag: "Ambient" }
+  | { readonly _tag: "Ambient"; readonly find?: (entry: Entry) => Bound }
   | { readonly _tag: "Slot"; readonly slot: Slot; readonly unit: Unit | undefined }
   | { readonly _tag: "Root"; readonly root: Root; readonly gone: () => DbError | undefined }
 
 /** @internal */
 export const ambientBound: Bound = { _tag: "Ambient" }
+
+/** What it is tied to where a fiber uses it. @internal */
+export const boundIn = (bound: Bound, entry: Entry): Bound =>
+  bound._tag === "Ambient" && bound.find !== undefined ? bound.find(entry) : bound
 
 /** What made it fail happens once; more are no accident. */
 const mostRepeats = 3
@@ -379,7 +383,7 @@ export const execute = <A>(
   const spec = makeSpec(text, params, rowMode, { several: engine.config.multiple, prepare, path })
   if (isRefused(spec)) return Effect.fail(spec)
   const extra = watch !== undefined || engine.config.comment !== undefined
-  return executeIn(entry, engine, bound, extra ? withExtras(engine, spec, watch) : spec, map, status)
+  return executeIn(entry, engine, boundIn(bound, entry), extra ? withExtras(engine, spec, watch) : spec, map, status)
 }
 
 /** @internal */
@@ -389,7 +393,10 @@ export const executeSpec = <A>(
   bound: Bound,
   spec: Spec,
   map: (result: Result, multiple: Array<Result> | undefined) => A
-): Effect.Effect<A, DbError> => executeIn(Ambient.entry(fiber, engine), engine, bound, spec, map, undefined)
+): Effect.Effect<A, DbError> => {
+  const entry = Ambient.entry(fiber, engine)
+  return executeIn(entry, engine, boundIn(bound, entry), spec, map, undefined)
+}
 
 const executeIn = <A>(
   entry: Entry,

@@ -46,13 +46,14 @@ export const makeSlot = (
 export const newSlot = (engine: EngineCore, entry: Entry, options: SlotOptions, isolated: boolean): Slot =>
   new Slot(engine, options, isolated ? undefined : shareableRoot(entry), entry.writes ?? entry.slot?.writes)
 
-/** What is ambient inside a session. @internal */
+/** What is ambient inside a session: an orphan around it is not its connection. @internal */
 export const inSlot =
   (slot: Slot, frame?: Frame) =>
   (entry: Entry): Entry => ({
     ...entry,
     slot,
     frame,
+    orphan: entry.slot === slot ? entry.orphan : undefined,
     stack: entry.slot === slot ? entry.stack : { of: slot, next: entry.stack }
   })
 
@@ -60,7 +61,23 @@ export const inSlot =
 export const outOf =
   (slot: Slot, before: Entry) =>
   (entry: Entry): Entry =>
-    entry.slot === slot ? { ...entry, slot: before.slot, frame: before.frame, stack: before.stack } : entry
+    entry.slot === slot ? { ...entry, ...placeIn(before) } : entry
+
+/** Where in the database a fiber is. @internal */
+export const placeIn = ({ frame, orphan, slot, stack }: Entry): Pick<Entry, "frame" | "orphan" | "slot" | "stack"> => ({
+  frame,
+  orphan,
+  slot,
+  stack
+})
+
+/** Runs an effect in the session of a handle, as long as that is open. @internal */
+export const within = <A, E, R>(slot: Slot, unit: Unit, effect: Effect.Effect<A, E, R>) =>
+  Effect.suspend((): Effect.Effect<A, E | SqlError, R> =>
+    unit.ended || slot.ended
+      ? Effect.fail(unit.closedError())
+      : Ambient.locally(effect, slot.engine, (entry) => (entry.slot === slot ? entry : inSlot(slot)(entry)))
+  )
 
 /** After the end of a transaction, in order; what goes wrong is reported and undoes nothing. */
 const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>

@@ -14,7 +14,7 @@ import * as Stream from "effect/Stream"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
-import { execute, executeSpec, homeOf } from "./execute.js"
+import { boundIn, execute, executeSpec, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
 import { framesAbove } from "./frame.js"
 import type { Observation } from "./observe.js"
@@ -38,7 +38,7 @@ const hasCursor = (text: unknown): boolean =>
 /** @internal */
 export const streamRows = (
   engine: EngineCore,
-  bound: Bound,
+  given: Bound,
   text: string,
   params: ReadonlyArray<unknown>,
   watch: Observation | undefined
@@ -49,10 +49,11 @@ export const streamRows = (
         Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) =>
           execute(fiber, engine, at, text, params, "object", false, (result) => result.rows, watch)
         )
+      const entry = Ambient.entry(fiber, engine)
+      const bound = boundIn(given, entry)
       if (!hasCursor(text)) {
         return Effect.succeed(Stream.unwrap(Effect.map(run(text, params, bound), Stream.fromIterable)))
       }
-      const entry = Ambient.entry(fiber, engine)
       const path = Ambient.searchPath(entry)
       const session =
         bound._tag === "Slot"
