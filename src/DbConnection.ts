@@ -109,7 +109,10 @@ class Handle implements Connection, Stacked {
     return this.#shared.holder.name
   }
 
-  readonly ready = Effect.void
+  readonly ready = Effect.suspend(() => {
+    const gone = this.gone()
+    return gone === undefined ? Effect.void : Effect.fail(gone)
+  })
 
   readonly root = (): Root | undefined => (this.released || this.#shared.released ? undefined : this.#shared)
 

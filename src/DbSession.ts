@@ -347,9 +347,13 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   readonly commit: Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly rollback: Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly close: Effect.Effect<void, SqlError, DbEngine<Name>>
-  /** Commits every database's session of the fiber. The first failure is reported, and the rest is rolled back. */
+  /**
+   * Commits every database's session of the fiber. The first failure is reported, and the rest is rolled back. A fiber
+   * that has outlived one of them, or a block of it, is told so before any is ended; so it is by `rollbackAll`.
+   */
   readonly commitAll: Effect.Effect<void, SqlError>
   readonly rollbackAll: Effect.Effect<void, SqlError>
+  /** Closes every database's session of the fiber. One that has ended already is closed. */
   readonly closeAll: Effect.Effect<void, SqlError>
   /** Opens a block by hand in the ambient session: the transaction itself when none is open, else a savepoint. */
   readonly begin: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError, DbEngine<Name>>

@@ -13,7 +13,7 @@ import type { Body } from "./body.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { conflict, joinable, refuse } from "./conflict.js"
-import { unitOf } from "./execute.js"
+import { goneFrom, unitOf } from "./execute.js"
 import { atTurn, framesAbove } from "./frame.js"
 import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
@@ -122,7 +122,9 @@ const outermost = (
   attempts: Attempts | undefined
 ) =>
   Effect.uninterruptibleMask((restore) => {
-    const slot = newSlot(engine, entry, options, isolated)
+    const outer = isolated ? undefined : shareableRoot(entry)
+    if (outer instanceof DbError) return Effect.fail(outer)
+    const slot = newSlot(engine, entry, options, outer)
     const run = (): Effect.Effect<any, any, any> => {
       const unit = slot.get()
       if (options.verifyOutcome === true) unit.wantsMarker = makeMarker
@@ -143,9 +145,7 @@ const outermost = (
     const whole = () =>
       options.verifyOutcome === true
         ? Effect.flatMap(
-            restore(
-              prepareOutcome(engine, engine.transactionOptions(options), isolated ? undefined : shareableRoot(entry))
-            ),
+            restore(prepareOutcome(engine, engine.transactionOptions(options), outer)),
             () => prepared ?? run()
           )
         : (prepared ?? run())
@@ -227,7 +227,8 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
             `withTransaction((tx) => ...) with propagation: "${mode}" has no transaction to give.`,
             "Give it an effect."
           )
-    if (entry.slot === undefined) {
+    const { slot } = entry
+    if (slot === undefined) {
       switch (mode) {
         case "mandatory":
           return refuse(
@@ -242,6 +243,9 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
           return open()
       }
     }
+    // Also where what is around it would be left alone: who has outlived it is told so.
+    const gone = goneFrom(slot, entry.frame)
+    if (gone !== undefined) return Effect.fail(gone)
     switch (mode) {
       case "never":
         return refuse(
@@ -253,7 +257,6 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
       case "notSupported":
         return apart()
       default: {
-        const { slot } = entry
         const inside = Effect.suspend(() => {
           const at = unitOf(slot, entry.frame)
           if (at instanceof Error) return Effect.fail(at)

@@ -14,7 +14,7 @@ import type { EngineCore } from "./engine.js"
 import { withExtras } from "./observe.js"
 import type { Observation } from "./observe.js"
 import type { Frame } from "./frame.js"
-import { topOf } from "./lease.js"
+import { releasedStack, topOf } from "./lease.js"
 import type { Root } from "./lease.js"
 import { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
@@ -176,20 +176,16 @@ const noSessionError = (): DbError =>
 
 const noSession = (): Fail => Effect.fail(noSessionError())
 
+/** What a fiber is told that has outlived its session, or the block of it that it is in. @internal */
+export const goneFrom = (slot: Slot, frame: Frame | undefined): DbError | undefined =>
+  slot.ended ? slot.get().closedError() : frame?.ended === true ? frame.closedError() : undefined
+
 /** The session of a slot and the block of it that the fiber is in; or why there is none. @internal */
 export const unitOf = (slot: Slot, frame: Frame | undefined): { unit: Unit; frame: Frame } | DbError => {
-  if (slot.ended) return slot.get().closedError()
-  if (frame !== undefined && frame.ended) return frameError(frame)
+  const gone = goneFrom(slot, frame)
+  if (gone !== undefined) return gone
   const unit = slot.get()
   return { unit, frame: frame !== undefined && frame.unit === unit ? frame : unit.frame }
-}
-
-const frameError = (frame: Frame): DbError => {
-  let error: DbError | undefined = undefined
-  frame.turn((_) => {
-    error = _
-  })
-  return error ?? frame.unit.closedError()
 }
 
 const start = (engine: EngineCore, bound: Bound, entry: Entry, spec: Spec, done: Done): Running | Fail => {
@@ -268,12 +264,6 @@ export const executeApart = (
   })
 
 const implicitHolder = { name: "implicit statement" }
-
-const releasedStack = (): DbError =>
-  DbError.make("ConnectionReleased", {
-    message: "The ambient connection was released.",
-    hint: "A fiber outlived the connection that it was started with. Join it first, or acquire one of its own."
-  })
 
 /** The connection of a statement without a session; nothing: one of the pool; or why it can't run. @internal */
 export const homeOf = (engine: EngineCore, bound: Bound, entry: Entry): Root | DbError | undefined => {

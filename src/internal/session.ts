@@ -15,7 +15,7 @@ import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { atTurn } from "./frame.js"
 import type { Frame } from "./frame.js"
-import { topOf } from "./lease.js"
+import { releasedStack, topOf } from "./lease.js"
 import type { Root } from "./lease.js"
 import { Slot } from "./slot.js"
 import type { SlotOptions } from "./slot.js"
@@ -23,12 +23,17 @@ import { validate } from "./transactionSql.js"
 import { undisturbed } from "./undisturbed.js"
 import type { Hook, Unit } from "./unit.js"
 
-/** The ambient connection that a new session runs on: not one that another session runs on already. @internal */
-export const shareableRoot = (entry: Entry): Root | undefined => {
+/**
+ * The ambient connection that a new session runs on: not one that another session runs on already. One that the fiber
+ * has outlived is an error, and none of its own takes its place.
+ * @internal
+ */
+export const shareableRoot = (entry: Entry): Root | DbError | undefined => {
   const top = topOf(entry.stack)
   if (top === undefined || top instanceof Slot) return undefined
   const root = top.root()
-  return root === undefined || root === entry.slot?.unit?.lease ? undefined : root
+  if (root === undefined) return releasedStack()
+  return root === entry.slot?.unit?.lease ? undefined : root
 }
 
 /** @internal */
@@ -38,13 +43,13 @@ export const makeSlot = (
   options: SlotOptions,
   isolated: boolean
 ): Effect.Effect<Slot, DbError> => {
-  const refused = validate(options)
-  return refused === undefined ? Effect.succeed(newSlot(engine, entry, options, isolated)) : Effect.fail(refused)
+  const outer = validate(options) ?? (isolated ? undefined : shareableRoot(entry))
+  return outer instanceof DbError ? Effect.fail(outer) : Effect.succeed(newSlot(engine, entry, options, outer))
 }
 
 /** With options that have been validated. @internal */
-export const newSlot = (engine: EngineCore, entry: Entry, options: SlotOptions, isolated: boolean): Slot =>
-  new Slot(engine, options, isolated ? undefined : shareableRoot(entry), entry.writes ?? entry.slot?.writes)
+export const newSlot = (engine: EngineCore, entry: Entry, options: SlotOptions, outer: Root | undefined): Slot =>
+  new Slot(engine, options, outer, entry.writes ?? entry.slot?.writes)
 
 /** What is ambient inside a session: an orphan around it is not its connection. @internal */
 export const inSlot =
