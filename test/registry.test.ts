@@ -9,6 +9,7 @@ import {
   DbHttp,
   type DbOptions,
   DbRegistry,
+  DbSchema,
   DbSession,
   DbTransaction,
   withTransaction
@@ -398,6 +399,40 @@ describe("readOnly", () => {
         const after = Option.getOrUndefined(token[1])
         expect(yield* DbRegistry.readOnly(name, { after })).toBe(other.database)
         expect(yield* name).toBe(database.database)
+      }),
+    { registry }
+  )
+
+  test(
+    "takes tenant, schema and using along: the replica has the same",
+    () =>
+      Effect.gen(function* () {
+        yield* DbSchema.create("acme")
+        yield* DbRegistry.using(DbSchema.create("acme"), "analytics")
+        yield* other.query(
+          "CREATE TABLE acme.t (id int); INSERT INTO acme.t VALUES (1); INSERT INTO public.t VALUES (2)"
+        )
+        expect(yield* DbRegistry.readOnly(seen)).toEqual([2])
+        for (const around of [DbSchema.withTenant, DbSchema.withSchema, DbSchema.using]) {
+          expect(yield* around(DbRegistry.readOnly(seen), "acme")).toEqual([1])
+          expect(yield* around(DbSession.autocommit(DbRegistry.readOnly(seen)), "acme")).toEqual([1])
+        }
+        expect(yield* DbSchema.withTenant(DbRegistry.readOnly(DbSchema.requireTenant(seen)), "acme")).toEqual([1])
+        const inner = DbRegistry.readOnly(DbSchema.withTenant(seen, "public"))
+        expect(yield* DbSchema.withTenant(inner, "acme")).toEqual([2])
+      }),
+    { registry }
+  )
+
+  test(
+    "a tenant of the primary alone is none of the replica's by another way",
+    () =>
+      Effect.gen(function* () {
+        const noTenant = reason(DbRegistry.using(DbSchema.requireTenant(seen), "analytics"))
+        expect(yield* DbSchema.withTenant(noTenant, "acme")).toBe("InvalidInput")
+        expect(yield* DbSchema.withTenant(Effect.zipRight(DbRegistry.readOnly(Effect.void), noTenant), "acme")).toBe(
+          "InvalidInput"
+        )
       }),
     { registry }
   )
