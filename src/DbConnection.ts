@@ -273,19 +273,17 @@ const withConnection = (
   effect: Effect.Effect<any, any, any>,
   given: ConnectionOptions
 ): Effect.Effect<any, any, any> => {
-  const options = { reuse: true, ...given }
+  const options = { ...given, reuse: given.reuse ?? true }
   return Effect.scopedWith((scope) =>
     Effect.flatMap(Scope.extend(open(core, options), scope), (handle) =>
-      // An orphan hides what is on the stack from the effect that it was opened for, and is not shared either.
-      handle.isRoot ? Ambient.locally(effect, core, options.reusable === false ? orphan(handle) : push(handle)) : effect
+      handle.isRoot ? Ambient.locally(effect, core, around(handle, options)) : effect
     )
   )
 }
 
 /** An orphan serves the statements of its own effect, but whoever wants to reuse finds what was there before. */
-const orphan =
-  (handle: Handle) =>
-  (entry: Ambient.Entry): Ambient.Entry => ({ ...entry, orphan: handle })
+const around = (handle: Handle, options: ConnectionOptions): ((entry: Ambient.Entry) => Ambient.Entry) =>
+  handle.isRoot && options.reusable === false ? (entry) => ({ ...entry, orphan: handle }) : push(handle)
 
 /**
  * The connection of one database, as a tag with its constructors and effects. The service is a facade: it resolves
@@ -396,7 +394,7 @@ export const make = <Name extends string>(
       Effect.flatMap(engine, (service) =>
         coreHere(service, (core) =>
           Effect.flatMap(open(core, options), (handle) =>
-            Effect.map(Ambient.context(core, "connection", push(handle)), (context) =>
+            Effect.map(Ambient.context(core, "connection", around(handle, options)), (context) =>
               Context.merge(Context.make(tag, makeFacade(service)), context)
             )
           )

@@ -82,7 +82,7 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions<
         names,
         (name) =>
           Effect.map(
-            Database.make(name).DbEngine.make({ connect: "eager", ...databases[name] }),
+            Database.make(name).DbEngine.make({ ...databases[name], connect: databases[name]?.connect ?? "eager" }),
             (service) => [name, service] as const
           ),
         { concurrency: "unbounded" }

@@ -119,6 +119,13 @@ describe("29-31 how many connections a nesting of acquisitions borrows", () => {
     ))
 })
 
+test("an option that is undefined is one that was left out", () =>
+  DbConnection.withConnection(
+    Effect.gen(function* () {
+      expect(yield* DbConnection.withConnection(DbConnection.pid, { reuse: undefined })).toBe(yield* DbConnection.pid)
+    })
+  ))
+
 describe("29 who shares whom", () => {
   test("root, reuse, root, reuse: each shares the root below it", () =>
     Effect.scoped(
@@ -1115,6 +1122,17 @@ describe("the Layer form", () => {
       const pids = yield* Effect.provide(Effect.all([pid, pid], { concurrency: 2 }), both)
       expect(new Set(pids).size).toBe(1)
     }))
+
+  test("is an orphan by reusable: false: no session and no one who reuses has it", () =>
+    layered(
+      Effect.gen(function* () {
+        const own = yield* DbConnection.pid
+        expect(yield* pid).toBe(own)
+        expect(yield* DbSession.autocommit(pid)).not.toBe(own)
+        expect(yield* DbConnection.withConnection(pid)).not.toBe(own)
+      }),
+      { reusable: false }
+    ))
 
   test("is released with its scope", () =>
     Effect.gen(function* () {

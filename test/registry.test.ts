@@ -112,6 +112,15 @@ describe("54 all or none", () => {
     })
   )
 
+  it.scopedLive("one whose options say connect: undefined is checked as well", () =>
+    Effect.gen(function* () {
+      const bad = new URL(other.url)
+      bad.pathname = "/no_such_database"
+      const wrong = Effect.provide(Effect.void, registry({ analytics: { url: bad.href, connect: undefined } }))
+      expect(yield* reason(wrong)).toBe("AuthorizationError")
+    })
+  )
+
   it.scopedLive("a replica of a name that is not there is refused", () =>
     Effect.gen(function* () {
       const of = (replicas: Record<string, string>) =>
