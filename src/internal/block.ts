@@ -8,7 +8,7 @@ import * as Schedule from "effect/Schedule"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
-import { Block, endAs, exitOf, runBody } from "./body.js"
+import { Block, endAs, exitOf, limited, runBody } from "./body.js"
 import type { Body } from "./body.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
@@ -214,15 +214,9 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
     const mode = options.propagation ?? "nested"
     const attempts = attemptsOf(fiber)
     const open = () => withRetry(outermost(engine, entry, body, options, mode === "requiresNew", attempts), options)
-    const apart = () =>
+    const without = () =>
       Effect.isEffect(body)
-        ? Ambient.locally(body, engine, (_) => ({
-            ..._,
-            slot: undefined,
-            frame: undefined,
-            stack: undefined,
-            orphan: undefined
-          }))
+        ? limited(body, options.name ?? mode, options.timeout, false)
         : refuse(
             `withTransaction((tx) => ...) with propagation: "${mode}" has no transaction to give.`,
             "Give it an effect."
@@ -238,7 +232,7 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
         case "supports":
         case "notSupported":
         case "never":
-          return Effect.isEffect(body) ? body : apart()
+          return without()
         default:
           return open()
       }
@@ -255,7 +249,7 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
       case "requiresNew":
         return open()
       case "notSupported":
-        return apart()
+        return Ambient.locally(without(), engine, (_) => ({ ..._, ...Ambient.nowhere }))
       default: {
         const inside = Effect.suspend(() => {
           const at = unitOf(slot, entry.frame)
