@@ -18,6 +18,7 @@ import { boundIn, execute, executeSpec, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
 import { framesAbove } from "./frame.js"
 import type { Observation } from "./observe.js"
+import { codeOf } from "./queryText.js"
 import { endSlot } from "./session.js"
 import { Slot } from "./slot.js"
 import { isRefused, makeSpec } from "./statement.js"
@@ -30,10 +31,14 @@ const bytesPerFetch = 1 << 20
 let cursors = 0
 
 /** Only queries have cursors: INSERT ... RETURNING, also inside of WITH, comes in one piece; what is no text, never. */
-const hasCursor = (text: unknown): boolean =>
-  typeof text === "string" &&
-  (/^[\s(]*(?:select|values|table)\b/i.test(text) ||
-    (/^[\s(]*with\b/i.test(text) && !/\b(?:insert|update|delete|merge)\b/i.test(text)))
+const hasCursor = (text: unknown): boolean => {
+  if (typeof text !== "string") return false
+  const code = codeOf(text)
+  return (
+    /^[\s(]*(?:select|values|table)\b/i.test(code) ||
+    (/^[\s(]*with\b/i.test(code) && !/\b(?:insert|update|delete|merge)\b/i.test(code))
+  )
+}
 
 /** @internal */
 export const streamRows = (
