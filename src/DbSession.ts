@@ -149,8 +149,9 @@ export interface Session {
   readonly waitFor: (token: CommitToken, options?: WaitOptions) => Effect.Effect<void, SqlError>
   /**
    * Once, after the next commit: at the end of a session after the connection is given back, after an explicit
-   * `commit` at once. Detached from the session, with the schemas and tenants of where it was registered. A failure is
-   * logged and undoes nothing.
+   * `commit` at once. Detached from the session, with the schemas and tenants of where it was registered. Its statements
+   * borrow a connection: after an explicit `commit`, and after `atomic` in a session, one beside the session's own, which
+   * a pool of one does not have. A failure is logged and undoes nothing.
    */
   readonly afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R>
   /** As `afterCommit`, after a rollback of the whole transaction. */

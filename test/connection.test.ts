@@ -476,6 +476,18 @@ describe("33 release for good", () => {
       expect(yield* committed(database)).toEqual([])
     }))
 
+  test("takes it away from the fiber that releases it: below it is what was there before, or nothing", () =>
+    Effect.gen(function* () {
+      const released = Effect.zipRight(DbConnection.release(), DbConnection.pid)
+      expect(yield* reason(DbConnection.withConnection(released))).toBe("NoSession")
+      yield* DbConnection.withConnection(
+        Effect.gen(function* () {
+          const outer = yield* DbConnection.pid
+          expect(yield* DbConnection.withConnection(released, { reuse: false })).toBe(outer)
+        })
+      )
+    }))
+
   test("after a release for the time being is for good", () =>
     Effect.scoped(
       Effect.gen(function* () {
