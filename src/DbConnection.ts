@@ -20,6 +20,8 @@ import { combinator } from "./internal/combinator.js"
 import type { Combinator } from "./internal/combinator.js"
 import { stuckOn } from "./internal/blocking.js"
 import type { EngineCore } from "./internal/engine.js"
+import { ambientBound } from "./internal/execute.js"
+import type { Bound } from "./internal/execute.js"
 import { engineFor } from "./internal/instead.js"
 import { Root, topOf, without } from "./internal/lease.js"
 import type { Stacked } from "./internal/lease.js"
@@ -62,7 +64,11 @@ export type ConnectionStatus = "lazy" | "idle" | "active" | "failed" | "released
  */
 export interface Connection {
   readonly name: string
-  /** Runs on this connection; inside a session that is on it, in that session. */
+  /**
+   * Runs on this connection; inside a session that is on it, in that session. Its `withTransaction` is a transaction on
+   * this connection, or a block of that session. That of the facade runs where the engine's does, if no connection is
+   * ambient.
+   */
   readonly sql: DbSql
   /** The backend's process id. Borrows if nothing is borrowed. */
   readonly pid: Effect.Effect<number, SqlError>
@@ -107,15 +113,23 @@ class Handle implements Connection, Stacked {
     return this.#shared.holder.name
   }
 
-  readonly ready = Effect.void
+  readonly ready = Effect.suspend(() => {
+    const gone = this.gone()
+    return gone === undefined ? Effect.void : Effect.fail(gone)
+  })
 
   readonly root = (): Root | undefined => (this.released || this.#shared.released ? undefined : this.#shared)
 
   private readonly gone = (): DbError | undefined =>
     this.released || this.#shared.released ? this.#shared.releasedError() : undefined
 
+  /** Where its statements run. */
+  bound(): Bound {
+    return { _tag: "Root", root: this.#shared, gone: this.gone }
+  }
+
   get sql(): DbSql {
-    return (this.view ??= viewOf(this.#core, { _tag: "Root", root: this.#shared, gone: this.gone }))
+    return (this.view ??= viewOf(this.#core, this.bound()))
   }
 
   private readonly wire: Effect.Effect<Wire, DbError> = Effect.suspend(() => {
@@ -265,19 +279,17 @@ const withConnection = (
   effect: Effect.Effect<any, any, any>,
   given: ConnectionOptions
 ): Effect.Effect<any, any, any> => {
-  const options = { reuse: true, ...given }
+  const options = { ...given, reuse: given.reuse ?? true }
   return Effect.scopedWith((scope) =>
     Effect.flatMap(Scope.extend(open(core, options), scope), (handle) =>
-      // An orphan hides what is on the stack from the effect that it was opened for, and is not shared either.
-      handle.isRoot ? Ambient.locally(effect, core, options.reusable === false ? orphan(handle) : push(handle)) : effect
+      handle.isRoot ? Ambient.locally(effect, core, around(handle, options)) : effect
     )
   )
 }
 
 /** An orphan serves the statements of its own effect, but whoever wants to reuse finds what was there before. */
-const orphan =
-  (handle: Handle) =>
-  (entry: Ambient.Entry): Ambient.Entry => ({ ...entry, orphan: handle })
+const around = (handle: Handle, options: ConnectionOptions): ((entry: Ambient.Entry) => Ambient.Entry) =>
+  handle.isRoot && options.reusable === false ? (entry) => ({ ...entry, orphan: handle }) : push(handle)
 
 /**
  * The connection of one database, as a tag with its constructors and effects. The service is a facade: it resolves
@@ -320,6 +332,15 @@ const currentOf = (given: EngineCore): Effect.Effect<Option.Option<Handle>, DbEr
     })
   })
 
+/** The connection that is ambient where the facade's client is used; a session's own is used by the session alone. */
+const onTop: Bound = {
+  _tag: "Ambient",
+  find: (entry) => {
+    const top = entry.orphan ?? topOf(entry.stack)
+    return top instanceof Handle ? top.bound() : ambientBound
+  }
+}
+
 /** Where it can't be had there is none: its first use says why. */
 const current = (core: EngineCore): Effect.Effect<Option.Option<Handle>> =>
   Effect.orElseSucceed(currentOf(core), () => Option.none())
@@ -327,6 +348,7 @@ const current = (core: EngineCore): Effect.Effect<Option.Option<Handle>> =>
 /** @internal */
 export const makeFacade = (service: EngineService): Connection => {
   const core = coreOf(service)
+  let view: DbSql | undefined = undefined
   const use = <A, E>(f: (handle: Handle) => Effect.Effect<A, E>): Effect.Effect<A, E | SqlError> =>
     Effect.flatMap(currentOf(core), (current): Effect.Effect<A, E | SqlError> =>
       Option.isSome(current)
@@ -340,7 +362,9 @@ export const makeFacade = (service: EngineService): Connection => {
     )
   return {
     name: core.name,
-    sql: service.sql,
+    get sql() {
+      return (view ??= viewOf(core, onTop))
+    },
     pid: use((_) => _.pid),
     raw: use((_) => _.raw),
     release: (options) => use((_) => _.release(options)),
@@ -366,7 +390,7 @@ export const make = <Name extends string>(
       Effect.flatMap(engine, (service) =>
         coreHere(service, (core) =>
           Effect.flatMap(open(core, options), (handle) =>
-            Effect.map(Ambient.context(core, "connection", push(handle)), (context) =>
+            Effect.map(Ambient.context(core, "connection", around(handle, options)), (context) =>
               Context.merge(Context.make(tag, makeFacade(service)), context)
             )
           )

@@ -17,17 +17,19 @@ import { resolve } from "./DbOptions.js"
 import type { DbHost, DbOptions, HookServices } from "./DbOptions.js"
 import type { DbEngine } from "./Default.js"
 import { EngineCore } from "./internal/engine.js"
-import { executeApart } from "./internal/execute.js"
-import { ambientBound } from "./internal/execute.js"
+import * as Ambient from "./internal/ambient.js"
+import { ambientBound, boundIn, executeApart } from "./internal/execute.js"
 import { withTransaction } from "./internal/block.js"
 import { health } from "./internal/health.js"
 import { withEngine } from "./internal/instead.js"
 import { listen } from "./internal/listen.js"
 import { Root } from "./internal/lease.js"
+import type { Stacked } from "./internal/lease.js"
 import type { Bound } from "./internal/execute.js"
 import { poolClosed } from "./internal/poolErrors.js"
 import { makeCompiler, makeView } from "./internal/sqlClient.js"
 import type { DbSql } from "./internal/sqlClient.js"
+import { within } from "./internal/session.js"
 import { streamRows } from "./internal/stream.js"
 
 export type { DbEngine } from "./Default.js"
@@ -150,7 +152,7 @@ export const viewOf = (core: EngineCore, bound: Bound): DbSql => {
     {
       engine: core,
       bound,
-      withTransaction: (effect) => at(core, (core) => withTransaction(core, effect, {})),
+      withTransaction: (effect) => at(core, (core) => inBound(core, bound, withTransaction(core, effect, {}))),
       stream: streamRows,
       reserve: at(core, reserve),
       listen: (channel) => Stream.unwrap(at(core, (core) => Effect.succeed(listen(core, channel))))
@@ -158,6 +160,30 @@ export const viewOf = (core: EngineCore, bound: Bound): DbSql => {
     compilerOf(core)
   )
 }
+
+/** Runs an effect where the statements of a view run, with what they run in as the ambient one. */
+const inBound = <A, E, R>(
+  core: EngineCore,
+  bound: Bound,
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | SqlError, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const entry = Ambient.entry(fiber, core)
+    const at = boundIn(bound, entry)
+    if (at._tag === "Ambient") return effect
+    if (at._tag === "Slot") return within(at.slot, at.unit ?? at.slot.get(), effect)
+    const { gone, root } = at
+    const error = gone()
+    if (error !== undefined) return Effect.fail(error)
+    if (entry.slot?.runsOn(root) === true) return effect
+    const of: Stacked = { ready: Effect.void, root: () => (gone() === undefined ? root : undefined) }
+    return Ambient.locally(effect, core, (entry) => ({
+      ...entry,
+      ...Ambient.nowhere,
+      stack: { of, next: entry.stack },
+      writes: entry.writes ?? entry.slot?.writes
+    }))
+  })
 
 /** A connection that nobody reuses, until the scope closes. */
 const reserve = (core: EngineCore): Effect.Effect<Bound, DbError, Scope.Scope> =>

@@ -30,6 +30,7 @@ import * as Ambient from "./internal/ambient.js"
 import { engineFor } from "./internal/instead.js"
 import { isToken, tokenOf } from "./internal/commitToken.js"
 import type { EngineCore } from "./internal/engine.js"
+import { goneFrom } from "./internal/execute.js"
 import { endSlot, inSlot, makeSlot, runBefore } from "./internal/session.js"
 import type { Slot } from "./internal/slot.js"
 
@@ -271,7 +272,8 @@ type Engines<Name extends string> = { [One in Name]: DbEngine<One> }[Name]
 /**
  * Gives every request a lazy session. A response with a status below 400 commits; 400 and above, a failure, a defect
  * and a client that goes away roll back. The commit happens before the response leaves, so that a failed commit is a
- * 5xx. A handler that uses no database borrows nothing, and a request that has a session already is left alone.
+ * 5xx. A handler that uses no database borrows nothing, and a request that has a session already is left alone. Where a
+ * session was and has ended, in a fiber that has outlived it, it fails with `SessionClosed`.
  *
  * Around a route, a router, an app, or as the middleware of `HttpServer.serve` and `HttpApiBuilder.serve`. In the last
  * two the server has made a response of a failure before, and says no more than its status: an error that has a response
@@ -320,7 +322,13 @@ export const middleware =
     return Effect.flatMap(Effect.all(tags as ReadonlyArray<typeof DefaultEngine>), (services) =>
       Effect.withFiberRuntime<HttpServerResponse.HttpServerResponse, E | SqlError, any>((fiber) => {
         const cores = services.map((service) => engineFor(fiber, coreOf(service)))
-        const fresh = [...new Set(cores)].filter((core) => Ambient.entry(fiber, core).slot === undefined)
+        const fresh: Array<EngineCore> = []
+        for (const core of new Set(cores)) {
+          const { frame, slot } = Ambient.entry(fiber, core)
+          const gone = slot === undefined ? undefined : goneFrom(slot, frame)
+          if (gone !== undefined) return Effect.fail(gone)
+          if (slot === undefined) fresh.push(core)
+        }
         if (fresh.length === 0) return app as App
         const given = withWords(options, services)
         const routed = fiber.currentContext.unsafeMap.has(HttpRouter.RouteContext.key)

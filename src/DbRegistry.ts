@@ -82,7 +82,7 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions<
         names,
         (name) =>
           Effect.map(
-            Database.make(name).DbEngine.make({ connect: "eager", ...databases[name] }),
+            Database.make(name).DbEngine.make({ ...databases[name], connect: databases[name]?.connect ?? "eager" }),
             (service) => [name, service] as const
           ),
         { concurrency: "unbounded" }
@@ -110,14 +110,15 @@ export const layer = <const Databases extends Readonly<Record<string, DbOptions<
 const instead = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   service: EngineService,
-  database: Database.Database<any> = Database.make("default")
+  database: Database.Database<any> = Database.make("default"),
+  sameData = false
 ): Effect.Effect<A, E, Exclude<R, Provided<"default">>> => {
   const inside = Effect.provide(effect, Database.contextOf(database, service))
   return Effect.contextWithEffect((context: Context.Context<never>) => {
     const here = Context.getOption(context, database.DbEngine as never) as Option.Option<EngineService>
     return Option.isNone(here)
       ? inside
-      : withEngine(coreOf(here.value), (core) => inPlaceOf(inside, database.name, core, coreOf(service)))
+      : withEngine(coreOf(here.value), (core) => inPlaceOf(inside, database.name, core, coreOf(service), sameData))
   })
 }
 
@@ -208,7 +209,7 @@ export interface ReadOnly {
 /**
  * Runs an effect that only reads on the database's replica, if the registry knows one; inside of `using` on the replica
  * of that database. Inside a session whose transaction is open it stays there, since a replica would not show what that
- * transaction has done; so it does in the sandbox of a test.
+ * transaction has done; so it does in the sandbox of a test. There it has the schema and the tenant that it has here.
  *
  * The replica has to show what the session has committed before, what the request has brought along (the option
  * `readYourWrites` of `DbHttp.middleware`) and what `after` says. It is waited for; when it takes longer than `timeout`
@@ -236,20 +237,19 @@ const onReplica = (effect: Effect.Effect<any, any, any>, options: ReadOnlyOption
     const busy = unit !== undefined && unit.open && unit.options.readOnly !== true
     if (replica === undefined || busy) return yield* effect
     const service = yield* engineOf(replica)
+    const there = <A, E, R>(effect: Effect.Effect<A, E, R>) => instead(effect, service, vocabulary, true)
     const own = slot === undefined ? Option.none() : yield* tokenOf(primary, slot.writes, unit)
     const token = [options.after, after, Option.getOrUndefined(own)].reduce(later)
-    if (token === undefined) return yield* instead(effect, service, vocabulary)
+    if (token === undefined) return yield* there(effect)
     const shows = Effect.as(waitFor(coreOf(service), token, options.timeout), true)
-    const there = Effect.catchIf(
+    const shown = Effect.catchIf(
       shows,
       (error) => error.reason._tag === "ReplicaBehind",
       () => Effect.succeed(false)
     )
     // Of several standbys it is one that has been waited for.
     const one = coreOf(service).config.target.hosts.length === 1
-    const onOne = Effect.flatMap(there, (there) =>
-      there ? Effect.asSome(instead(effect, service, vocabulary)) : Effect.succeedNone
-    )
-    const read = yield* one ? onOne : instead(vocabulary.DbConnection.withConnection(onOne), service, vocabulary)
+    const onOne = Effect.flatMap(shown, (shown) => (shown ? Effect.asSome(there(effect)) : Effect.succeedNone))
+    const read = yield* one ? onOne : there(vocabulary.DbConnection.withConnection(onOne))
     return Option.isSome(read) ? read.value : yield* effect
   })

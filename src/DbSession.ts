@@ -135,8 +135,9 @@ export interface Session {
   readonly waitFor: (token: CommitToken, options?: WaitOptions) => Effect.Effect<void, SqlError>
   /**
    * Once, after the next commit: at the end of a session after the connection is given back, after an explicit
-   * `commit` at once. Detached from the session, with the schemas and tenants of where it was registered. A failure is
-   * logged and undoes nothing.
+   * `commit` at once. Detached from the session, with the schemas and tenants of where it was registered. Its statements
+   * borrow a connection: after an explicit `commit`, and after `atomic` in a session, one beside the session's own, which
+   * a pool of one does not have. A failure is logged and undoes nothing.
    */
   readonly afterCommit: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<void, SqlError, R>
   /** As `afterCommit`, after a rollback of the whole transaction. */
@@ -241,12 +242,7 @@ const handleOf = (core: EngineCore, slot: Slot, unit: Unit): Session =>
     Effect.sync(() => unit.ended),
     () => viewOf(core, { _tag: "Slot", slot, unit }),
     (f) => f(core),
-    <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-      Effect.suspend((): Effect.Effect<A, E | SqlError, R> =>
-        unit.ended || slot.ended
-          ? Effect.fail(unit.closedError())
-          : Ambient.locally(effect, core, (entry) => (entry.slot === slot ? entry : sessions.inSlot(slot)(entry)))
-      )
+    (effect) => sessions.within(slot, unit, effect)
   )
 
 /** @internal */
@@ -338,9 +334,13 @@ export interface SessionModule<Name extends string> extends Context.Tag<DbSessio
   readonly commit: Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly rollback: Effect.Effect<void, SqlError, DbEngine<Name>>
   readonly close: Effect.Effect<void, SqlError, DbEngine<Name>>
-  /** Commits every database's session of the fiber. The first failure is reported, and the rest is rolled back. */
+  /**
+   * Commits every database's session of the fiber. The first failure is reported, and the rest is rolled back. A fiber
+   * that has outlived one of them, or a block of it, is told so before any is ended; so it is by `rollbackAll`.
+   */
   readonly commitAll: Effect.Effect<void, SqlError>
   readonly rollbackAll: Effect.Effect<void, SqlError>
+  /** Closes every database's session of the fiber. One that has ended already is closed. */
   readonly closeAll: Effect.Effect<void, SqlError>
   /** Opens a block by hand in the ambient session: the transaction itself when none is open, else a savepoint. */
   readonly begin: (options?: TransactionOptions) => Effect.Effect<ManualTransaction, SqlError, DbEngine<Name>>

@@ -30,6 +30,7 @@ import {
   endSlot,
   inSlot,
   makeSlot,
+  placeIn,
   runBefore,
   settleOpen,
   undoOpen
@@ -396,9 +397,9 @@ const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Tr
         ): Effect.Effect<Transaction> => {
           limit(frame, options)
           const undo = (now: Ambient.Entry): Ambient.Entry =>
-            now.frame === frame ? { ...now, slot: entry.slot, frame: entry.frame, stack: entry.stack } : now
+            now.frame === frame ? { ...now, ...placeIn(entry) } : now
           return Effect.flatMap(Ambient.open(core, inSlot(slot, frame), undo), ({ leave }) =>
-            Scope.addFinalizerExit(scope, (exit) => Effect.zipRight(endAs(frame, exit, end(keeps(frame, exit))), leave))
+            Scope.addFinalizerExit(scope, (exit) => Effect.ensuring(endAs(frame, exit, end(keeps(frame, exit))), leave))
           ).pipe(Effect.as(handleOf(unit, frame, noEnd)))
         }
         const { slot } = entry

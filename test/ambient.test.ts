@@ -5,7 +5,7 @@ import { Database, DbConnection, DbLayer, DbSession, DbTransaction, withTransact
 import { expect } from "vitest"
 import * as Ambient from "../src/internal/ambient.js"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, outcome, programsOn, quietly, reason } from "./support/programs.js"
+import { committed, insert, outcome, programsOn, quietly, reason, refused, type Services } from "./support/programs.js"
 
 const database = testDatabase()
 const other = testDatabase()
@@ -116,6 +116,50 @@ describe("Scope forms", () => {
       expect(outcome(yield* Effect.exit(block))).toBe("SessionClosed")
       yield* insert(2)
       expect(yield* rows).toEqual([2])
+    }))
+
+  const forms: Record<string, Effect.Effect<unknown, unknown, any>> = {
+    "DbSession.scoped": DbSession.scoped(),
+    "DbTransaction.scoped": DbTransaction.scoped()
+  }
+  for (const [name, form] of Object.entries(forms)) {
+    test(`${name} whose commit fails dies, and behind it it is gone`, () =>
+      Effect.gen(function* () {
+        const spoiled = Effect.scoped(Effect.zipRight(form, Effect.zipRight(insert(1), Effect.ignore(refused))))
+        expect(outcome(yield* Effect.exit(spoiled))).toBe("defect: TransactionAborted")
+        yield* insert(2)
+        yield* DbSession.autocommit(insert(3))
+        expect(yield* rows).toEqual([2, 3])
+        expect(yield* Ambient.entries).toEqual([])
+      }) as Effect.Effect<void, never, Services>)
+  }
+
+  test("a savepoint whose end fails dies, and behind it the session goes on", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          const spoiled = Effect.zipRight(DbTransaction.scoped(), Effect.zipRight(insert(2), Effect.ignore(refused)))
+          expect(outcome(yield* Effect.exit(Effect.scoped(spoiled)))).toBe("defect: TransactionAborted")
+          yield* insert(3)
+          yield* withTransaction(insert(4))
+        })
+      )
+      expect(yield* rows).toEqual([1, 3, 4])
+    }))
+
+  test("blocks closed from the outside in: the inner one dies, and behind them both are gone", () =>
+    Effect.gen(function* () {
+      const [outer, inner] = yield* Effect.all([Scope.make(), Scope.make()])
+      yield* Scope.extend(DbTransaction.scoped(), outer)
+      yield* insert(1)
+      yield* Scope.extend(DbTransaction.scoped(), inner)
+      yield* insert(2)
+      yield* Scope.close(outer, Exit.void)
+      expect(outcome(yield* Effect.exit(Scope.close(inner, Exit.void)))).toMatch(/^defect: /)
+      yield* insert(3)
+      expect(yield* rows).toEqual([1, 3])
+      expect(yield* Ambient.entries).toEqual([])
     }))
 
   test("a child that outlives one is told so, whoever closes it", () =>

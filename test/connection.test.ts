@@ -119,6 +119,13 @@ describe("29-31 how many connections a nesting of acquisitions borrows", () => {
     ))
 })
 
+test("an option that is undefined is one that was left out", () =>
+  DbConnection.withConnection(
+    Effect.gen(function* () {
+      expect(yield* DbConnection.withConnection(DbConnection.pid, { reuse: undefined })).toBe(yield* DbConnection.pid)
+    })
+  ))
+
 describe("29 who shares whom", () => {
   test("root, reuse, root, reuse: each shares the root below it", () =>
     Effect.scoped(
@@ -467,6 +474,18 @@ describe("33 release for good", () => {
         Effect.map(used, (_) => _ === 0)
       )
       expect(yield* committed(database)).toEqual([])
+    }))
+
+  test("takes it away from the fiber that releases it: below it is what was there before, or nothing", () =>
+    Effect.gen(function* () {
+      const released = Effect.zipRight(DbConnection.release(), DbConnection.pid)
+      expect(yield* reason(DbConnection.withConnection(released))).toBe("NoSession")
+      yield* DbConnection.withConnection(
+        Effect.gen(function* () {
+          const outer = yield* DbConnection.pid
+          expect(yield* DbConnection.withConnection(released, { reuse: false })).toBe(outer)
+        })
+      )
     }))
 
   test("after a release for the time being is for good", () =>
@@ -1115,6 +1134,17 @@ describe("the Layer form", () => {
       const pids = yield* Effect.provide(Effect.all([pid, pid], { concurrency: 2 }), both)
       expect(new Set(pids).size).toBe(1)
     }))
+
+  test("is an orphan by reusable: false: no session and no one who reuses has it", () =>
+    layered(
+      Effect.gen(function* () {
+        const own = yield* DbConnection.pid
+        expect(yield* pid).toBe(own)
+        expect(yield* DbSession.autocommit(pid)).not.toBe(own)
+        expect(yield* DbConnection.withConnection(pid)).not.toBe(own)
+      }),
+      { reusable: false }
+    ))
 
   test("is released with its scope", () =>
     Effect.gen(function* () {

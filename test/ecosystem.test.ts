@@ -33,7 +33,6 @@ describe("SqlClient", () => {
       const sql = yield* client
       expect((yield* DbEngine).sql).toBe(sql)
       expect((yield* DbSession).sql).toBe(sql)
-      expect((yield* DbConnection).sql).toBe(sql)
       expect(yield* PgClient.PgClient).toBe(sql)
       expect(sql[SqlClient.TypeId]).toBe(SqlClient.TypeId)
     }))

@@ -295,6 +295,39 @@ describe("41 stream", () => {
       })
     ))
 
+  const queries = {
+    "with a comment before it": "/* report */ SELECT generate_series(1, 800) AS n",
+    "with a line of comment before it": "-- report\nSELECT generate_series(1, 800) AS n",
+    "in parentheses": "(SELECT generate_series(1, 800) AS n)",
+    "in parentheses, with a comment and WITH in them":
+      "( /* report */ WITH s AS (SELECT generate_series(1, 800) AS n) SELECT n FROM s)",
+    "WITH, and the word of a command as a value":
+      "WITH s AS (SELECT generate_series(1, 800) AS n, 'delete') SELECT n FROM s"
+  }
+  for (const [name, text] of Object.entries(queries)) {
+    test(`a query ${name} has a cursor`, () =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          const { stream } = (yield* client).unsafe<{ n: number }>(text)
+          expect(yield* Stream.runHead(Stream.mapEffect(stream, () => openCursors))).toEqual(Option.some(1))
+          expect(yield* collect(stream)).toEqual(upTo(800))
+        })
+      ))
+  }
+
+  const changes = {
+    "with a comment before it": "/* SELECT */ INSERT INTO t (id) SELECT generate_series(1, 3) RETURNING id AS n",
+    "in WITH, behind a comment":
+      "-- report\nWITH made AS (INSERT INTO t (id) SELECT generate_series(1, 3) RETURNING id) SELECT id AS n FROM made"
+  }
+  for (const [name, text] of Object.entries(changes)) {
+    test(`a change ${name} has none, and is streamed`, () =>
+      Effect.gen(function* () {
+        expect(yield* collect((yield* client).unsafe<{ n: number }>(text).stream)).toEqual(upTo(3))
+        expect(yield* committed(database)).toEqual(upTo(3).map(({ n }) => n))
+      }))
+  }
+
   test("of an ambient connection runs there", () =>
     DbConnection.withConnection(
       Effect.gen(function* () {

@@ -9,6 +9,7 @@ import {
   DbHttp,
   type DbOptions,
   DbRegistry,
+  DbSchema,
   DbSession,
   DbTransaction,
   withTransaction
@@ -108,6 +109,15 @@ describe("54 all or none", () => {
         expect(yield* which).toBe(database.database)
         expect(yield* reason(whichOther)).toBe("AuthorizationError")
       }).pipe(Effect.provide(registry({ analytics: { url: bad.href, connect: "lazy" } })))
+    })
+  )
+
+  it.scopedLive("one whose options say connect: undefined is checked as well", () =>
+    Effect.gen(function* () {
+      const bad = new URL(other.url)
+      bad.pathname = "/no_such_database"
+      const wrong = Effect.provide(Effect.void, registry({ analytics: { url: bad.href, connect: undefined } }))
+      expect(yield* reason(wrong)).toBe("AuthorizationError")
     })
   )
 
@@ -398,6 +408,40 @@ describe("readOnly", () => {
         const after = Option.getOrUndefined(token[1])
         expect(yield* DbRegistry.readOnly(name, { after })).toBe(other.database)
         expect(yield* name).toBe(database.database)
+      }),
+    { registry }
+  )
+
+  test(
+    "takes tenant, schema and using along: the replica has the same",
+    () =>
+      Effect.gen(function* () {
+        yield* DbSchema.create("acme")
+        yield* DbRegistry.using(DbSchema.create("acme"), "analytics")
+        yield* other.query(
+          "CREATE TABLE acme.t (id int); INSERT INTO acme.t VALUES (1); INSERT INTO public.t VALUES (2)"
+        )
+        expect(yield* DbRegistry.readOnly(seen)).toEqual([2])
+        for (const around of [DbSchema.withTenant, DbSchema.withSchema, DbSchema.using]) {
+          expect(yield* around(DbRegistry.readOnly(seen), "acme")).toEqual([1])
+          expect(yield* around(DbSession.autocommit(DbRegistry.readOnly(seen)), "acme")).toEqual([1])
+        }
+        expect(yield* DbSchema.withTenant(DbRegistry.readOnly(DbSchema.requireTenant(seen)), "acme")).toEqual([1])
+        const inner = DbRegistry.readOnly(DbSchema.withTenant(seen, "public"))
+        expect(yield* DbSchema.withTenant(inner, "acme")).toEqual([2])
+      }),
+    { registry }
+  )
+
+  test(
+    "a tenant of the primary alone is none of the replica's by another way",
+    () =>
+      Effect.gen(function* () {
+        const noTenant = reason(DbRegistry.using(DbSchema.requireTenant(seen), "analytics"))
+        expect(yield* DbSchema.withTenant(noTenant, "acme")).toBe("InvalidInput")
+        expect(yield* DbSchema.withTenant(Effect.zipRight(DbRegistry.readOnly(Effect.void), noTenant), "acme")).toBe(
+          "InvalidInput"
+        )
       }),
     { registry }
   )

@@ -1,5 +1,5 @@
 import { describe } from "@effect/vitest"
-import { Deferred, Effect, Fiber, Option, Schedule } from "effect"
+import { Deferred, Effect, Fiber, identity, Option, Schedule } from "effect"
 import {
   atomic,
   DbEngine,
@@ -977,6 +977,26 @@ describe("24 options", () => {
       )
       expect(yield* rows).toEqual([1, 3])
     }))
+
+  const without: ReadonlyArray<
+    readonly [name: string, around: Around, propagation: "supports" | "never" | "notSupported"]
+  > = [
+    ["supports outside", identity, "supports"],
+    ["never outside", identity, "never"],
+    ["notSupported outside", identity, "notSupported"],
+    ["notSupported inside", (effect) => withTransaction(effect), "notSupported"]
+  ]
+  for (const [name, around, propagation] of without) {
+    test(`the timeout of ${name} is typed, and does not say that anything was rolled back`, () =>
+      Effect.gen(function* () {
+        const late = withTransaction(Effect.never, { propagation, timeout: 20, name: "report" })
+        expect(DbError.reason(yield* Effect.flip(around(late)))).toMatchObject({
+          _tag: "TransactionTimeout",
+          hint: expect.stringContaining("what it had done by then stays"),
+          message: expect.stringContaining('"report"')
+        })
+      }))
+  }
 
   test("a lock timeout is typed", () =>
     Effect.gen(function* () {

@@ -51,12 +51,12 @@ export interface Entry {
   readonly sandbox?: EngineCore | undefined
 }
 
+/** In no session and on no connection. @internal */
+export const nowhere = { slot: undefined, frame: undefined, stack: undefined, orphan: undefined } as const
+
 /** @internal */
 export const emptyEntry: Entry = {
-  slot: undefined,
-  frame: undefined,
-  stack: undefined,
-  orphan: undefined,
+  ...nowhere,
   schema: undefined,
   tenant: undefined,
   using: undefined

@@ -8,12 +8,12 @@ import * as Schedule from "effect/Schedule"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
-import { bare, Block, endAs, exitOf, runBody } from "./body.js"
+import { bare, Block, endAs, exitOf, limited, runBody } from "./body.js"
 import type { Body } from "./body.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { conflict, joinable, refuse } from "./conflict.js"
-import { unitOf } from "./execute.js"
+import { goneFrom, unitOf } from "./execute.js"
 import { atTurn, framesAbove } from "./frame.js"
 import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
@@ -122,7 +122,9 @@ const outermost = (
   attempts: Attempts | undefined
 ) =>
   Effect.uninterruptibleMask((restore) => {
-    const slot = newSlot(engine, entry, options, isolated)
+    const outer = isolated ? undefined : shareableRoot(entry)
+    if (outer instanceof DbError) return Effect.fail(outer)
+    const slot = newSlot(engine, entry, options, outer)
     const run = (): Effect.Effect<any, any, any> => {
       const unit = slot.get()
       if (options.verifyOutcome === true) unit.wantsMarker = makeMarker
@@ -143,9 +145,7 @@ const outermost = (
     const whole = () =>
       options.verifyOutcome === true
         ? Effect.flatMap(
-            restore(
-              prepareOutcome(engine, engine.transactionOptions(options), isolated ? undefined : shareableRoot(entry))
-            ),
+            restore(prepareOutcome(engine, engine.transactionOptions(options), outer)),
             () => prepared ?? run()
           )
         : (prepared ?? run())
@@ -214,15 +214,9 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
     const mode = options.propagation ?? "nested"
     const attempts = attemptsOf(fiber)
     const open = () => withRetry(outermost(engine, entry, body, options, mode === "requiresNew", attempts), options)
-    const apart = () =>
-      Ambient.locally(bare(body), engine, (_) => ({
-        ..._,
-        slot: undefined,
-        frame: undefined,
-        stack: undefined,
-        orphan: undefined
-      }))
-    if (entry.slot === undefined) {
+    const without = () => limited(bare(body), options.name ?? mode, options.timeout, false)
+    const { slot } = entry
+    if (slot === undefined) {
       switch (mode) {
         case "mandatory":
           return refuse(
@@ -232,11 +226,14 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
         case "supports":
         case "notSupported":
         case "never":
-          return bare(body)
+          return without()
         default:
           return open()
       }
     }
+    // Also where what is around it would be left alone: who has outlived it is told so.
+    const gone = goneFrom(slot, entry.frame)
+    if (gone !== undefined) return Effect.fail(gone)
     switch (mode) {
       case "never":
         return refuse(
@@ -246,9 +243,8 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
       case "requiresNew":
         return open()
       case "notSupported":
-        return apart()
+        return Ambient.locally(without(), engine, (_) => ({ ..._, ...Ambient.nowhere }))
       default: {
-        const { slot } = entry
         const inside = Effect.suspend(() => {
           const at = unitOf(slot, entry.frame)
           if (at instanceof Error) return Effect.fail(at)

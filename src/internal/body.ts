@@ -80,17 +80,20 @@ export const bare = (body: Body): Effect.Effect<any, any, any> => call(body, und
 export const limited = (
   effect: Effect.Effect<any, any, any>,
   name: string,
-  timeout: Duration.DurationInput | undefined
+  timeout: Duration.DurationInput | undefined,
+  undone = true
 ): Effect.Effect<any, any, any> =>
   timeout === undefined
     ? effect
-    : Effect.timeoutFail(effect, { duration: timeout, onTimeout: () => lateError(name, timeout) })
+    : Effect.timeoutFail(effect, { duration: timeout, onTimeout: () => lateError(name, timeout, undone) })
 
 /** @internal */
-export const lateError = (name: string, timeout: Duration.DurationInput): DbError =>
+export const lateError = (name: string, timeout: Duration.DurationInput, undone = true): DbError =>
   DbError.make("TransactionTimeout", {
     message: `The block "${name}" did not end within ${Duration.format(timeout)}.`,
-    hint: "It was rolled back. Do less in one transaction, or raise its timeout."
+    hint: undone
+      ? "It was rolled back. Do less in one transaction, or raise its timeout."
+      : "It ran without a transaction: what it had done by then stays. Do less in it, or raise its timeout."
   })
 
 /** Runs the body so that `block.end` can interrupt it. Only a body that was given the block can ask for it. @internal */

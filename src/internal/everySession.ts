@@ -4,43 +4,57 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import { EngineCore } from "./engine.js"
+import { goneFrom } from "./execute.js"
 import * as sessions from "./session.js"
 import type { Slot } from "./slot.js"
 import type { Unit } from "./unit.js"
 
 const isCore = (key: object): key is EngineCore => key instanceof EngineCore
 
-/** Every database's session of the fiber, in the order in which they were opened. */
-const allOpen: Effect.Effect<ReadonlyArray<{ readonly core: EngineCore; readonly slot: Slot; readonly unit: Unit }>> =
-  Effect.map(Ambient.entries, (entries) =>
-    entries.flatMap(([core, { sandbox, slot }]) =>
-      // In a sandbox the session of its engine is out of reach.
-      isCore(core) &&
-      sandbox === undefined &&
-      slot !== undefined &&
-      !slot.ended &&
-      slot.unit !== undefined &&
-      !slot.unit.ended
-        ? [{ core, slot, unit: slot.unit }]
-        : []
-    )
-  )
+interface Open {
+  readonly slot: Slot
+  readonly unit: Unit
+}
 
-const inAll = (f: (slot: Slot, unit: Unit) => Effect.Effect<void, SqlError>): Effect.Effect<void, SqlError> =>
-  Effect.flatMap(allOpen, (open) =>
+/**
+ * Every database's session of the fiber, in the order in which they were opened. Fails, before any of them is ended,
+ * when the fiber has outlived one or a block of it: what is open there is not the fiber's to end.
+ */
+const allOpen = (isFine: (gone: DbError) => boolean): Effect.Effect<ReadonlyArray<Open>, DbError> =>
+  Effect.flatMap(Ambient.entries, (entries) => {
+    const open: Array<Open> = []
+    for (const [core, { frame, sandbox, slot }] of entries) {
+      // In a sandbox the session of its engine is out of reach.
+      if (!isCore(core) || sandbox !== undefined || slot === undefined) continue
+      const gone = goneFrom(slot, frame)
+      if (gone !== undefined && !isFine(gone)) return Effect.fail(gone)
+      const { unit } = slot
+      if (gone === undefined && unit !== undefined && !unit.ended) open.push({ slot, unit })
+    }
+    return Effect.succeed(open)
+  })
+
+const inAll = (
+  open: Effect.Effect<ReadonlyArray<Open>, DbError>,
+  f: (slot: Slot, unit: Unit) => Effect.Effect<void, SqlError>
+): Effect.Effect<void, SqlError> =>
+  Effect.flatMap(open, (open) =>
     Effect.flatMap(
       Effect.forEach(open, ({ slot, unit }) => Effect.exit(f(slot, unit))),
       (exits) => exits.find(Exit.isFailure) ?? Effect.void
     )
   )
 
+const ours = allOpen(() => false)
+
 /**
  * No two-phase commit: after the first failure what was committed stays, the rest is rolled back, all are released.
  * @internal
  */
-export const commitAll: Effect.Effect<void, SqlError> = Effect.flatMap(allOpen, (open) => {
+export const commitAll: Effect.Effect<void, SqlError> = Effect.flatMap(ours, (open) => {
   const next = (at: number): Effect.Effect<void, SqlError> => {
     const one = open[at]
     if (one === undefined) return Effect.void
@@ -61,7 +75,10 @@ export const commitAll: Effect.Effect<void, SqlError> = Effect.flatMap(allOpen, 
 })
 
 /** @internal */
-export const rollbackAll: Effect.Effect<void, SqlError> = inAll((_, unit) => sessions.rollback(unit))
+export const rollbackAll: Effect.Effect<void, SqlError> = inAll(ours, (_, unit) => sessions.rollback(unit))
 
-/** @internal */
-export const closeAll: Effect.Effect<void, SqlError> = inAll(sessions.close)
+/** What has ended already is closed. @internal */
+export const closeAll: Effect.Effect<void, SqlError> = inAll(
+  allOpen((gone) => gone.reason._tag === "SessionClosed"),
+  sessions.close
+)

@@ -15,7 +15,7 @@ import type { EngineCore } from "./engine.js"
 import { withExtras } from "./observe.js"
 import type { Observation } from "./observe.js"
 import type { Frame } from "./frame.js"
-import { topOf } from "./lease.js"
+import { releasedStack, topOf } from "./lease.js"
 import type { Root } from "./lease.js"
 import { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
@@ -27,14 +27,18 @@ import type { Unit } from "./unit.js"
 import type { Wire } from "./wire.js"
 import { mayWrite } from "./writes.js"
 
-/** What a client or a handle is tied to; nothing: whatever is ambient. @internal */
+/** What a client or a handle is tied to; nothing: whatever is ambient, or what `find` makes of it. @internal */
 export type Bound =
-  | { readonly _tag: "Ambient" }
+  | { readonly _tag: "Ambient"; readonly find?: (entry: Entry) => Bound }
   | { readonly _tag: "Slot"; readonly slot: Slot; readonly unit: Unit | undefined }
   | { readonly _tag: "Root"; readonly root: Root; readonly gone: () => DbError | undefined }
 
 /** @internal */
 export const ambientBound: Bound = { _tag: "Ambient" }
+
+/** What it is tied to where a fiber uses it. @internal */
+export const boundIn = (bound: Bound, entry: Entry): Bound =>
+  bound._tag === "Ambient" && bound.find !== undefined ? bound.find(entry) : bound
 
 /** What made it fail happens once; more are no accident. */
 const mostRepeats = 3
@@ -175,20 +179,16 @@ const noSessionError = (): DbError =>
 
 const noSession = (): Fail => Effect.fail(noSessionError())
 
+/** What a fiber is told that has outlived its session, or the block of it that it is in. @internal */
+export const goneFrom = (slot: Slot, frame: Frame | undefined): DbError | undefined =>
+  slot.ended ? slot.get().closedError() : frame?.ended === true ? frame.closedError() : undefined
+
 /** The session of a slot and the block of it that the fiber is in; or why there is none. @internal */
 export const unitOf = (slot: Slot, frame: Frame | undefined): { unit: Unit; frame: Frame } | DbError => {
-  if (slot.ended) return slot.get().closedError()
-  if (frame !== undefined && frame.ended) return frameError(frame)
+  const gone = goneFrom(slot, frame)
+  if (gone !== undefined) return gone
   const unit = slot.get()
   return { unit, frame: frame !== undefined && frame.unit === unit ? frame : unit.frame }
-}
-
-const frameError = (frame: Frame): DbError => {
-  let error: DbError | undefined = undefined
-  frame.turn((_) => {
-    error = _
-  })
-  return error ?? frame.unit.closedError()
 }
 
 const start = (engine: EngineCore, bound: Bound, entry: Entry, spec: Spec, done: Done): Running | Fail => {
@@ -267,12 +267,6 @@ export const executeApart = (
   })
 
 const implicitHolder = { name: "implicit statement" }
-
-const releasedStack = (): DbError =>
-  DbError.make("ConnectionReleased", {
-    message: "The ambient connection was released.",
-    hint: "A fiber outlived the connection that it was started with. Join it first, or acquire one of its own."
-  })
 
 /** The connection of a statement without a session; nothing: one of the pool; or why it can't run. @internal */
 export const homeOf = (engine: EngineCore, bound: Bound, entry: Entry): Root | DbError | undefined => {
@@ -387,7 +381,7 @@ export const execute = <A>(
   const spec = makeSpec(text, params, rowMode, { several: engine.config.multiple, prepare, path })
   if (isRefused(spec)) return Effect.fail(spec)
   const extra = watch !== undefined || engine.config.comment !== undefined
-  return executeIn(entry, engine, bound, extra ? withExtras(engine, spec, watch) : spec, map, status)
+  return executeIn(entry, engine, boundIn(bound, entry), extra ? withExtras(engine, spec, watch) : spec, map, status)
 }
 
 /** @internal */
@@ -397,7 +391,10 @@ export const executeSpec = <A>(
   bound: Bound,
   spec: Spec,
   map: (result: Result, multiple: Array<Result> | undefined) => A
-): Effect.Effect<A, DbError> => executeIn(Ambient.entry(fiber, engine), engine, bound, spec, map, undefined)
+): Effect.Effect<A, DbError> => {
+  const entry = Ambient.entry(fiber, engine)
+  return executeIn(entry, engine, boundIn(bound, entry), spec, map, undefined)
+}
 
 const executeIn = <A>(
   entry: Entry,

@@ -39,6 +39,12 @@ const during = <A, E, R>(
     })
   )
 
+const names = (entry: Entry = Ambient.emptyEntry) => ({
+  schema: entry.schema,
+  tenant: entry.tenant,
+  using: entry.using
+})
+
 /** Runs an effect with a sandbox in the place of the engine that it is of, and of what that one stands for. @internal */
 export const inSandbox = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
@@ -49,7 +55,7 @@ export const inSandbox = <A, E, R>(
     const own = known.find(([core]) => core === of)?.[1]
     return [
       [of, { instead: sandbox, sandbox }],
-      [sandbox, { schema: own?.schema, tenant: own?.tenant, using: own?.using }],
+      [sandbox, names(own)],
       ...known
         .filter(([core, { instead, sandbox }]) => core !== of && (instead === of || sandbox === of))
         .map(([core, entry]) => {
@@ -61,19 +67,25 @@ export const inSandbox = <A, E, R>(
 
 /**
  * Runs an effect that was written for the database of this name with another engine in the place of the one that it
- * has here. By its own name a database comes back to its place.
+ * has here. By its own name a database comes back to its place. With the same data there it has the schema and the
+ * tenant of here.
  * @internal
  */
 export const inPlaceOf = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   name: string,
   here: EngineCore,
-  other: EngineCore
+  other: EngineCore,
+  sameData: boolean
 ): Effect.Effect<A, E, R> =>
   during(effect, (known) => {
     const all: Known = known.some(([core]) => core === here) ? known : [...known, [here, Ambient.emptyEntry]]
     const there = all.find(([core]) => core === other)?.[1].sandbox ?? other
-    return all
-      .filter(([core, { instead }]) => core.name === name && (instead ?? core) === here)
-      .map(([core, { sandbox }]) => [core, { instead: other.name === name ? sandbox : there }] as const)
+    const own = all.find(([core]) => core === here)?.[1]
+    return [
+      ...all
+        .filter(([core, { instead }]) => core.name === name && (instead ?? core) === here)
+        .map(([core, { sandbox }]) => [core, { instead: other.name === name ? sandbox : there }] as const),
+      ...(sameData ? [[there, names(own)] as const] : [])
+    ]
   })

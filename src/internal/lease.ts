@@ -36,6 +36,13 @@ export const without = (stack: StackNode | undefined, of: Stacked): StackNode | 
   return next === stack.next ? stack : { of: stack.of, next }
 }
 
+/** What a fiber is told that outlives the connection on top of its stack. @internal */
+export const releasedStack = (): DbError =>
+  DbError.make("ConnectionReleased", {
+    message: "The ambient connection was released.",
+    hint: "A fiber outlived the connection that it was started with. Join it first, or acquire one of its own."
+  })
+
 type Borrowed = (error: DbError | undefined, wire: Wire | undefined) => void
 
 interface Claim {

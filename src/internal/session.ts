@@ -15,7 +15,7 @@ import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { atTurn } from "./frame.js"
 import type { Frame } from "./frame.js"
-import { topOf } from "./lease.js"
+import { releasedStack, topOf } from "./lease.js"
 import type { Root } from "./lease.js"
 import { Slot } from "./slot.js"
 import type { SlotOptions } from "./slot.js"
@@ -23,12 +23,17 @@ import { validate } from "./transactionSql.js"
 import { undisturbed } from "./undisturbed.js"
 import type { Hook, Unit } from "./unit.js"
 
-/** The ambient connection that a new session runs on: not one that another session runs on already. @internal */
-export const shareableRoot = (entry: Entry): Root | undefined => {
+/**
+ * The ambient connection that a new session runs on: not one that another session runs on already. One that the fiber
+ * has outlived is an error, and none of its own takes its place.
+ * @internal
+ */
+export const shareableRoot = (entry: Entry): Root | DbError | undefined => {
   const top = topOf(entry.stack)
   if (top === undefined || top instanceof Slot) return undefined
   const root = top.root()
-  return root === undefined || root === entry.slot?.unit?.lease ? undefined : root
+  if (root === undefined) return releasedStack()
+  return root === entry.slot?.unit?.lease ? undefined : root
 }
 
 /** @internal */
@@ -38,21 +43,22 @@ export const makeSlot = (
   options: SlotOptions,
   isolated: boolean
 ): Effect.Effect<Slot, DbError> => {
-  const refused = validate(options)
-  return refused === undefined ? Effect.succeed(newSlot(engine, entry, options, isolated)) : Effect.fail(refused)
+  const outer = validate(options) ?? (isolated ? undefined : shareableRoot(entry))
+  return outer instanceof DbError ? Effect.fail(outer) : Effect.succeed(newSlot(engine, entry, options, outer))
 }
 
 /** With options that have been validated. @internal */
-export const newSlot = (engine: EngineCore, entry: Entry, options: SlotOptions, isolated: boolean): Slot =>
-  new Slot(engine, options, isolated ? undefined : shareableRoot(entry), entry.writes ?? entry.slot?.writes)
+export const newSlot = (engine: EngineCore, entry: Entry, options: SlotOptions, outer: Root | undefined): Slot =>
+  new Slot(engine, options, outer, entry.writes ?? entry.slot?.writes)
 
-/** What is ambient inside a session. @internal */
+/** What is ambient inside a session: an orphan around it is not its connection. @internal */
 export const inSlot =
   (slot: Slot, frame?: Frame) =>
   (entry: Entry): Entry => ({
     ...entry,
     slot,
     frame,
+    orphan: entry.slot === slot ? entry.orphan : undefined,
     stack: entry.slot === slot ? entry.stack : { of: slot, next: entry.stack }
   })
 
@@ -60,7 +66,23 @@ export const inSlot =
 export const outOf =
   (slot: Slot, before: Entry) =>
   (entry: Entry): Entry =>
-    entry.slot === slot ? { ...entry, slot: before.slot, frame: before.frame, stack: before.stack } : entry
+    entry.slot === slot ? { ...entry, ...placeIn(before) } : entry
+
+/** Where in the database a fiber is. @internal */
+export const placeIn = ({ frame, orphan, slot, stack }: Entry): Pick<Entry, "frame" | "orphan" | "slot" | "stack"> => ({
+  frame,
+  orphan,
+  slot,
+  stack
+})
+
+/** Runs an effect in the session of a handle, as long as that is open. @internal */
+export const within = <A, E, R>(slot: Slot, unit: Unit, effect: Effect.Effect<A, E, R>) =>
+  Effect.suspend((): Effect.Effect<A, E | SqlError, R> =>
+    unit.ended || slot.ended
+      ? Effect.fail(unit.closedError())
+      : Ambient.locally(effect, slot.engine, (entry) => (entry.slot === slot ? entry : inSlot(slot)(entry)))
+  )
 
 /** After the end of a transaction, in order; what goes wrong is reported and undoes nothing. */
 const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>

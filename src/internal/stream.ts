@@ -14,10 +14,11 @@ import * as Stream from "effect/Stream"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
 import type { EngineCore } from "./engine.js"
-import { execute, executeSpec, homeOf } from "./execute.js"
+import { boundIn, execute, executeSpec, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
 import { framesAbove } from "./frame.js"
 import type { Observation } from "./observe.js"
+import { codeOf } from "./queryText.js"
 import { endSlot } from "./session.js"
 import { Slot } from "./slot.js"
 import { isRefused, makeSpec } from "./statement.js"
@@ -30,15 +31,19 @@ const bytesPerFetch = 1 << 20
 let cursors = 0
 
 /** Only queries have cursors: INSERT ... RETURNING, also inside of WITH, comes in one piece; what is no text, never. */
-const hasCursor = (text: unknown): boolean =>
-  typeof text === "string" &&
-  (/^[\s(]*(?:select|values|table)\b/i.test(text) ||
-    (/^[\s(]*with\b/i.test(text) && !/\b(?:insert|update|delete|merge)\b/i.test(text)))
+const hasCursor = (text: unknown): boolean => {
+  if (typeof text !== "string") return false
+  const code = codeOf(text)
+  return (
+    /^[\s(]*(?:select|values|table)\b/i.test(code) ||
+    (/^[\s(]*with\b/i.test(code) && !/\b(?:insert|update|delete|merge)\b/i.test(code))
+  )
+}
 
 /** @internal */
 export const streamRows = (
   engine: EngineCore,
-  bound: Bound,
+  given: Bound,
   text: string,
   params: ReadonlyArray<unknown>,
   watch: Observation | undefined
@@ -49,10 +54,11 @@ export const streamRows = (
         Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) =>
           execute(fiber, engine, at, text, params, "object", false, (result) => result.rows, watch)
         )
+      const entry = Ambient.entry(fiber, engine)
+      const bound = boundIn(given, entry)
       if (!hasCursor(text)) {
         return Effect.succeed(Stream.unwrap(Effect.map(run(text, params, bound), Stream.fromIterable)))
       }
-      const entry = Ambient.entry(fiber, engine)
       const path = Ambient.searchPath(entry)
       const session =
         bound._tag === "Slot"
