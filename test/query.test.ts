@@ -1003,11 +1003,14 @@ describe("another number of values than the statement has parameters", () => {
 
 describe("BEGIN outside of a session", () => {
   const openings = [
+    "BEGIN",
+    "/* by hand */ START TRANSACTION",
+    "BEGIN; SELECT pg_current_xact_id()",
     "BEGIN; INSERT INTO t (id) VALUES (1)",
     "INSERT INTO t (id) VALUES (1); BEGIN; INSERT INTO t (id) VALUES (2)"
   ]
 
-  test("is InvalidInput that leads to withTransaction when work is lost with it, and what it has opened is undone", () =>
+  test("is InvalidInput that leads to withTransaction, and what it has opened is undone", () =>
     Effect.gen(function* () {
       const sql = yield* client
       const before = yield* sql`SELECT pg_backend_pid() AS pid`
@@ -1022,14 +1025,13 @@ describe("BEGIN outside of a session", () => {
       expect(yield* committed(database)).toEqual([])
     }))
 
-  for (const text of ["BEGIN", "/* by hand */ START TRANSACTION", "BEGIN; SELECT pg_current_xact_id()"]) {
-    test(`${text} reaches nobody else`, () =>
-      Effect.gen(function* () {
-        const sql = yield* client
-        yield* sql.unsafe(text)
-        expect(yield* sql`SELECT pg_current_xact_id_if_assigned()::text AS xid`).toEqual([{ xid: null }])
-      }))
-  }
+  test("stops a transaction by hand before its first statement commits by itself", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const byHand = sql`BEGIN`.pipe(Effect.zipRight(insert(1)), Effect.zipRight(sql`ROLLBACK`))
+      expect(yield* reason(byHand)).toBe("InvalidInput")
+      expect(yield* committed(database)).toEqual([])
+    }))
 
   test("is fine in one text with its COMMIT, and on a connection of one's own", () =>
     Effect.gen(function* () {
