@@ -780,6 +780,83 @@ describe("COPY", () => {
     ))
 })
 
+describe("sql.json", () => {
+  const values: ReadonlyArray<unknown> = [
+    { a: [1, { b: "c" }] },
+    [1, 2],
+    [{ a: 1 }, 2, null, "x"],
+    [null],
+    [[]],
+    [],
+    "s",
+    '{"a":1}',
+    "",
+    1.5,
+    false,
+    'it\'s \\ "quoted"'
+  ]
+  const names = { transformQueryNames: (name: string) => name }
+  for (const options of [{}, names]) {
+    test(
+      `gives the database the JSON that it was given${"transformQueryNames" in options ? ", with names transformed" : ""}`,
+      () =>
+        Effect.gen(function* () {
+          const sql = yield* client
+          for (const value of values) {
+            expect(yield* sql`SELECT ${sql.json(value)}::jsonb AS v`).toEqual([{ v: value }])
+            expect(yield* sql`SELECT ${sql.json(value)}::json AS v`).toEqual([{ v: value }])
+          }
+          yield* sql`ALTER TABLE t ALTER note TYPE jsonb USING NULL`
+          yield* sql`INSERT INTO t ${sql.insert(values.map((value, id) => ({ id, note: sql.json(value) })) as never)}`
+          expect(yield* sql`SELECT note FROM t ORDER BY id`).toEqual(values.map((note) => ({ note })))
+          yield* sql`UPDATE t SET ${sql.update({ note: sql.json([3]) })} WHERE id = ${0}`
+          expect(yield* sql`SELECT note FROM t WHERE id = ${0}`).toEqual([{ note: [3] }])
+        }),
+      options
+    )
+  }
+
+  test("takes null for SQL's NULL, as undefined", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const value of [null, undefined]) {
+        expect(yield* sql`SELECT ${sql.json(value)}::jsonb IS NULL AS "isNull"`).toEqual([{ isNull: true }])
+      }
+    }))
+
+  test(
+    "transforms the names in it as it does those of columns, but not withoutTransform",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const statement = sql`SELECT ${sql.json([null, { aB: [{ cD: "eF" }] }])}::text AS v`
+        expect(yield* statement).toEqual([{ v: '[null,{"a_b":[{"c_d":"eF"}]}]' }])
+        expect(yield* statement.withoutTransform).toEqual([{ v: '[null,{"aB":[{"cD":"eF"}]}]' }])
+      }),
+    { transformQueryNames: (name) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`) }
+  )
+
+  test(
+    "leaves the names in it alone with transformJson: false",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        expect(yield* sql`SELECT ${sql.json({ aB: 1 })}::text AS v`).toEqual([{ v: '{"aB":1}' }])
+      }),
+    { transformQueryNames: (name) => name.toLowerCase(), transformJson: false }
+  )
+
+  test("of what JSON can't express is InvalidInput before the wire", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const circular: Array<unknown> = []
+      circular.push({ circular })
+      for (const value of [circular, { n: 1n }, () => 1]) {
+        expect(yield* reason(sql`SELECT ${sql.json(value)}::jsonb`)).toBe("InvalidInput")
+      }
+    }))
+})
+
 describe("bad input is refused before the wire", () => {
   const circular: Record<string, unknown> = {}
   circular.self = circular
@@ -797,6 +874,9 @@ describe("bad input is refused before the wire", () => {
     ["a function", "SELECT $1::text", [() => 1]],
     ["a symbol", "SELECT $1::text", [Symbol("s")]],
     ["a Redacted", "SELECT $1::text", [Redacted.make("secret")]],
+    ["an Option", "SELECT $1::jsonb", [Option.some("secret")]],
+    ["an Effect that was not run", "SELECT $1::jsonb", [Effect.succeed("secret")]],
+    ["a Promise in an array", "SELECT $1::jsonb[]", [[Promise.resolve("secret")]]],
     ["circular JSON", "SELECT $1::json", [circular]],
     ["a bigint in JSON", "SELECT $1::json", [{ n: 1n }]],
     [
@@ -836,6 +916,25 @@ describe("bad input is refused before the wire", () => {
       })
     )
   }
+
+  test("an Option in a helper is refused, and in sql.json", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const note = Option.some("secret")
+      for (const statement of [
+        sql`INSERT INTO t ${sql.insert({ id: 1, note })}`,
+        sql`INSERT INTO t ${sql.insert([{ id: 1, note: null }, { id: 2, note } as never])}`,
+        sql`UPDATE t SET ${sql.update({ note })}`,
+        sql`SELECT ${sql.json(note)}::jsonb`,
+        sql`SELECT ${sql.json([note])}::jsonb`,
+        sql`INSERT INTO t ${sql.insert({ id: 1, note: sql.json(note) })}`
+      ]) {
+        const error = yield* Effect.flip(statement)
+        expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+        expect(error.message).toContain("an Option. Use Option.getOrNull(it).")
+      }
+      expect(yield* committed(database)).toEqual([])
+    }))
 
   test("65 535 parameters are sent", () =>
     Effect.gen(function* () {
