@@ -1100,6 +1100,66 @@ describe("another number of values than the statement has parameters", () => {
     }))
 })
 
+describe("the error of a statement", () => {
+  const says = (text: string, params: ReadonlyArray<unknown>, message: string) =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const error = yield* Effect.flip(sql.unsafe(text, params))
+      expect(error.message).toContain(message)
+      expect(DbError.reason(error)?.statement).toBe(text)
+      expect(JSON.stringify(error)).not.toContain("hunter2")
+    })
+
+  test("names the parameter and the type that refuses it, and has the statement, also in a session", () => {
+    const all = Effect.all([
+      says("INSERT INTO t (id) VALUES ($1)", ["hunter2"], "Parameter $1 does not have the form of type integer"),
+      says("SELECT $1::text, $2::date", ["a", "hunter2"], "Parameter $2 does not have the form of type date"),
+      says("SELECT $1::smallint", ["99999"], "Parameter $1 is outside the range of type smallint"),
+      says("SELECT $1::jsonb", ["{hunter2"], "Parameter $1 does not have the form of type json"),
+      says("SELECT $1::text::int", ["hunter2"], "A value does not have the form of type integer"),
+      says("SELECT * FROM nowhere", [], 'names a table or view that does not exist: relation "nowhere" does not exist')
+    ])
+    return Effect.zipRight(
+      all,
+      Effect.forEach(["hunter2", "3"], (id) =>
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const error = yield* Effect.flip(
+            DbSession.autocommit(Effect.zipRight(insert(1), sql`INSERT INTO t (id, nope) VALUES (${id}, 'hunter2')`))
+          )
+          expect(DbError.reason(error)?.statement).toBe("INSERT INTO t (id, nope) VALUES ($1, '...')")
+        })
+      )
+    )
+  })
+
+  test("has the statement of a batch that has failed", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const batch = DbSession.batch([sql`SELECT 1`, sql`INSERT INTO t (id) VALUES (${"hunter2"})`, sql`SELECT 2`])
+      for (const run of [batch, DbSession.autocommit(batch)]) {
+        expect(DbError.reason(yield* Effect.flip(run))?.statement).toBe("INSERT INTO t (id) VALUES ($1)")
+      }
+    }))
+
+  test("says what to use where a value stands for a list or a name", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const statement of [sql`SELECT * FROM t WHERE id IN ${[1, 2] as never}`, sql`SELECT * FROM ${"t"}`]) {
+        const error = yield* Effect.flip(statement)
+        expect(error.message).toContain("Use sql.in(column, values) for a list, sql(name) for a name.")
+      }
+    }))
+
+  test("names a setting of a session that does not exist", () =>
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(DbSession.autocommit(insert(1), { settings: { tenant: "hunter2" } }))
+      expect(error.message).toContain('There is no setting "tenant"')
+      expect(error.message).toContain('One of your own has a dot in its name: "app.tenant".')
+      expect(JSON.stringify(error)).not.toContain("hunter2")
+    }))
+})
+
 describe("BEGIN outside of a session", () => {
   const openings = [
     "BEGIN",
