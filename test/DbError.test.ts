@@ -271,6 +271,13 @@ describe("what the server said", () => {
     assert.isFalse(fromState("22023", { phase: "connect" }).isRetryable)
   })
 
+  it("says how to give a user name, where there was none", () => {
+    const message = "no PostgreSQL user name specified in startup packet"
+    const error = DbError.fromServer({ code: "28000", severity: "FATAL", message }, { phase: "connect" })
+    assert.strictEqual(error.reason._tag, "AuthenticationError")
+    assert.match(error.message, /^No user name was given.* Set username, put it into url, or set PGUSER\.$/)
+  })
+
   it.each([
     ["unsupported startup parameter: statement_timeout", "The pooler refuses a start-up parameter", false],
     ["query_wait_timeout", "query_wait_timeout", true],

@@ -936,6 +936,45 @@ describe("bad input is refused before the wire", () => {
       expect(yield* committed(database)).toEqual([])
     }))
 
+  test("rows and columns that are none are InvalidInput that says what to do, however they are run", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const nothing: ReadonlyArray<readonly [statement: Statement.Statement<unknown>, message: string]> = [
+        [
+          sql`INSERT INTO t ${sql.insert([])}`,
+          "sql.insert was given no rows. Skip the statement when there is nothing to insert."
+        ],
+        [sql`INSERT INTO t ${sql.insert({})}`, "sql.insert was given no columns."],
+        [sql`INSERT INTO t ${sql.insert([{}, {}])}`, "sql.insert was given no columns."],
+        [sql`UPDATE t SET ${sql.update({})}`, "sql.update was given no columns."],
+        [sql`UPDATE t SET ${sql.update({ id: 1 }, ["id"])} WHERE id = ${1}`, "sql.update was given no columns."],
+        [sql`UPDATE t SET note = v.note FROM ${sql.updateValues([], "v")}`, "sql.updateValues was given no rows."]
+      ]
+      for (const [statement, message] of nothing) {
+        const batch = DbSession.batch([sql`SELECT 1`, statement])
+        for (const run of [statement, statement.raw, DbSession.autocommit(statement), batch] as const) {
+          const error = yield* Effect.flip(run as Effect.Effect<unknown, SqlError, DbEngine>)
+          expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+          expect(error.message).toContain(message)
+        }
+        expect(yield* Effect.map(Effect.flip(Stream.runDrain(statement.stream)), (_) => _.message)).toContain(message)
+      }
+    }))
+
+  test("what is no statement in a batch is refused by its place", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const entry of [Effect.succeed(1), Effect.map(sql`SELECT 1`, () => 1), undefined, "SELECT 1"]) {
+        const batch = DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, entry as never])
+        for (const run of [batch, DbSession.autocommit(batch)]) {
+          const error = yield* Effect.flip(run)
+          expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+          expect(error.message).toContain("Entry 2 of the batch is not a statement.")
+        }
+      }
+      expect(yield* committed(database)).toEqual([])
+    }))
+
   test("65 535 parameters are sent", () =>
     Effect.gen(function* () {
       const sql = yield* client

@@ -38,6 +38,12 @@ const refuseControl = (): DbError =>
     hint: "Leave BEGIN, COMMIT and ROLLBACK out of it; nothing was sent."
   })
 
+const refuseEntry = (number: number): DbError =>
+  DbError.make("InvalidInput", {
+    message: `Entry ${number} of the batch is not a statement.`,
+    hint: "Give what sql`...` makes, neither run nor mapped; nothing was sent."
+  })
+
 /** @internal */
 export const runBatch = <const Statements extends ReadonlyArray<Statement.Statement<any>>>(
   engine: EngineCore,
@@ -47,7 +53,10 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
     const entry = Ambient.entry(fiber, engine)
     const path = Ambient.searchPath(entry)
     const specs: Array<Spec> = []
-    for (const statement of statements) {
+    for (const [at, statement] of statements.entries()) {
+      if (typeof (statement as Partial<Compiled> | undefined)?.compile !== "function") {
+        return Effect.fail(refuseEntry(at + 1))
+      }
       const compiled = compileOf(statement)
       if (isRefused(compiled)) return Effect.fail(compiled)
       const [text, params] = compiled

@@ -161,14 +161,25 @@ export const settingSentence = (name: string, shown: boolean): [sentence: string
     : `One of your own has a dot in its name: "app.${shown ? name : "name"}".`
 ]
 
+export const miscountedHint = "Count $1, $2, ... in its text and the values that it is given; each needs the other."
+
 /** What stands at `$1` in a place where PostgreSQL takes no parameter. */
 export const misplacedHint =
   "A value stands where none may. Use sql.in(column, values) for a list, sql(name) for a name."
 
-/** What PgBouncer says, all of it with 08P01; whether the same again can do no harm, as nothing has reached a server. */
-export const poolerSentences: ReadonlyArray<
+/**
+ * Of a start-up packet, with 28000, and what PgBouncer says, all of it with 08P01; whether the same again can do no harm, as
+ * nothing has reached a server.
+ */
+export const startupSentences: ReadonlyArray<
   readonly [says: RegExp, sentence: string, hint: string, harmless: boolean]
 > = [
+  [
+    /^no PostgreSQL user name specified/,
+    "No user name was given",
+    "Set username, put it into url, or set PGUSER.",
+    false
+  ],
   [
     /^unsupported startup parameter/,
     "The pooler refuses a start-up parameter of the connection",
@@ -311,7 +322,7 @@ export const reasonDefaults: {
   },
   SessionClosed: {
     message: "The session has ended",
-    hint: "Ask for the ambient session again; DbSession.detach runs daemons without one."
+    hint: "Join or await what outlived it first, or run it with DbSession.detach."
   },
   SessionBusy: {
     message: "Another block of the session did not end in time",

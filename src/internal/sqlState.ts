@@ -7,12 +7,13 @@ import type { ConnectionPhase, ReasonTag, ServerFields } from "./reasons.js"
 import {
   conditionName,
   hintsByState,
+  miscountedHint,
   misplacedHint,
-  poolerSentences,
   reasonDefaults,
   sentencesByState,
   settingSentence,
   socketSentences,
+  startupSentences,
   tlsSentences,
   valueSentence
 } from "./reasonText.js"
@@ -89,8 +90,6 @@ const miscounted = (e: ServerError): string => {
   const counts = given === undefined ? "" : `: ${given} for ${wanted}`
   return `The statement was given another number of values than it has parameters${counts}`
 }
-
-const miscountedHint = "Count $1, $2, ... in its text and the values that it is given; each needs the other."
 
 /**
  * Whether the raw connection has to be destroyed after this error. An answer without an SQLSTATE is not one of
@@ -319,7 +318,8 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
   }
   const tag = tagOf(code, e, context)
   const condition = conditionName(code)
-  const pooler = code === "08P01" ? poolerSentences.find(([says]) => says.test(e.message ?? "")) : undefined
+  const startup =
+    code === "08P01" || code === "28000" ? startupSentences.find(([says]) => says.test(e.message ?? "")) : undefined
   const text =
     context.phase === "connect" && (tag === "AuthenticationError" || refusals.has(code))
       ? e.message
@@ -327,7 +327,7 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
         ? ownText(e, context)
         : undefined
   const setting = unknownSetting(e, context)
-  const own = setting?.[0] ?? pooler?.[1] ?? valueSentence(code, e.message, e.where) ?? sentencesByState[code]
+  const own = setting?.[0] ?? startup?.[1] ?? valueSentence(code, e.message, e.where) ?? sentencesByState[code]
   const untold = tag === "UnknownError" && own === undefined
   const sentence = untold
     ? `The server reported ${condition ?? "an error"}`
@@ -342,7 +342,7 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
     hint:
       (text !== undefined && positionOf(e, context) !== undefined ? e.hint : undefined) ??
       setting?.[1] ??
-      pooler?.[2] ??
+      startup?.[2] ??
       (isMiscounted(e)
         ? miscountedHint
         : code === "42601" && / near "\$\d/.test(near ?? "")
@@ -364,7 +364,7 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
   if (tag === "ConnectionError") {
     const phase = context.phase ?? (/^(?:53300|57P03|0800[14])$/.test(code) ? "connect" : "read")
     const passing = /^(?:08|53|57|58|XX)/.test(code) && code !== "08007"
-    const isRetryable = pooler?.[3] ?? context.retryable ?? (phase === "connect" && passing)
+    const isRetryable = startup?.[3] ?? context.retryable ?? (phase === "connect" && passing)
     return { tag, fields: { ...fields, phase, isRetryable, address: context.where } }
   }
   if (tag === "ReadOnlyError" && context.targetReadWrite === true) {
