@@ -222,41 +222,76 @@ export const borrow = (root: Root): Effect.Effect<void, DbError> =>
 /** The same engine for one target, made again within this time, is the mistake of providing a layer per request. */
 const soon = 5000
 
-/** Builds of an engine for one target that follow each other soon, and which loggers have been told of it. */
-interface Row {
-  at: number
-  readonly told: WeakSet<object>
+/** Which loggers have been told of a mistake: whoever makes it makes it for each request. */
+interface Told {
+  readonly loggers: WeakSet<object>
   /** Loggers may be made per request as well. */
   warnings: number
 }
 
-const mostInARow = 20
+const mostWarnings = 20
 
-const rows = new Map<string, Row>()
+/** Once to each logger. One that hears nothing is not told. */
+const warnOnce = (told: Told, text: string): Effect.Effect<void> =>
+  Effect.withFiberRuntime((fiber) => {
+    const heard = LogLevel.lessThanEqual(fiber.getFiberRef(FiberRef.currentMinimumLogLevel), LogLevel.Warning)
+    const loggers = heard ? [...fiber.getFiberRef(FiberRef.currentLoggers)] : []
+    if (told.warnings >= mostWarnings || loggers.every((logger) => told.loggers.has(logger))) return Effect.void
+    told.warnings++
+    for (const logger of loggers) told.loggers.add(logger)
+    return Effect.logWarning(text)
+  })
+
+const targetOf = ({ config, name }: EngineCore): string => {
+  const { database, hosts, username } = config.target
+  return JSON.stringify([name, hosts, database, username])
+}
+
+/** Builds of an engine for one target that follow each other soon. */
+const rows = new Map<string, Told & { at: number }>()
 
 const warnIfSoon = (core: EngineCore): Effect.Effect<void> =>
-  Effect.withFiberRuntime((fiber) => {
-    const { database, hosts, username } = core.config.target
-    const key = JSON.stringify([core.name, hosts, database, username])
+  Effect.suspend(() => {
+    const key = targetOf(core)
     const now = Date.now()
     for (const [other, { at }] of rows) if (now - at > soon) rows.delete(other)
     const row = rows.get(key)
     if (row === undefined) {
-      rows.set(key, { at: now, told: new WeakSet(), warnings: 0 })
+      rows.set(key, { at: now, loggers: new WeakSet(), warnings: 0 })
       return Effect.void
     }
     const millis = now - row.at
     row.at = now
-    // Once in a row: whoever makes the mistake makes it for each request. A logger that hears nothing is not told.
-    const heard = LogLevel.lessThanEqual(fiber.getFiberRef(FiberRef.currentMinimumLogLevel), LogLevel.Warning)
-    const loggers = heard ? [...fiber.getFiberRef(FiberRef.currentLoggers)] : []
-    if (row.warnings >= mostInARow || loggers.every((logger) => row.told.has(logger))) return Effect.void
-    row.warnings++
-    for (const logger of loggers) row.told.add(logger)
-    return Effect.logWarning(
+    return warnOnce(
+      row,
       `effect-db: the engine "${core.name}" was built twice for the same database within ${millis} ms. Build its layer once, at the edge of the program: Effect.provide(DbLayer(...)) inside a request handler opens a pool for each request.`
     )
   })
+
+/** Who has been told that another engine is built inside of a session of this one. */
+const toldInside = new WeakMap<EngineCore, Told>()
+
+/** However late: what runs on the second engine is not undone with the session that seems to be around it. */
+const warnIfInside = (core: EngineCore, outer: EngineCore): Effect.Effect<void> => {
+  let told = toldInside.get(outer)
+  if (told === undefined) toldInside.set(outer, (told = { loggers: new WeakSet(), warnings: 0 }))
+  return warnOnce(
+    told,
+    `effect-db: another engine "${core.name}" for the same database is built inside of a session of the first one: what runs on it is outside of that session. Build the layer once, at the edge of the program.`
+  )
+}
+
+/** The engine of this name and target that the fiber is in a session or on a connection of; in a sandbox, none. */
+const outerOf = (core: EngineCore): Effect.Effect<EngineCore | undefined> =>
+  Effect.map(Ambient.entries, (all) => {
+    const target = targetOf(core)
+    const alike = (all as ReadonlyArray<readonly [EngineCore, Ambient.Entry]>).filter(([_]) => targetOf(_) === target)
+    if (alike.some(([, { sandbox }]) => sandbox !== undefined)) return undefined
+    return alike.find(([, { orphan, slot, stack }]) => (slot === undefined ? (stack ?? orphan) : !slot.ended))?.[0]
+  })
+
+const warnIfTwice = (core: EngineCore): Effect.Effect<void> =>
+  Effect.flatMap(outerOf(core), (outer) => (outer === undefined ? warnIfSoon(core) : warnIfInside(core, outer)))
 
 const warnOfIgnored = ({ config: { ignored }, name }: EngineCore): Effect.Effect<void> =>
   ignored.length === 0
@@ -324,7 +359,7 @@ export const makeEngine = (
       (core) => core.close
     )
     yield* warnOfIgnored(core)
-    yield* warnIfSoon(core)
+    yield* warnIfTwice(core)
     const service = makeService(core)
     core.services = servicesOf(service)
     if (options.connect === "eager") {
@@ -342,7 +377,8 @@ export const makeEngine = (
 export interface EngineModule<Name extends string> extends Context.Tag<DbEngine<Name>, EngineService> {
   /**
    * An engine for the current scope. Closing the scope drains it. Made again for the same target within five seconds it
-   * logs a warning: once to each logger, to twenty at most, until five seconds have passed without another.
+   * logs a warning: once to each logger, to twenty at most, until five seconds have passed without another. So it does at
+   * any time where the fiber is in a session or connection of an engine of the same name for the same target.
    */
   readonly make: (options: DbOptions<Name | "default">) => Effect.Effect<EngineService, SqlError, Scope.Scope>
   /** The engine alone, without the facades and the ecosystem's client of `DbLayer`. Closing it drains. */

@@ -261,7 +261,10 @@ const count = (
     ? Effect.succeed(fallback)
     : Number.isInteger(value) && value >= least
       ? Effect.succeed(value)
-      : Effect.fail(bad(`The option ${name} is ${value}.`, `It is a whole number, ${least} or more.`))
+      : Effect.fail(bad(`The option ${name} is ${shown(value)}.`, `It is a whole number, ${least} or more.`))
+
+/** With its quotes, where it is text. */
+const shown = (value: unknown): string => (typeof value === "string" ? JSON.stringify(value) : String(value))
 
 const oneOf = <A extends string>(
   name: string,
@@ -298,20 +301,27 @@ const numberIn = (
 const env = (name: string): string | undefined => process.env[name] || undefined
 
 const nothing: ReadonlyMap<string, string> = new Map()
+const isSecret = (u: unknown): boolean => u === undefined || Redacted.isRedacted(u)
+const urlForm = "postgres://user:password@host:5432/database"
 
 /** @internal */
 export const resolveTarget = Effect.fnUntraced(function* (
   options: DbOptions
 ): Effect.fn.Return<Target & { readonly parameters: ReadonlyMap<string, string> }, DbError> {
-  const text =
-    options.url === undefined ? undefined : Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
+  const text: unknown = Redacted.isRedacted(options.url) ? Redacted.value(options.url) : options.url
+  if (text !== undefined && typeof text !== "string") {
+    return yield* Effect.fail(bad("The option url is neither a string nor a Redacted.", `Write ${urlForm}.`))
+  }
   const url = text === undefined ? undefined : parseUrl(text)
   if (text !== undefined && url === undefined) {
-    return yield* Effect.fail(
-      bad("The url is not a PostgreSQL URL.", "Write postgres://user:password@host:5432/database.")
-    )
+    const encoded = "with what is special in user and password encoded by encodeURIComponent"
+    return yield* Effect.fail(bad("The url is not a PostgreSQL URL.", `Write ${urlForm}, ${encoded}.`))
   }
   const { hosts: urlHosts = [], parameters = nothing } = url ?? {}
+  if (urlHosts.some(({ port = "1" }) => !/^\s*\d+\s*$/.test(port))) {
+    const hint = "Is a / or ? in the password not encoded (encodeURIComponent)?"
+    return yield* Effect.fail(bad("The port in the url is not a number.", hint))
+  }
   if (options.hosts !== undefined && options.hosts.length === 0) {
     return yield* Effect.fail(bad("The option hosts is empty.", "Name at least one host, or leave it out."))
   }
@@ -330,12 +340,15 @@ export const resolveTarget = Effect.fnUntraced(function* (
   }
   const secret = options.password
   const plainPassword = url?.password ?? env("PGPASSWORD")
+  if (typeof secret === "string") {
+    return yield* Effect.fail(bad("The option password is a string.", "Give Redacted.make(password)."))
+  }
   const password: Target["password"] =
     secret === undefined
       ? Effect.succeed(plainPassword === undefined ? undefined : Redacted.make(plainPassword))
       : Redacted.isRedacted(secret)
         ? Effect.succeed(secret)
-        : secret
+        : Effect.filterOrFail(secret, isSecret, () => bad("It yielded no Redacted.", "Yield Redacted.make(password)."))
   const urlSsl = yield* Effect.try({
     try: () => sslOf(parameters),
     catch: () =>

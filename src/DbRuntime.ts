@@ -5,11 +5,14 @@
  * @module
  */
 import { SqlError } from "@effect/sql/SqlError"
+import * as Statement from "@effect/sql/Statement"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import type * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as Option from "effect/Option"
 import * as Runtime from "effect/Runtime"
 import { DbError } from "./DbError.js"
 import * as Database from "./Database.js"
@@ -40,7 +43,8 @@ type Spoken<R> = R extends DbSession<infer Name> ? Name : never
 export interface PromiseSessions<Name extends string = "default"> {
   /**
    * Runs promise code in a session, which commits when the promise is fulfilled and rolls back when it is rejected, with
-   * that error. Inside a session it joins that one. Concurrent calls have sessions of their own.
+   * that error. Inside a session it joins that one. Concurrent calls have sessions of their own. A callback that gives an
+   * effect which it has not run is rejected with `InvalidInput`, here and below: give `run(effect)`.
    */
   readonly session: <A>(f: () => A | PromiseLike<A>, options?: SessionOptions<Name>) => Promise<A>
   /** As `session`, always with a session and a connection of its own. */
@@ -116,6 +120,24 @@ const sharedError = (): DbError =>
     hint: "The session's connection needs the event loop, which stands still in runSync. Await run(effect)."
   })
 
+const unrunError = (what: string): DbError =>
+  DbError.make("InvalidInput", {
+    message: `The callback of ${what} returned an Effect, which was not run`,
+    hint: "Return runtime.run(effect)."
+  })
+
+/**
+ * An effect or a statement that somebody has forgotten to run. What else is an effect may be meant as a value: an
+ * `Option` or an `Exit`, and what has a `commit` of its own, as fibers, refs and errors have.
+ */
+const isUnrun = (u: unknown): boolean =>
+  typeof u === "object" &&
+  Effect.isEffect(u) &&
+  !Option.isOption(u) &&
+  !Either.isEither(u) &&
+  !Exit.isExit(u) &&
+  (!("commit" in u) || Statement.isFragment(u))
+
 const asyncLayerError = (cause: unknown): unknown =>
   Runtime.isAsyncFiberException(cause)
     ? DbError.make("InvalidInput", {
@@ -186,18 +208,21 @@ export const make: {
     throw squash(result.cause)
   }
 
-  const body = <A>(f: () => A | PromiseLike<A>): Effect.Effect<A, Rejected | SqlError> =>
-    // One of ours is a failure like that of an effect: whoever decides about retries looks at it.
-    promised.code(f, (reason) => (reason instanceof SqlError ? reason : new Rejected(reason)))
+  const body = <A>(what: string, f: () => A | PromiseLike<A>): Effect.Effect<A, Rejected | SqlError> =>
+    Effect.flatMap(
+      // One of ours is a failure like that of an effect: whoever decides about retries looks at it.
+      promised.code(f, (reason) => (reason instanceof SqlError ? reason : new Rejected(reason))),
+      (value) => (isUnrun(value) ? Effect.fail(unrunError(what)) : Effect.succeed(value))
+    )
 
   const sessionsOf = ({ atomic, DbSession, withTransaction }: Database.Database<any>): PromiseSessions<any> => {
     // The signature of `make` and of `of` says that the layer provides it.
     const run = <A, E2>(effect: Effect.Effect<A, E2, DbEngine<any>>) => exit(effect as Effect.Effect<A, E2, any>)
     return {
-      session: (f, options = {}) => run(DbSession.autocommit(body(f), options)),
-      isolated: (f, options = {}) => run(DbSession.isolated(body(f), options)),
-      transaction: (f, options = {}) => run(withTransaction((tx) => body(() => f(tx)), options)),
-      atomic: (f, options = {}) => run(atomic((tx) => body(() => f(tx)), options))
+      session: (f, options = {}) => run(DbSession.autocommit(body("session", f), options)),
+      isolated: (f, options = {}) => run(DbSession.isolated(body("isolated", f), options)),
+      transaction: (f, options = {}) => run(withTransaction((tx) => body("transaction", () => f(tx)), options)),
+      atomic: (f, options = {}) => run(atomic((tx) => body("atomic", () => f(tx)), options))
     }
   }
 

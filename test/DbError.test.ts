@@ -272,6 +272,13 @@ describe("what the server said", () => {
     assert.isFalse(fromState("22023", { phase: "connect" }).isRetryable)
   })
 
+  it("says how to give a user name, where there was none", () => {
+    const message = "no PostgreSQL user name specified in startup packet"
+    const error = DbError.fromServer({ code: "28000", severity: "FATAL", message }, { phase: "connect" })
+    assert.strictEqual(error.reason._tag, "AuthenticationError")
+    assert.match(error.message, /^No user name was given.* Set username, put it into url, or set PGUSER\.$/)
+  })
+
   it.each([
     ["unsupported startup parameter: statement_timeout", "The pooler refuses a start-up parameter", false],
     ["query_wait_timeout", "query_wait_timeout", true],
@@ -365,7 +372,148 @@ describe("what the server said", () => {
     })
   })
 
+  describe("of a value that its type refuses", () => {
+    const portal = "unnamed portal parameter $2 = '...'"
+    it.each([
+      [
+        "22P02",
+        'invalid input syntax for type integer: "hunter2"',
+        portal,
+        "Parameter $2 does not have the form of type integer"
+      ],
+      [
+        "22P02",
+        "invalid input syntax for type json",
+        `JSON data, line 1: hunter2\n${portal}`,
+        "Parameter $2 does not have the form of type json"
+      ],
+      [
+        "22P02",
+        'invalid input value for enum mood: "hunter2"',
+        portal,
+        "Parameter $2 does not have the form of its type"
+      ],
+      [
+        "22P02",
+        'invalid input syntax for type integer: "hunter2"',
+        undefined,
+        "A value does not have the form of type integer"
+      ],
+      ["22P02", 'invalid input syntax for type hunter2: "1"', undefined, "A value does not have the form of its type"],
+      [
+        "22003",
+        'value "1hunter2" is out of range for type bigint',
+        portal,
+        "Parameter $2 is outside the range of type bigint"
+      ],
+      ["22003", "integer out of range", undefined, "A value is outside the range of type integer"],
+      ["22003", "numeric field overflow", undefined, "A value is outside the range of type numeric"],
+      [
+        "22007",
+        'invalid input syntax for type timestamp with time zone: "hunter2"',
+        portal,
+        "Parameter $2 does not have the form of type timestamp with time zone"
+      ],
+      [
+        "22008",
+        'date/time field value out of range: "hunter2"',
+        portal,
+        "Parameter $2 has a part of a date or time that is out of range"
+      ],
+      [
+        "22P02",
+        "hunter2",
+        "unnamed portal with parameters: $1 = 'hunter2'",
+        "A value does not have the form of its type"
+      ],
+      ["22P02", "m", 'SQL statement "SELECT $1"', "A value does not have the form of its type"]
+    ])("%s names the parameter and the type, not the value: %s", (code, message, where, sentence) => {
+      const error = DbError.fromServer({ code, severity: "ERROR", message, where }, { statement: "SELECT $1, $2" })
+      assert.isTrue(error.message.startsWith(`${sentence} (`), error.message)
+      assert.include(error.message, `SQLSTATE ${code})`)
+      for (const rendering of renderings(error)) assert.notInclude(rendering, "hunter2")
+    })
+  })
+
+  it.each([
+    ["22012", "Division by zero (division_by_zero, SQLSTATE 22012)."],
+    ["25001", "This command cannot run inside a transaction (active_sql_transaction, SQLSTATE 25001)."],
+    ["2BP01", "Something else depends on it (dependent_objects_still_exist, SQLSTATE 2BP01)."],
+    ["22001", "A value is longer than its column allows (string_data_right_truncation, SQLSTATE 22001)."]
+  ])("says of %s what it means", (code, text) => {
+    assert.include(DbError.fromServer({ code, severity: "ERROR" }).message, text)
+  })
+
+  it("has what the statement names behind what is wrong with it", () => {
+    const message = 'relation "users" does not exist'
+    const { reason } = DbError.fromServer(
+      { code: "42P01", severity: "ERROR", message, position: "15" },
+      { statement: "SELECT * FROM users" }
+    )
+    assert.strictEqual(
+      reason.message,
+      `The statement names a table or view that does not exist: ${message} (undefined_table, SQLSTATE 42P01)`
+    )
+  })
+
+  describe("has the statement", () => {
+    const failed = (statement: string, code = "23505") => DbError.fromServer({ code, severity: "ERROR" }, { statement })
+
+    it("that has failed, without its literals and numbers, whatever the reason", () => {
+      for (const code of states) {
+        const error = failed("INSERT INTO cards VALUES ($1, 'hunter2', 4111) -- hunter2", code)
+        assert.strictEqual(error.reason.statement, "INSERT INTO cards VALUES ($1, '...', ?)")
+        for (const rendering of renderings(error)) assert.notInclude(rendering, "hunter2")
+      }
+    })
+
+    it("but not at login", () => {
+      const { reason } = DbError.fromServer({ code: "28P01" }, { statement: "x", phase: "connect" })
+      assert.notProperty(reason, "statement")
+    })
+
+    it("shortened, if it is long", () => {
+      assert.isBelow(failed(`SELECT ${"a, ".repeat(100_000)}`).reason.statement!.length, 1100)
+    })
+  })
+
+  describe("of a setting that does not exist", () => {
+    const message = 'unrecognized configuration parameter "tenant"'
+    const of = (context: ErrorContext, name = "tenant") =>
+      DbError.fromServer({ code: "42704", severity: "ERROR", message: message.replace("tenant", name) }, context)
+        .message
+
+    it("names it, if the program did, and what such a name needs", () => {
+      const text =
+        'There is no setting "tenant" (undefined_object, SQLSTATE 42704). One of your own has a dot in its name: "app.tenant".'
+      assert.strictEqual(of({ statement: "SELECT set_config($1,$2,true)", names: ["tenant", "acme"] }), text)
+      assert.strictEqual(of({ statement: "SET tenant = 'acme'" }), text)
+    })
+
+    it("does not name it, if it came as a value", () => {
+      for (const statement of ["SELECT set_config($1,$2,true)", "SELECT current_setting('tenant')"]) {
+        assert.include(of({ statement }), "There is no setting of that name")
+        assert.notInclude(of({ statement }), "tenant")
+      }
+    })
+
+    it("of one with a dot says that it has not been set", () => {
+      assert.include(of({ statement: "SHOW app.tenant" }, "app.tenant"), 'no setting "app.tenant"')
+      assert.include(of({ statement: "SHOW app.tenant" }, "app.tenant"), "Set it before it is read")
+    })
+  })
+
   describe("of a syntax error", () => {
+    it("at a value says what to use for lists and names", () => {
+      const hint = "A value stands where none may. Use sql.in(column, values) for a list, sql(name) for a name."
+      for (const statement of ["SELECT * FROM t WHERE id IN $1", "SELECT * FROM $12"]) {
+        const position = String(statement.indexOf("$") + 1)
+        const fields = { code: "42601", routine: "scanner_yyerror", message: "m", position }
+        assert.strictEqual(reasonOf(fields, { statement }).hint, hint)
+        assert.notStrictEqual(reasonOf({ ...fields, position: "1" }, { statement }).hint, hint)
+      }
+    })
+
     const near = (statement: string | undefined, position: number, message = "Syntaxfehler", offset?: number) =>
       reasonOf(
         { code: "42601", routine: "scanner_yyerror", message, position: String(position) },
@@ -434,7 +582,12 @@ describe("what the server said", () => {
             'relation "S" does not exist',
             "S"
           ),
-          (value, code, statement, template) => {
+          fc.constantFrom(
+            "S",
+            "unnamed portal parameter $1 = 'S'",
+            "JSON data, line 1: S\nunnamed portal parameter $1 = 'S'"
+          ),
+          (value, code, statement, template, where) => {
             const text = template.replace("S", value)
             const error = DbError.fromServer(
               {
@@ -443,7 +596,7 @@ describe("what the server said", () => {
                 message: text,
                 detail: text,
                 hint: text,
-                where: text,
+                where: where.replace(/\bS\b/g, value),
                 internalQuery: `SELECT '${value}'`,
                 table: "users"
               },

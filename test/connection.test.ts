@@ -14,6 +14,7 @@ import {
 import { expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { lockedOutside } from "./support/outside.js"
+import { proxy } from "./support/proxy.js"
 import {
   committed,
   expectAtRest,
@@ -630,6 +631,30 @@ describe("36 no connection becomes free in time", () => {
       )
       expect(DbError.reason(error)?._tag).toBe("ConnectionError")
       expect(error.message).toContain("127.0.0.1:1")
+    })
+  )
+
+  it.scopedLive("names all hosts that are down, and what each has met where that differs", () =>
+    Effect.gen(function* () {
+      const via = yield* proxy(database.url)
+      const silent = new URL(via.url)
+      via.accept("silent")
+      const down = (...ports: ReadonlyArray<number>) =>
+        Effect.map(
+          Effect.flip(
+            Effect.provide(
+              DbEngine.ping,
+              quietly(DbLayer({ hosts: ports.map((port) => ({ host: "127.0.0.1", port })), connectTimeout: 200 }))
+            )
+          ),
+          (_) => _.message
+        )
+      expect(yield* down(1, 2)).toContain(
+        "Cannot connect (127.0.0.1:1, 127.0.0.1:2): nothing accepts connections there (ECONNREFUSED)"
+      )
+      expect(yield* down(1, Number(silent.port))).toMatch(
+        /^Cannot connect \(127\.0\.0\.1:1\): nothing accepts.*; .*127\.0\.0\.1:\d+.* within 200 ms/
+      )
     })
   )
 

@@ -671,7 +671,8 @@ describe("18 what a borrower leaves behind", () => {
           yield* DbConnection.withConnection(sql.unsafe(leave))
           // Once for the statement, and once for its own connection.
           expect(yield* sql.unsafe(look)).toEqual([{ v: clean }])
-          yield* sql.unsafe(leave)
+          // A transaction that is left open is an error as well.
+          yield* Effect.exit(sql.unsafe(leave))
           expect(yield* DbConnection.withConnection(sql.unsafe(look))).toEqual([{ v: clean }])
         }),
       { maxConnections: 1 }

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { FastCheck as fc, Redacted } from "effect"
+import { Data, Effect, Either, Exit, FastCheck as fc, Option, Redacted } from "effect"
 import { inspect } from "node:util"
 import { runInNewContext } from "node:vm"
 // @ts-expect-error: neither pg nor its types describe this file
@@ -163,12 +163,36 @@ describe("encodeParams", () => {
     ["a conversion that throws", thrower],
     ["a bigint in an object, which JSON does not have", { hunter2: 1n }],
     ["a Redacted, which would be stored as <redacted>", Redacted.make("hunter2")],
-    ["a Redacted in an array", [Redacted.make("hunter2")]]
+    ["a Redacted in an array", [Redacted.make("hunter2")]],
+    ["an Either", Either.right("hunter2")],
+    ["an Exit", Exit.die("hunter2")],
+    ["a Set", new Set(["hunter2"])],
+    ["a Map of another realm", runInNewContext("new Map([['hunter2', 1]])")],
+    ["a Promise in an array", [[Promise.resolve("hunter2")]]],
+    ["an Option from toPostgres", { toPostgres: () => Option.some("hunter2") }]
   ])("refuses %s, by its number and without its value", (_, value) => {
     const error = refusal(encodeParams([1, value]))
     assert.strictEqual(parameterOf(error), 2)
     assert.include(error.message, "$2")
     assert.notInclude(inspect(error, { depth: 10, showHidden: true }) + JSON.stringify(error), "hunter2")
+  })
+
+  it.each([
+    [Option.some("hunter2"), "Parameter $1 is an Option. Use Option.getOrNull(it)."],
+    [Option.none(), "Parameter $1 is an Option. Use Option.getOrNull(it)."],
+    [Effect.succeed("hunter2"), "Parameter $1 is an Effect that was not run. yield* it first."],
+    [Promise.resolve("hunter2"), "Parameter $1 is a Promise. Await it first."],
+    [{ then: () => "hunter2" }, "Parameter $1 is a Promise. Await it first."],
+    [new Map([["hunter2", 1]]), "Parameter $1 is a Map. Use Object.fromEntries(it) or [...it]."],
+    [Redacted.make("hunter2"), "Parameter $1 is Redacted. Pass Redacted.value(it) if the database shall have it."],
+    [[1, Option.none()], "Parameter $1 is an array with an Option. Use Option.getOrNull(it)."]
+  ])("says of %o, of which JSON would make something else, what to give instead", (value, message) => {
+    assert.strictEqual(refusal(encodeParams([value])).message, message)
+  })
+
+  it("sends the fields of an error of Effect's, which is an effect as well", () => {
+    class Refused extends Data.TaggedError("Refused")<{ readonly why: string }> {}
+    assert.deepStrictEqual(encoded(new Refused({ why: "late" })), ['{"why":"late","_tag":"Refused"}'])
   })
 
   it("refuses parameters of over 1 GiB together", () => {

@@ -137,6 +137,37 @@ describe("options that can't be meant", () => {
     )
   )
 
+  const encode = "encoded by encodeURIComponent."
+  const unencoded = "The port in the url is not a number. Is a / or ? in the password not encoded (encodeURIComponent)?"
+  it.live.each<readonly [options: object, message: string]>([
+    [{ password: "secret" }, "The option password is a string. Give Redacted.make(password)."],
+    [{ url: 5 }, "The option url is neither a string nor a Redacted."],
+    [{ url: Redacted.make(5) }, "The option url is neither a string nor a Redacted."],
+    [{ url: null }, "The option url is neither a string nor a Redacted."],
+    [{ url: "http://secret" }, encode],
+    [{ url: "postgres://ada@corp:sec/ret@db/app" }, unencoded],
+    [{ url: "postgres://a:1,b:secret/app" }, unencoded],
+    [{ maxConnections: "5" }, 'The option maxConnections is "5". It is a whole number, 1 or more.'],
+    [{ maxConnections: NaN }, "The option maxConnections is NaN."]
+  ])("%o: InvalidInput that says what is wrong with it", ([options, message]) =>
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(Effect.scoped(DbEngine.make(options)))
+      expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+      expect(error.message).toContain(message)
+      expect(error.message).not.toContain("secret")
+    })
+  )
+
+  it.live("an effect that yields a password that is no Redacted is a typed error", () =>
+    Effect.gen(function* () {
+      const options = { url: database.url, password: Effect.succeed("secret") as never }
+      const error = yield* Effect.flip(Effect.provide(DbEngine.ping, quietly(DbLayer(options))))
+      expect(DbError.reason(error)?._tag).toBe("AuthenticationError")
+      expect(String((error.cause as Error).message)).toContain("Yield Redacted.make(password).")
+      expect(error.message).not.toContain("secret")
+    })
+  )
+
   it.live("a time of 0 that means something, and Infinity, are taken", () => {
     const off = ["statementTimeout", "lockTimeout", "idleInTransactionTimeout"]
     const atOnce = ["acquireTimeout", "blockTimeout", "drainTimeout", "idleTimeout", "validateAfter", "slowStatement"]

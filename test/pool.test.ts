@@ -1,9 +1,12 @@
 import { it } from "@effect/vitest"
-import { DbConnection, DbEngine, DbError, DbLayer, DbSession } from "effect-db"
+import type { SqlError } from "@effect/sql/SqlError"
+import { Database, DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
+import { DbTest } from "effect-db/testing"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
@@ -15,7 +18,7 @@ import { beforeAll, describe, expect, vi } from "vitest"
 import type { EngineService } from "../src/DbEngine.js"
 import type { DbOptions } from "../src/DbOptions.js"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { outcome } from "./support/programs.js"
+import { outcome, quietly } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
 import {
   answered,
@@ -1218,6 +1221,67 @@ describe("building an engine", () => {
         yield* Effect.provide(build, layer)
         expect(lines).toHaveLength(2)
       }).pipe(Effect.scoped)
+    )
+  })
+
+  describe("inside of a session of the same database", () => {
+    const inside = 'another engine "default" for the same database is built inside of a session of the first one'
+    const clocked = Effect.acquireRelease(
+      Effect.sync(() => vi.useFakeTimers({ toFake: ["Date"] })),
+      () => Effect.sync(() => vi.useRealTimers())
+    )
+    const warned = (
+      around: (inner: Effect.Effect<unknown, SqlError>) => Effect.Effect<unknown, SqlError, DbEngine>,
+      layer: Layer.Layer<DbEngine, SqlError> = DbLayer({ url: database.url })
+    ) =>
+      Effect.gen(function* () {
+        const clock = yield* clocked
+        const [lines, logger] = collected()
+        const pause = Effect.sync(() => clock.setSystemTime(Date.now() + 6000))
+        const inner = Effect.zipRight(pause, Effect.provide(DbEngine.ping, layer))
+        const outer = DbLayer({ url: database.url })
+        yield* pause
+        yield* Effect.zipRight(around(inner), around(inner)).pipe(Effect.provide(outer), Effect.provide(logger))
+        return lines.map((_) => _.message).filter((_) => !_.includes("built twice"))
+      })
+
+    for (const [name, around] of [
+      ["withTransaction", withTransaction],
+      ["autocommit", DbSession.autocommit],
+      ["a session of a scope", (inner) => Effect.scoped(Effect.zipRight(DbSession.scoped(), inner))],
+      ["withConnection", DbConnection.withConnection]
+    ] as ReadonlyArray<readonly [string, Parameters<typeof warned>[0]]>) {
+      it.scopedLive(`however late, logs a warning once, in ${name}`, () =>
+        Effect.map(warned(around), (lines) => expect(lines).toEqual([expect.stringContaining(inside)]))
+      )
+    }
+
+    it.scopedLive("but not outside of it, after it, for another name or for another database", () =>
+      Effect.gen(function* () {
+        const ended = (inner: Effect.Effect<unknown, SqlError>) =>
+          Effect.zipRight(DbSession.autocommit(inserted), inner)
+        const inserted = Effect.flatMap(DbEngine, ({ sql }) => sql`SELECT 1`)
+        expect(yield* warned((inner) => inner)).toEqual([])
+        expect(yield* warned(ended)).toEqual([])
+        expect(yield* warned((inner) => withTransaction(DbSession.detach(inner)))).toEqual([])
+        const other = DbLayer({ url: database.url.replace(/\/[^/]*$/, "/postgres") })
+        expect(yield* warned(withTransaction, other)).toEqual([])
+        const Second = Database.make("second")
+        const [lines, logger] = collected()
+        const ping = Effect.provide(Second.DbEngine.ping, Second.DbLayer({ url: database.url }))
+        yield* withTransaction(ping).pipe(
+          Effect.provide(quietly(DbLayer({ url: database.url }))),
+          Effect.provide(logger)
+        )
+        expect(lines).toEqual([])
+      })
+    )
+
+    it.scopedLive("but not in a sandbox, in which nothing is kept", () =>
+      Effect.map(
+        warned((inner) => DbTest.sandbox(withTransaction(inner))),
+        (lines) => expect(lines).toEqual([])
+      )
     )
   })
 

@@ -813,6 +813,83 @@ describe("COPY", () => {
     ))
 })
 
+describe("sql.json", () => {
+  const values: ReadonlyArray<unknown> = [
+    { a: [1, { b: "c" }] },
+    [1, 2],
+    [{ a: 1 }, 2, null, "x"],
+    [null],
+    [[]],
+    [],
+    "s",
+    '{"a":1}',
+    "",
+    1.5,
+    false,
+    'it\'s \\ "quoted"'
+  ]
+  const names = { transformQueryNames: (name: string) => name }
+  for (const options of [{}, names]) {
+    test(
+      `gives the database the JSON that it was given${"transformQueryNames" in options ? ", with names transformed" : ""}`,
+      () =>
+        Effect.gen(function* () {
+          const sql = yield* client
+          for (const value of values) {
+            expect(yield* sql`SELECT ${sql.json(value)}::jsonb AS v`).toEqual([{ v: value }])
+            expect(yield* sql`SELECT ${sql.json(value)}::json AS v`).toEqual([{ v: value }])
+          }
+          yield* sql`ALTER TABLE t ALTER note TYPE jsonb USING NULL`
+          yield* sql`INSERT INTO t ${sql.insert(values.map((value, id) => ({ id, note: sql.json(value) })) as never)}`
+          expect(yield* sql`SELECT note FROM t ORDER BY id`).toEqual(values.map((note) => ({ note })))
+          yield* sql`UPDATE t SET ${sql.update({ note: sql.json([3]) })} WHERE id = ${0}`
+          expect(yield* sql`SELECT note FROM t WHERE id = ${0}`).toEqual([{ note: [3] }])
+        }),
+      options
+    )
+  }
+
+  test("takes null for SQL's NULL, as undefined", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const value of [null, undefined]) {
+        expect(yield* sql`SELECT ${sql.json(value)}::jsonb IS NULL AS "isNull"`).toEqual([{ isNull: true }])
+      }
+    }))
+
+  test(
+    "transforms the names in it as it does those of columns, but not withoutTransform",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const statement = sql`SELECT ${sql.json([null, { aB: [{ cD: "eF" }] }])}::text AS v`
+        expect(yield* statement).toEqual([{ v: '[null,{"a_b":[{"c_d":"eF"}]}]' }])
+        expect(yield* statement.withoutTransform).toEqual([{ v: '[null,{"aB":[{"cD":"eF"}]}]' }])
+      }),
+    { transformQueryNames: (name) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`) }
+  )
+
+  test(
+    "leaves the names in it alone with transformJson: false",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        expect(yield* sql`SELECT ${sql.json({ aB: 1 })}::text AS v`).toEqual([{ v: '{"aB":1}' }])
+      }),
+    { transformQueryNames: (name) => name.toLowerCase(), transformJson: false }
+  )
+
+  test("of what JSON can't express is InvalidInput before the wire", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const circular: Array<unknown> = []
+      circular.push({ circular })
+      for (const value of [circular, { n: 1n }, () => 1]) {
+        expect(yield* reason(sql`SELECT ${sql.json(value)}::jsonb`)).toBe("InvalidInput")
+      }
+    }))
+})
+
 describe("bad input is refused before the wire", () => {
   const circular: Record<string, unknown> = {}
   circular.self = circular
@@ -830,6 +907,9 @@ describe("bad input is refused before the wire", () => {
     ["a function", "SELECT $1::text", [() => 1]],
     ["a symbol", "SELECT $1::text", [Symbol("s")]],
     ["a Redacted", "SELECT $1::text", [Redacted.make("secret")]],
+    ["an Option", "SELECT $1::jsonb", [Option.some("secret")]],
+    ["an Effect that was not run", "SELECT $1::jsonb", [Effect.succeed("secret")]],
+    ["a Promise in an array", "SELECT $1::jsonb[]", [[Promise.resolve("secret")]]],
     ["circular JSON", "SELECT $1::json", [circular]],
     ["a bigint in JSON", "SELECT $1::json", [{ n: 1n }]],
     [
@@ -869,6 +949,64 @@ describe("bad input is refused before the wire", () => {
       })
     )
   }
+
+  test("an Option in a helper is refused, and in sql.json", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const note = Option.some("secret")
+      for (const statement of [
+        sql`INSERT INTO t ${sql.insert({ id: 1, note })}`,
+        sql`INSERT INTO t ${sql.insert([{ id: 1, note: null }, { id: 2, note } as never])}`,
+        sql`UPDATE t SET ${sql.update({ note })}`,
+        sql`SELECT ${sql.json(note)}::jsonb`,
+        sql`SELECT ${sql.json([note])}::jsonb`,
+        sql`INSERT INTO t ${sql.insert({ id: 1, note: sql.json(note) })}`
+      ]) {
+        const error = yield* Effect.flip(statement)
+        expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+        expect(error.message).toContain("an Option. Use Option.getOrNull(it).")
+      }
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  test("rows and columns that are none are InvalidInput that says what to do, however they are run", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const nothing: ReadonlyArray<readonly [statement: Statement.Statement<unknown>, message: string]> = [
+        [
+          sql`INSERT INTO t ${sql.insert([])}`,
+          "sql.insert was given no rows. Skip the statement when there is nothing to insert."
+        ],
+        [sql`INSERT INTO t ${sql.insert({})}`, "sql.insert was given no columns."],
+        [sql`INSERT INTO t ${sql.insert([{}, {}])}`, "sql.insert was given no columns."],
+        [sql`UPDATE t SET ${sql.update({})}`, "sql.update was given no columns."],
+        [sql`UPDATE t SET ${sql.update({ id: 1 }, ["id"])} WHERE id = ${1}`, "sql.update was given no columns."],
+        [sql`UPDATE t SET note = v.note FROM ${sql.updateValues([], "v")}`, "sql.updateValues was given no rows."]
+      ]
+      for (const [statement, message] of nothing) {
+        const batch = DbSession.batch([sql`SELECT 1`, statement])
+        for (const run of [statement, statement.raw, DbSession.autocommit(statement), batch] as const) {
+          const error = yield* Effect.flip(run as Effect.Effect<unknown, SqlError, DbEngine>)
+          expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+          expect(error.message).toContain(message)
+        }
+        expect(yield* Effect.map(Effect.flip(Stream.runDrain(statement.stream)), (_) => _.message)).toContain(message)
+      }
+    }))
+
+  test("what is no statement in a batch is refused by its place", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const entry of [Effect.succeed(1), Effect.map(sql`SELECT 1`, () => 1), undefined, "SELECT 1"]) {
+        const batch = DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, entry as never])
+        for (const run of [batch, DbSession.autocommit(batch)]) {
+          const error = yield* Effect.flip(run)
+          expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+          expect(error.message).toContain("Entry 2 of the batch is not a statement.")
+        }
+      }
+      expect(yield* committed(database)).toEqual([])
+    }))
 
   test("65 535 parameters are sent", () =>
     Effect.gen(function* () {
@@ -1034,13 +1172,76 @@ describe("another number of values than the statement has parameters", () => {
     }))
 })
 
+describe("the error of a statement", () => {
+  const says = (text: string, params: ReadonlyArray<unknown>, message: string) =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const error = yield* Effect.flip(sql.unsafe(text, params))
+      expect(error.message).toContain(message)
+      expect(DbError.reason(error)?.statement).toBe(text)
+      expect(JSON.stringify(error)).not.toContain("hunter2")
+    })
+
+  test("names the parameter and the type that refuses it, and has the statement, also in a session", () => {
+    const all = Effect.all([
+      says("INSERT INTO t (id) VALUES ($1)", ["hunter2"], "Parameter $1 does not have the form of type integer"),
+      says("SELECT $1::text, $2::date", ["a", "hunter2"], "Parameter $2 does not have the form of type date"),
+      says("SELECT $1::smallint", ["99999"], "Parameter $1 is outside the range of type smallint"),
+      says("SELECT $1::jsonb", ["{hunter2"], "Parameter $1 does not have the form of type json"),
+      says("SELECT $1::text::int", ["hunter2"], "A value does not have the form of type integer"),
+      says("SELECT * FROM nowhere", [], 'names a table or view that does not exist: relation "nowhere" does not exist')
+    ])
+    return Effect.zipRight(
+      all,
+      Effect.forEach(["hunter2", "3"], (id) =>
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const error = yield* Effect.flip(
+            DbSession.autocommit(Effect.zipRight(insert(1), sql`INSERT INTO t (id, nope) VALUES (${id}, 'hunter2')`))
+          )
+          expect(DbError.reason(error)?.statement).toBe("INSERT INTO t (id, nope) VALUES ($1, '...')")
+        })
+      )
+    )
+  })
+
+  test("has the statement of a batch that has failed", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const batch = DbSession.batch([sql`SELECT 1`, sql`INSERT INTO t (id) VALUES (${"hunter2"})`, sql`SELECT 2`])
+      for (const run of [batch, DbSession.autocommit(batch)]) {
+        expect(DbError.reason(yield* Effect.flip(run))?.statement).toBe("INSERT INTO t (id) VALUES ($1)")
+      }
+    }))
+
+  test("says what to use where a value stands for a list or a name", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const statement of [sql`SELECT * FROM t WHERE id IN ${[1, 2] as never}`, sql`SELECT * FROM ${"t"}`]) {
+        const error = yield* Effect.flip(statement)
+        expect(error.message).toContain("Use sql.in(column, values) for a list, sql(name) for a name.")
+      }
+    }))
+
+  test("names a setting of a session that does not exist", () =>
+    Effect.gen(function* () {
+      const error = yield* Effect.flip(DbSession.autocommit(insert(1), { settings: { tenant: "hunter2" } }))
+      expect(error.message).toContain('There is no setting "tenant"')
+      expect(error.message).toContain('One of your own has a dot in its name: "app.tenant".')
+      expect(JSON.stringify(error)).not.toContain("hunter2")
+    }))
+})
+
 describe("BEGIN outside of a session", () => {
   const openings = [
+    "BEGIN",
+    "/* by hand */ START TRANSACTION",
+    "BEGIN; SELECT pg_current_xact_id()",
     "BEGIN; INSERT INTO t (id) VALUES (1)",
     "INSERT INTO t (id) VALUES (1); BEGIN; INSERT INTO t (id) VALUES (2)"
   ]
 
-  test("is InvalidInput that leads to withTransaction when work is lost with it, and what it has opened is undone", () =>
+  test("is InvalidInput that leads to withTransaction, and what it has opened is undone", () =>
     Effect.gen(function* () {
       const sql = yield* client
       const before = yield* sql`SELECT pg_backend_pid() AS pid`
@@ -1055,14 +1256,13 @@ describe("BEGIN outside of a session", () => {
       expect(yield* committed(database)).toEqual([])
     }))
 
-  for (const text of ["BEGIN", "/* by hand */ START TRANSACTION", "BEGIN; SELECT pg_current_xact_id()"]) {
-    test(`${text} reaches nobody else`, () =>
-      Effect.gen(function* () {
-        const sql = yield* client
-        yield* sql.unsafe(text)
-        expect(yield* sql`SELECT pg_current_xact_id_if_assigned()::text AS xid`).toEqual([{ xid: null }])
-      }))
-  }
+  test("stops a transaction by hand before its first statement commits by itself", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const byHand = sql`BEGIN`.pipe(Effect.zipRight(insert(1)), Effect.zipRight(sql`ROLLBACK`))
+      expect(yield* reason(byHand)).toBe("InvalidInput")
+      expect(yield* committed(database)).toEqual([])
+    }))
 
   test("is fine in one text with its COMMIT, and on a connection of one's own", () =>
     Effect.gen(function* () {

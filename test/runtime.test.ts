@@ -1,5 +1,5 @@
 import { describe, expect, it, vi } from "@effect/vitest"
-import { Context, Deferred, Effect, Exit, Layer, Schedule, Scope, Stream } from "effect"
+import { Context, Deferred, Effect, Either, Exit, Layer, Option, Ref, Schedule, Scope, Stream } from "effect"
 import {
   DbConnection,
   DbEngine,
@@ -354,10 +354,12 @@ describe("60 promise-style code", () => {
     let late = Promise.resolve("not begun")
     await db.session(async () => {
       await db.run(insert(1))
-      late = gate.opened.then(() => reasonOf(db.run(insert(2))))
+      late = gate.opened.then(() => rejection(db.run(insert(2)))).then((error) => String(error))
     })
     gate.open()
-    expect(await late).toBe("SessionClosed")
+    expect(await late).toContain(
+      "A fiber, a promise that was not awaited, or a captured handle outlived it. Join or await"
+    )
     expect(await rows()).toEqual([1])
   })
 
@@ -375,6 +377,34 @@ describe("60 promise-style code", () => {
     gate.open()
     expect(await late).toBe("SessionClosed")
     expect(await rows()).toEqual([])
+  })
+})
+
+describe("a callback that returns an effect", () => {
+  for (const form of ["session", "isolated", "transaction", "atomic"] as const) {
+    test(`which it has not run is rejected by ${form}, and what it did before is rolled back`, async (db) => {
+      const { sql } = await db.run(DbEngine)
+      for (const effect of [insert(2), sql`INSERT INTO t (id) VALUES (3)`]) {
+        const error = await rejection(
+          db[form](async () => {
+            await db.run(insert(1))
+            return effect
+          })
+        )
+        expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+        expect(String(error)).toContain(
+          `The callback of ${form} returned an Effect, which was not run. Return runtime.run(effect).`
+        )
+      }
+      expect(await rows()).toEqual([])
+    })
+  }
+
+  test("as a value that it has got is fulfilled with that", async (db) => {
+    const values = [Option.some(1), Option.none(), Either.right(1), Exit.succeed(1), Effect.runSync(Ref.make(1))]
+    for (const value of values) expect(await db.session(() => value)).toBe(value)
+    const fiber = Effect.runFork(Effect.void)
+    expect(await db.session(() => fiber)).toBe(fiber)
   })
 })
 

@@ -1,5 +1,5 @@
 import { describe } from "@effect/vitest"
-import { Deferred, Effect, Fiber, identity, Option, Schedule } from "effect"
+import { Deferred, Effect, Fiber, identity, Logger, LogLevel, Option, Schedule } from "effect"
 import {
   atomic,
   DbEngine,
@@ -31,6 +31,7 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
+import { collected } from "./support/observed.js"
 import { barrier } from "./support/until.js"
 
 const database = testDatabase()
@@ -743,6 +744,38 @@ describe("23 manual transactions", () => {
           })
         )
         expect(yield* rows).toEqual([1, 3])
+      }))
+
+    test(`${name}: left open with work in it, a success that loses that work logs a warning`, () =>
+      Effect.gen(function* () {
+        const [lines, logger] = collected()
+        const told = (effect: Effect.Effect<unknown, unknown, DbEngine | DbSession>) =>
+          Effect.gen(function* () {
+            const before = lines.length
+            yield* Effect.exit(around(effect)).pipe(
+              Logger.withMinimumLogLevel(LogLevel.Warning),
+              Effect.provide(logger)
+            )
+            return lines.slice(before).map((_) => _.message)
+          })
+        const message =
+          'effect-db: the block "block 1" was never ended: it was rolled back. Call tx.commit or tx.rollback.'
+        expect(yield* told(Effect.all([DbSession.begin(), insert(1)]))).toEqual([message])
+        expect(yield* told(Effect.all([insert(1), DbSession.savepoint(), insert(2)]))).toEqual([message])
+        const named = DbSession.begin({ name: "import" })
+        expect(yield* told(withTransaction(Effect.all([named, insert(3)])))).toEqual([
+          message.replace("block 1", "import")
+        ])
+        expect(yield* told(atomic(Effect.all([named, insert(4)])))).toEqual([message.replace("block 1", "import")])
+        expect(yield* committed(database)).toEqual([1])
+        // Nothing is lost, or nobody thinks that it is kept.
+        expect(yield* told(DbSession.begin())).toEqual([])
+        expect(yield* told(Effect.all([insert(5), DbSession.savepoint()]))).toEqual([])
+        expect(yield* told(Effect.zipRight(Effect.all([DbSession.begin(), insert(6)]), no))).toEqual([])
+        expect(yield* told(Effect.all([DbSession.begin(), insert(7), DbSession.close]))).toEqual([])
+        expect(yield* told(Effect.flatMap(DbSession.begin(), (tx) => Effect.zipRight(insert(8), tx.commit)))).toEqual(
+          []
+        )
       }))
 
     test(`${name}: left open, it is rolled back at the end`, () =>

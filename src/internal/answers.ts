@@ -289,6 +289,7 @@ export class Answers {
     if (command !== undefined && (step.bound || group.simple)) this.options.onHalf?.(command)
     group.error = DbError.fromServer(message, {
       statement: command?.text ?? step.control?.text,
+      names: step.control?.params,
       canceledByUs: canceled,
       targetReadWrite: this.options.readWriteTarget,
       retryable: isLostWhole(group) ? true : undefined,

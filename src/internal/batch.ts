@@ -45,6 +45,12 @@ const refuseControl = (): DbError =>
     hint: "Leave BEGIN, COMMIT and ROLLBACK out of it; nothing was sent."
   })
 
+const refuseEntry = (number: number): DbError =>
+  DbError.make("InvalidInput", {
+    message: `Entry ${number} of the batch is not a statement.`,
+    hint: "Give what sql`...` makes, neither run nor mapped; nothing was sent."
+  })
+
 const elsewhere = (at: number, whose: string, hint: string): DbError =>
   DbError.make("InvalidInput", {
     message: `Entry ${at + 1} of the batch is a statement ${whose}, which the batch does not run on`,
@@ -62,7 +68,7 @@ const outOfPlace = (
   if (!(statement instanceof Direct)) {
     return Statement.isFragment(statement)
       ? elsewhere(at, "of another SqlClient", "Build it with the sql of DbSession or DbEngine.")
-      : undefined
+      : refuseEntry(at + 1)
   }
   const { bound } = statement.connection
   const own = statement.connection.at(fiber)

@@ -384,7 +384,9 @@ const endOwn = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<void,
     const left = frame.child
     frame.seal()
     const end = success ? settleOpen(unit, frames, frame) : undoOpen(unit, frames)
-    return left === undefined || !success ? end : Effect.zipRight(endings.undo(unit, left), end)
+    return left === undefined || !success
+      ? end
+      : endings.warnOfLeft(unit, left).pipe(Effect.zipRight(endings.undo(unit, left)), Effect.zipRight(end))
   })
 
 const raise = (unit: Unit): Effect.Effect<never, DbError> =>

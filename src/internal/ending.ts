@@ -190,6 +190,14 @@ export const endBlock = (unit: Unit, frame: Frame, success: boolean): Effect.Eff
     return endSealed(unit, frame, success)
   })
 
+/** Of a block that was begun by hand and has done something, when what is around it succeeds without it. @internal */
+export const warnOfLeft = (unit: Unit, left: Frame): Effect.Effect<void> =>
+  left.manual && (left.kind === "savepoint" ? left.begun : unit.begun)
+    ? Effect.logWarning(
+        `effect-db: the block "${left.name}" was never ended: it was rolled back. Call tx.commit or tx.rollback.`
+      )
+    : Effect.void
+
 /** Its settings as they were before come with the answer to its first statement, which may be another fiber's. */
 const waitsForSettings = (unit: Unit, frame: Frame): boolean =>
   unit.issued > 0 && frame.begun && frame.before.length === 0 && Sql.settings(frame.options).length > 0
@@ -207,9 +215,9 @@ const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<vo
       // A block in it that a fiber still runs is not finished: its part is not kept.
       const left = frame.child
       if (left !== undefined) {
-        return Effect.zipRight(
-          undo(unit, left),
-          Effect.suspend(() => endSealed(unit, frame, success))
+        return warnOfLeft(unit, left).pipe(
+          Effect.zipRight(undo(unit, left)),
+          Effect.zipRight(Effect.suspend(() => endSealed(unit, frame, success)))
         )
       }
       if (waitsForSettings(unit, frame)) {

@@ -217,14 +217,14 @@ export class EngineCore {
     const hosts = config.loadBalance ? shuffled(config.target.hosts) : config.target.hosts
     const passes: ReadonlyArray<boolean> = config.attrs === "prefer-standby" ? [true, false] : [false]
     const attempts = passes.flatMap((strict) => hosts.map((host) => ({ host, strict })))
-    let last: DbError | undefined = undefined
+    const met: Array<DbError> = []
     const next = (at: number, password: Redacted.Redacted | undefined): void => {
       if (over) return
       const attempt = attempts[at]
-      if (attempt === undefined) return done(last ?? wrongRole(config), undefined)
+      if (attempt === undefined) return done(allOf(met) ?? wrongRole(config), undefined)
       const started = Date.now()
       const failed = (error: DbError): void => {
-        last = error
+        met.push(error)
         // A wrong password is wrong everywhere, and trying on may lock the account.
         if (error.reason._tag === "AuthenticationError") return done(error, undefined)
         next(at + 1, password)
@@ -384,6 +384,22 @@ const fits = (config: Resolved, wire: Wire, strict: boolean): boolean | undefine
     default:
       return standby === "on"
   }
+}
+
+/** What several hosts have met, in one error, where none of them could be reached; else the last of it. */
+const allOf = (met: ReadonlyArray<DbError>): DbError | undefined => {
+  const last = met[met.length - 1]
+  const down = met.flatMap(({ reason }) => (reason._tag === "ConnectionError" && reason.address ? [reason] : []))
+  const addresses = [...new Set(down.map((_) => _.address!))]
+  if (last === undefined || down.length < met.length || addresses.length < 2) return last
+  const { _tag, ...reason } = down[down.length - 1]!
+  const texts = new Set(down.map(({ address, message }) => message.replace(` (${address})`, "")))
+  const address = addresses.join(", ")
+  const message =
+    texts.size === 1
+      ? reason.message.replace(`(${reason.address})`, `(${address})`)
+      : [...new Set(down.map((_) => _.message.replace(/\.$/, "")))].join("; ")
+  return DbError.make("ConnectionError", { ...reason, message, address, cause: last })
 }
 
 const passwordTimeout = (millis: number): DbError =>

@@ -124,20 +124,16 @@ class Solo implements Running, Owner {
   private settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
     if (this.settled) return
     this.settled = true
-    const lost = this.leavesOpen && error === undefined && result !== undefined && this.wrote(multiple ?? [result])
+    const left = error === undefined && result !== undefined && this.leavesOpen
     if (this.wire !== undefined) this.release?.(this.wire)
-    if (lost) this.done(leftOpen(), undefined, undefined)
+    if (left) this.done(leftOpen(), undefined, undefined)
     else this.done(error, result, multiple)
     this.waiter?.()
   }
 
-  /** A transaction, on a connection that goes back to the pool, which rolls it back. */
+  /** A transaction, on a connection that goes back to the pool: what its user runs next would not be in it. */
   private get leavesOpen(): boolean {
     return this.wire !== undefined && this.release !== undefined && this.wire.status !== "I"
-  }
-
-  private wrote(results: ReadonlyArray<Result>): boolean {
-    return results.some(({ command }) => mayWrite(command, this.spec.text))
   }
 
   get interrupt(): Effect.Effect<void> {

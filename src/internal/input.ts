@@ -1,6 +1,9 @@
 /**
  * What is refused before the wire. Checks never throw, and their errors name the place, never the value.
  */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { types } from "node:util"
 // @ts-expect-error: neither pg nor its types describe this file
@@ -115,7 +118,7 @@ const bytesOf = (values: ReadonlyArray<null | string | Buffer>): number =>
   )
 
 const convert = (value: unknown, i: number): null | string | Buffer | DbError => {
-  let bad: string | undefined
+  let bad: Unfit | undefined
   try {
     const plain = unwrap(value)
     bad = unfit(plain)
@@ -129,7 +132,24 @@ const convert = (value: unknown, i: number): null | string | Buffer | DbError =>
       cause
     })
   }
-  return refuse(`Parameter $${i + 1} is ${bad}`, "Convert it to a value that PostgreSQL has a type for.", i + 1)
+  return refuse(`Parameter $${i + 1} is ${bad.what}`, bad.hint, i + 1)
+}
+
+/** What `sql.json` was given, as the text that is sent: a bare array would become one of PostgreSQL's. */
+export const encodeJson = (value: unknown, named: (value: unknown) => unknown): string | null | DbError => {
+  if (value === null || value === undefined) return null
+  let bad: Unfit | undefined
+  try {
+    bad = unfit(value)
+    if (bad === undefined) return JSON.stringify(named(value)) ?? null
+  } catch (cause) {
+    return DbError.make("InvalidInput", {
+      message: "The value of sql.json cannot be converted: its conversion throws",
+      hint: "Pass a value that JSON can express; error.serverError has what was thrown.",
+      cause
+    })
+  }
+  return refuse(`The value of sql.json is ${bad.what}`, bad.hint)
 }
 
 /** Follows `toPostgres` as `pg` does, so that what it gives is checked too. */
@@ -151,26 +171,55 @@ const unwrap = (value: unknown): unknown => {
   return plain
 }
 
-/** What `pg` would turn into text all the same: "NaN-NaN-...", a function's source, "<redacted>". */
-const unfit = (value: unknown): string | undefined => {
+interface Unfit {
+  readonly what: string
+  readonly hint: string
+}
+
+/** What `pg` would turn into text all the same: "NaN-NaN-...", a function's source, "<redacted>", {}. */
+const unfit = (value: unknown): Unfit | undefined => {
   switch (typeof value) {
     case "function":
     case "symbol":
-      return `a ${typeof value}`
+      return { what: `a ${typeof value}`, hint: noType }
     case "object":
-      if (types.isDate(value)) return Number.isNaN(value.getTime()) ? "an invalid Date" : undefined
+      if (value === null) return undefined
+      if (types.isDate(value)) {
+        return Number.isNaN(value.getTime()) ? { what: "an invalid Date", hint: noType } : undefined
+      }
       if (Array.isArray(value)) {
         for (const item of value) {
           if (item === null || typeof item === "string" || typeof item === "number") continue
           const bad = unfit(unwrap(item))
-          if (bad !== undefined) return `an array with ${bad}`
+          if (bad !== undefined) return { what: `an array with ${bad.what}`, hint: bad.hint }
         }
         return undefined
       }
-      return Redacted.isRedacted(value) ? "Redacted; pass Redacted.value(it) if the database shall have it" : undefined
+      return ArrayBuffer.isView(value) ? undefined : unfitObject(value)
     default:
       return undefined
   }
+}
+
+const noType = "Convert it to a value that PostgreSQL has a type for."
+
+/** What JSON makes nothing of, or something that nobody has meant. */
+const unfitObject = (value: object): Unfit | undefined => {
+  if (typeof (value as { readonly then?: unknown }).then === "function") {
+    return { what: "a Promise", hint: "Await it first." }
+  }
+  if (Object.getPrototypeOf(value) === Object.prototype) return undefined
+  if (Redacted.isRedacted(value)) {
+    return { what: "Redacted", hint: "Pass Redacted.value(it) if the database shall have it." }
+  }
+  // The first two are effects as well; so is an error, which JSON has the fields of.
+  if (Option.isOption(value)) return { what: "an Option", hint: "Use Option.getOrNull(it)." }
+  if (Either.isEither(value)) return { what: "an Either", hint: "Use Either.getOrThrow(it), or yield* it first." }
+  if (Effect.isEffect(value) && !(value instanceof Error)) {
+    return { what: "an Effect that was not run", hint: "yield* it first." }
+  }
+  if (types.isMap(value)) return { what: "a Map", hint: "Use Object.fromEntries(it) or [...it]." }
+  return types.isSet(value) ? { what: "a Set", hint: "Use [...it]." } : undefined
 }
 
 const kind = (u: unknown): string =>

@@ -55,7 +55,11 @@ export const conditionName = (code: string): string | undefined =>
 
 /** What happened, where the SQLSTATE says more than its reason. */
 export const sentencesByState: Record<string, string> = {
+  "22001": "A value is longer than its column allows",
+  "22012": "Division by zero",
+  "25001": "This command cannot run inside a transaction",
   "25P03": "The transaction was idle for too long: the server ended it together with its connection",
+  "2BP01": "Something else depends on it",
   "3D000": "The database does not exist",
   "3F000": "The statement names a schema that does not exist",
   "42601": "The statement has a syntax error",
@@ -79,14 +83,15 @@ export const sentencesByState: Record<string, string> = {
 export const hintsByState: Record<string, string> = {
   "0A000": "PostgreSQL does not do this here; error.serverError has its own words.",
   "08P01": "Client and server disagree about the protocol; see whether a proxy or pooler stands between them.",
-  "22001": "The value is longer than its column allows.",
-  "22003": "The value is outside the range of its type.",
-  "22007": "The value is not a date or time; pass a Date or an ISO 8601 string.",
+  "22001": "Shorten it, or give the column a longer type.",
+  "22003": "Check the value, or give the column or the cast a wider type.",
+  "22007": "Pass a Date or an ISO 8601 string.",
+  "22008": "Check the value; pass a Date or an ISO 8601 string.",
   "22012": "Guard the divisor with nullif(..., 0).",
   "22021": "The value has bytes that the database's encoding does not have.",
-  "22P02": "A value does not have the form of its type; check the parameters' types, or cast them.",
+  "22P02": "Check what is passed, and the type that the statement gives it.",
   "22P05": "The value has characters that the encoding cannot express (\\u0000 in jsonb is one).",
-  "25001": "This command cannot run inside a transaction; run it as an implicit statement, outside a session.",
+  "25001": "Run it as an implicit statement, outside a session.",
   "25P01": "This command needs an open transaction.",
   "25P03": "Do slow work outside the transaction, or raise idleInTransactionTimeout.",
   "26000":
@@ -115,10 +120,66 @@ export const hintsByState: Record<string, string> = {
   XX002: "An index is damaged; REINDEX it and check the disk."
 }
 
-/** What PgBouncer says, all of it with 08P01; whether the same again can do no harm, as nothing has reached a server. */
-export const poolerSentences: ReadonlyArray<
+/** Of a value that its type refuses. */
+const valueSentences: Record<string, (value: string, type: string) => string> = {
+  "22003": (value, type) => `${value} is outside the range of ${type}`,
+  "22007": (value, type) => `${value} does not have the form of ${type}`,
+  "22008": (value) => `${value} has a part of a date or time that is out of range`,
+  "22P02": (value, type) => `${value} does not have the form of ${type}`
+}
+
+/** Types that may be named: in that place of what RAISE says, anything may stand. */
+const namedTypes = new Set(
+  (
+    "bigint,bit,boolean,box,bytea,cidr,circle,date,double precision,inet,integer,interval,json,jsonb,jsonpath,line,lseg," +
+    "macaddr,macaddr8,money,numeric,oid,path,point,polygon,pg_lsn,real,smallint,tid,time,time with time zone,timestamp," +
+    "timestamp with time zone,tsquery,tsvector,uuid,xid,xid8"
+  ).split(",")
+)
+
+const typeIn = /for type ([a-z0-9_ ]+)(?=:|$)|^([a-z ]+) (?:out of range|field overflow)$/
+
+/** The server says it in the context of the error, on a line of its own, with the value behind it. */
+const parameterIn = /^(?:unnamed portal|portal "[^"\n]*") parameter (\$\d{1,5})(?: = |$)/m
+
+/** Which parameter, and which type, has been refused: never the value, which the server's own words quote. */
+export const valueSentence = (code: string, message = "", where = ""): string | undefined => {
+  const [, parameter] = parameterIn.exec(where) ?? []
+  const [, first, second] = typeIn.exec(message) ?? []
+  const type = first ?? second
+  return valueSentences[code]?.(
+    parameter === undefined ? "A value" : `Parameter ${parameter}`,
+    type !== undefined && namedTypes.has(type) ? `type ${type}` : "its type"
+  )
+}
+
+/** Of a setting that does not exist, and what to do. */
+export const settingSentence = (name: string, shown: boolean): [sentence: string, hint: string] => [
+  `There is no setting ${shown ? `"${name}"` : "of that name"}`,
+  name.includes(".")
+    ? "Set it before it is read, or read it with current_setting(name, true), which gives NULL."
+    : `One of your own has a dot in its name: "app.${shown ? name : "name"}".`
+]
+
+export const miscountedHint = "Count $1, $2, ... in its text and the values that it is given; each needs the other."
+
+/** What stands at `$1` in a place where PostgreSQL takes no parameter. */
+export const misplacedHint =
+  "A value stands where none may. Use sql.in(column, values) for a list, sql(name) for a name."
+
+/**
+ * Of a start-up packet, with 28000, and what PgBouncer says, all of it with 08P01; whether the same again can do no harm, as
+ * nothing has reached a server.
+ */
+export const startupSentences: ReadonlyArray<
   readonly [says: RegExp, sentence: string, hint: string, harmless: boolean]
 > = [
+  [
+    /^no PostgreSQL user name specified/,
+    "No user name was given",
+    "Set username, put it into url, or set PGUSER.",
+    false
+  ],
   [
     /^unsupported startup parameter/,
     "The pooler refuses a start-up parameter of the connection",
@@ -261,7 +322,7 @@ export const reasonDefaults: {
   },
   SessionClosed: {
     message: "The session has ended",
-    hint: "Ask for the ambient session again; DbSession.detach runs daemons without one."
+    hint: "Join or await what outlived it first, or run it with DbSession.detach."
   },
   SessionBusy: {
     message: "Another block of the session did not end in time",

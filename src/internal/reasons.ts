@@ -26,6 +26,8 @@ export interface ServerFields {
   readonly routine?: string | undefined
   /** The character of the statement that the error is about, counted from 1. */
   readonly position?: number | undefined
+  /** The statement that has failed, its literals and numbers masked. */
+  readonly statement?: string | undefined
 }
 
 /**
@@ -282,7 +284,7 @@ export class PropagationError extends Data.TaggedClass("PropagationError")<Reaso
  */
 export class TransactionAborted extends Data.TaggedClass("TransactionAborted")<
   ReasonFields & {
-    /** The first statement that failed, its literals masked. */
+    /** The first statement that failed, its literals and numbers masked. */
     readonly statement?: string | undefined
     /** What it failed with. */
     readonly firstError?: DbError | undefined

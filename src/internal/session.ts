@@ -282,7 +282,8 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
     const hooks = takeHooks(frames, commits && Exit.isSuccess(exit), unknown)
     return hooks.length === 0 ? exit : Effect.zipRight(runAfter(hooks), exit)
   }
-  return Effect.matchCauseEffect(end(), {
+  const warned = success && left !== undefined ? Effect.flatMap(endings.warnOfLeft(unit, left), end) : end()
+  return Effect.matchCauseEffect(warned, {
     onFailure: (cause) => after(Exit.failCause(cause)),
     onSuccess: () => after(Exit.void)
   })

@@ -12,6 +12,7 @@ import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type * as FiberStatus from "effect/FiberStatus"
+import { identity } from "effect/Function"
 import type * as Mailbox from "effect/Mailbox"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
@@ -21,12 +22,12 @@ import type { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
 import { execute } from "./execute.js"
 import type { Bound } from "./execute.js"
-import { checkIdentifier, checkNotification } from "./input.js"
+import { checkIdentifier, checkNotification, encodeJson } from "./input.js"
 import { engineFor } from "./instead.js"
 import { isObserved, observe, observeScoped } from "./observe.js"
 import type { Observation } from "./observe.js"
 import type { Result } from "./rows.js"
-import { compileOf, isRefused } from "./statement.js"
+import { compileOf, emptyHelper, isRefused } from "./statement.js"
 import { isTraced, unseenSpan } from "./telemetry.js"
 
 /**
@@ -294,6 +295,10 @@ class Tagged extends Direct {
   }
 
   private compiled(withoutTransform: boolean): Compiled {
+    for (const segment of this.segments) {
+      const refused = emptyHelper(segment)
+      if (refused !== undefined) throw refused
+    }
     return this.client.compiler.compile(this as unknown as Statement.Fragment, withoutTransform)
   }
 }
@@ -363,6 +368,14 @@ interface CompilerParts {
   readonly onCustom: Parameters<typeof Statement.makeCompiler>[0]["onCustom"]
 }
 
+/** With other names, as PgClient gives them; of an array it looks at the first item alone. */
+const withKeys = (value: unknown, transform: (name: string) => string): unknown =>
+  Array.isArray(value)
+    ? value.map((item) => withKeys(item, transform))
+    : value?.constructor === Object
+      ? Object.fromEntries(Object.entries(value).map(([key, of]) => [transform(key), withKeys(of, transform)]))
+      : value
+
 const quote = Statement.defaultEscape('"')
 const knownNames = 4096
 
@@ -384,7 +397,11 @@ const makeQuote = (): ((name: string) => string) => {
   }
 }
 
-/** The compiler of an engine, shared by all its views: PgClient's, but for names that PostgreSQL would cut. @internal */
+/**
+ * The compiler of an engine, shared by all its views: PgClient's, but for names that PostgreSQL would cut, and for the
+ * JSON of arrays and of text.
+ * @internal
+ */
 export const makeCompiler = (engine: EngineCore): Statement.Compiler => {
   const { transformJson, transformQueryNames: transform } = engine.config.options
   const { dialect, onCustom, onRecordUpdate, parameterPlaceholder } = PgClient.makeCompiler(
@@ -398,7 +415,13 @@ export const makeCompiler = (engine: EngineCore): Statement.Compiler => {
     onIdentifier: (name, withoutTransform) =>
       quoted(transform === undefined || withoutTransform ? name : transform(name)),
     onRecordUpdate,
-    onCustom
+    onCustom: (fragment, placeholder, withoutTransform) => {
+      if (fragment.kind !== "PgJson") return onCustom(fragment, placeholder, withoutTransform)
+      const named = transform !== undefined && transformJson !== false && !withoutTransform
+      const encoded = encodeJson(fragment.i0, named ? (value) => withKeys(value, transform) : identity)
+      if (isRefused(encoded)) throw encoded
+      return [placeholder(undefined), [encoded]]
+    }
   })
 }
 

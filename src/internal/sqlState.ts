@@ -7,11 +7,15 @@ import type { ConnectionPhase, ReasonTag, ServerFields } from "./reasons.js"
 import {
   conditionName,
   hintsByState,
-  poolerSentences,
+  miscountedHint,
+  misplacedHint,
   reasonDefaults,
   sentencesByState,
+  settingSentence,
   socketSentences,
-  tlsSentences
+  startupSentences,
+  tlsSentences,
+  valueSentence
 } from "./reasonText.js"
 
 /** The fields of an ErrorResponse, as `pg` names them. */
@@ -37,6 +41,8 @@ export interface ErrorContext {
   readonly phase?: ConnectionPhase | undefined
   /** The text that was sent, without values: it proves which words of the server's text are the program's own. */
   readonly statement?: string | undefined
+  /** What the program gave it besides, where all of it may be shown that the server speaks of: names of settings. */
+  readonly names?: ReadonlyArray<string> | undefined
   /** A cancel of ours was under way: 57014 is told apart by text only, and that text may be translated. */
   readonly canceledByUs?: boolean | undefined
   /** The engine wants a writable host, so 25006 says that this host no longer is one. */
@@ -84,8 +90,6 @@ const miscounted = (e: ServerError): string => {
   const counts = given === undefined ? "" : `: ${given} for ${wanted}`
   return `The statement was given another number of values than it has parameters${counts}`
 }
-
-const miscountedHint = "Count $1, $2, ... in its text and the values that it is given; each needs the other."
 
 /**
  * Whether the raw connection has to be destroyed after this error. An answer without an SQLSTATE is not one of
@@ -192,9 +196,12 @@ const ownText = (e: ServerError, context: ErrorContext): string | undefined => {
       : message
   }
   if (statement === undefined) return undefined
-  const words = new Set(wordsOf(withoutNumbers(withoutLiterals(statement.slice(0, maxSearched)))))
+  const words = codeWords(statement)
   return wordsOf(message).every((word) => vocabulary.has(word) || words.has(word)) ? message : undefined
 }
+
+const codeWords = (statement: string): ReadonlySet<string> =>
+  new Set(wordsOf(withoutNumbers(withoutLiterals(statement.slice(0, maxSearched)))))
 
 /** `at or near` of a syntax error, read from our own text: the server's may quote a literal, or be translated. */
 const syntaxPlace = (e: ServerError, context: ErrorContext): string => {
@@ -219,6 +226,14 @@ const positionOf = (e: ServerError, context: ErrorContext): number | undefined =
   if (e.where !== undefined || e.internalQuery !== undefined) return undefined
   const position = Number(e.position) - (context.offset ?? 0)
   return Number.isInteger(position) && position > 0 ? position : undefined
+}
+
+/** A setting that does not exist: its name may have come as a value. */
+const unknownSetting = (e: ServerError, { names, statement }: ErrorContext): [string, string] | undefined => {
+  const [, name] = /^unrecognized configuration parameter "(.+)"$/.exec(e.message ?? "") ?? []
+  if (e.code !== "42704" || name === undefined) return undefined
+  const words = codeWords(statement ?? "")
+  return settingSentence(name, names?.includes(name) === true || wordsOf(name).every((word) => words.has(word)))
 }
 
 // -----------------------------------------------------------------------------
@@ -303,28 +318,36 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
   }
   const tag = tagOf(code, e, context)
   const condition = conditionName(code)
-  const pooler = code === "08P01" ? poolerSentences.find(([says]) => says.test(e.message ?? "")) : undefined
+  const startup =
+    code === "08P01" || code === "28000" ? startupSentences.find(([says]) => says.test(e.message ?? "")) : undefined
   const text =
     context.phase === "connect" && (tag === "AuthenticationError" || refusals.has(code))
       ? e.message
       : code.startsWith("42") || naming.has(code)
         ? ownText(e, context)
         : undefined
-  const sentence =
-    tag === "UnknownError"
-      ? `The server reported ${condition ?? "an error"}`
-      : isMiscounted(e)
-        ? miscounted(e)
-        : (pooler?.[1] ?? sentencesByState[code] ?? reasonDefaults[tag].message)
-  const about = tag === "SqlSyntaxError" && text === undefined ? syntaxPlace(e, context) : thing(e)
-  const what = text === undefined ? sentence + about : tag === "SqlSyntaxError" ? text : `${sentence}${about}: ${text}`
-  const message = `${what} (${condition === undefined || tag === "UnknownError" ? "" : `${condition}, `}SQLSTATE ${code})`
+  const setting = unknownSetting(e, context)
+  const own = setting?.[0] ?? startup?.[1] ?? valueSentence(code, e.message, e.where) ?? sentencesByState[code]
+  const untold = tag === "UnknownError" && own === undefined
+  const sentence = untold
+    ? `The server reported ${condition ?? "an error"}`
+    : isMiscounted(e)
+      ? miscounted(e)
+      : (own ?? reasonDefaults[tag].message)
+  const near = tag === "SqlSyntaxError" && text === undefined ? syntaxPlace(e, context) : undefined
+  const what = `${sentence}${near ?? thing(e)}${text === undefined ? "" : `: ${text}`}`
+  const message = `${what} (${condition === undefined || untold ? "" : `${condition}, `}SQLSTATE ${code})`
   const fields = {
     message,
     hint:
       (text !== undefined && positionOf(e, context) !== undefined ? e.hint : undefined) ??
-      pooler?.[2] ??
-      (isMiscounted(e) ? miscountedHint : hintsByState[code]),
+      setting?.[1] ??
+      startup?.[2] ??
+      (isMiscounted(e)
+        ? miscountedHint
+        : code === "42601" && / near "\$\d/.test(near ?? "")
+          ? misplacedHint
+          : hintsByState[code]),
     sqlState: code,
     condition,
     severity: e.severity,
@@ -334,12 +357,14 @@ export const describeServer = (e: ServerError, context: ErrorContext = {}): Desc
     schema: e.schema,
     dataType: e.dataType,
     routine: e.routine,
-    position: positionOf(e, context)
+    position: positionOf(e, context),
+    statement:
+      context.statement === undefined || context.phase === "connect" ? undefined : redactSql(context.statement).trim()
   }
   if (tag === "ConnectionError") {
     const phase = context.phase ?? (/^(?:53300|57P03|0800[14])$/.test(code) ? "connect" : "read")
     const passing = /^(?:08|53|57|58|XX)/.test(code) && code !== "08007"
-    const isRetryable = pooler?.[3] ?? context.retryable ?? (phase === "connect" && passing)
+    const isRetryable = startup?.[3] ?? context.retryable ?? (phase === "connect" && passing)
     return { tag, fields: { ...fields, phase, isRetryable, address: context.where } }
   }
   if (tag === "ReadOnlyError" && context.targetReadWrite === true) {

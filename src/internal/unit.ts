@@ -134,7 +134,7 @@ export class Unit implements PathState {
   closedError(): DbError {
     return DbError.make("SessionClosed", {
       message: `The session "${this.name}" is closed.`,
-      hint: "A fiber or a captured handle outlived it. Join the fiber first, or run it with DbSession.detach(effect)."
+      hint: "A fiber, a promise that was not awaited, or a captured handle outlived it. Join or await it first, or run it with DbSession.detach(effect)."
     })
   }
 

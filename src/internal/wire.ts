@@ -345,6 +345,7 @@ export const dial = (
     finish(
       DbError.make("ConnectionError", {
         phase: "connect",
+        address: where,
         message: `${where} did not complete the connection within ${config.connectMillis} ms.`,
         hint: "Is it a PostgreSQL server, and is the network open? connectTimeout bounds TCP, TLS and authentication.",
         isRetryable: true
