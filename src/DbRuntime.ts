@@ -78,8 +78,8 @@ export interface DbRuntime<R, E> extends PromiseSessions<Spoken<R> | "default"> 
    * stands still meanwhile: statements go over connections that another thread holds, a pool of their own of up to
    * `maxConnections`, which `DbEngine.stats` counts as well. It can't share the session around it: there it throws
    * `PropagationError`. The effect may run statements, sessions, blocks, sleeps and pure code; what only the event loop
-   * can bring is refused with `InvalidInput`, and so is a connection that was opened outside, before anything is sent. A lock that this thread itself holds elsewhere is waited for in vain: set
-   * `lockTimeout`.
+   * can bring is refused with `InvalidInput`, and so is a connection that was opened outside, before anything is sent. A
+   * lock that this thread itself holds elsewhere is waited for in vain: set `lockTimeout`.
    */
   readonly runSync: <A, E2>(effect: Effect.Effect<A, E2, R>) => A
   /**

@@ -264,7 +264,7 @@ describe("the parameters of a url", () => {
         url: `${url}?target_session_attrs=read-write&load_balance_hosts=random`
       })
       expect({ attrs, loadBalance }).toEqual({ attrs: "read-write", loadBalance: true })
-      const standby = on({ url: urlWith("target_session_attrs=standby"), acquireTimeout: 200 }, run("SELECT 1"))
+      const standby = on({ url: urlWith("target_session_attrs=standby"), acquireTimeout: 1500 }, run("SELECT 1"))
       expect((yield* reasonOf(standby)).message).toContain("is standby")
       yield* on({ url: urlWith("target_session_attrs=primary") }, run("SELECT 1"))
     })
