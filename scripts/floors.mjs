@@ -76,6 +76,7 @@ export const floors = [
     "src/internal/everySession.ts",
     "src/internal/commitToken.ts",
     "src/internal/health.ts",
+    "src/internal/records.ts",
     "src/internal/sqlClient.ts",
     "src/internal/batch.ts",
     "src/internal/copy.ts",

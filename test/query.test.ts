@@ -969,10 +969,10 @@ describe("bad input is refused before the wire", () => {
       expect(yield* committed(database)).toEqual([])
     }))
 
-  test("rows and columns that are none are InvalidInput that says what to do, however they are run", () =>
+  test("what an insert or an update would leave out is InvalidInput that says what to do, however it is run", () =>
     Effect.gen(function* () {
       const sql = yield* client
-      const nothing: ReadonlyArray<readonly [statement: Statement.Statement<unknown>, message: string]> = [
+      const refused: ReadonlyArray<readonly [statement: Statement.Statement<unknown>, message: string]> = [
         [
           sql`INSERT INTO t ${sql.insert([])}`,
           "sql.insert was given no rows. Skip the statement when there is nothing to insert."
@@ -981,9 +981,18 @@ describe("bad input is refused before the wire", () => {
         [sql`INSERT INTO t ${sql.insert([{}, {}])}`, "sql.insert was given no columns."],
         [sql`UPDATE t SET ${sql.update({})}`, "sql.update was given no columns."],
         [sql`UPDATE t SET ${sql.update({ id: 1 }, ["id"])} WHERE id = ${1}`, "sql.update was given no columns."],
-        [sql`UPDATE t SET note = v.note FROM ${sql.updateValues([], "v")}`, "sql.updateValues was given no rows."]
+        [sql`UPDATE t SET note = v.note FROM ${sql.updateValues([], "v")}`, "sql.updateValues was given no rows."],
+        [
+          sql`INSERT INTO t ${sql.insert([{ id: 1 }, { id: 2, note: "lost" }] as Array<Record<string, unknown>>)}`,
+          "sql.insert was given a column in row 2 that the first row does not have. Give all rows the same columns"
+        ],
+        [
+          sql`INSERT INTO t ${sql.insert({ id: 1, note: sql.literal("now()") })}`,
+          "sql.insert was given a piece of SQL as a value. It takes values and sql.json"
+        ],
+        [sql`UPDATE t SET ${sql.update({ note: sql`upper(note)` })}`, "sql.update was given a piece of SQL as a value."]
       ]
-      for (const [statement, message] of nothing) {
+      for (const [statement, message] of refused) {
         const batch = DbSession.batch([sql`SELECT 1`, statement])
         for (const run of [statement, statement.raw, DbSession.autocommit(statement), batch] as const) {
           const error = yield* Effect.flip(run as Effect.Effect<unknown, SqlError, DbEngine>)

@@ -27,7 +27,8 @@ import { engineFor } from "./instead.js"
 import { isObserved, observe, observeScoped } from "./observe.js"
 import type { Observation } from "./observe.js"
 import type { Result } from "./rows.js"
-import { compileOf, emptyHelper, isRefused } from "./statement.js"
+import { checkRecords } from "./records.js"
+import { compileOf, isRefused } from "./statement.js"
 import { isTraced, unseenSpan } from "./telemetry.js"
 
 /**
@@ -296,7 +297,7 @@ class Tagged extends Direct {
 
   private compiled(withoutTransform: boolean): Compiled {
     for (const segment of this.segments) {
-      const refused = emptyHelper(segment)
+      const refused = checkRecords(segment)
       if (refused !== undefined) throw refused
     }
     return this.client.compiler.compile(this as unknown as Statement.Fragment, withoutTransform)

@@ -1,7 +1,6 @@
 /**
  * What a statement is sent as, decided from its text and remembered with it.
  */
-import type { Segment } from "@effect/sql/Statement"
 import { DbError } from "../DbError.js"
 import { checkText, encodeParams } from "./input.js"
 import type { Command, CopyHandler, Watch } from "./command.js"
@@ -83,32 +82,6 @@ export const compileOf = <Compiled>(
     throw error
   }
 }
-
-/** Rows or columns that are none make no statement. @internal */
-export const emptyHelper = (segment: Segment): DbError | undefined => {
-  switch (segment._tag) {
-    case "RecordInsertHelper":
-      if (segment.value.length === 0)
-        return none("insert", "rows", "Skip the statement when there is nothing to insert.")
-      return Object.keys(segment.value[0]!).length > 0
-        ? undefined
-        : none("insert", "columns", "Write DEFAULT VALUES for a row that has nothing but defaults.")
-    case "RecordUpdateHelper":
-      if (segment.value.length === 0) return none("updateValues", "rows", nothingToUpdate)
-      return Object.keys(segment.value[0]!).length > 0 ? undefined : none("updateValues", "columns", nothingToUpdate)
-    case "RecordUpdateHelperSingle":
-      return Object.keys(segment.value).some((key) => !segment.omit.includes(key))
-        ? undefined
-        : none("update", "columns", nothingToUpdate)
-    default:
-      return undefined
-  }
-}
-
-const nothingToUpdate = "Skip the statement when there is nothing to update."
-
-const none = (helper: string, what: string, hint: string): DbError =>
-  DbError.make("InvalidInput", { message: `sql.${helper} was given no ${what}`, hint })
 
 const noParams: ReadonlyArray<null | string | Buffer> = []
 
