@@ -227,7 +227,7 @@ describe("the parameters of a url", () => {
         "SELECT current_setting('server_version_num') AS version"
       )
       if (Number(row!.version) < 170000) return
-      const query = "options=-c search_path=app -c transaction_timeout=1"
+      const query = "options=-c search_path=app -c transaction_timeout=90000"
       yield* on(
         { url: urlWith(query), transactionTimeout: 2000 },
         Effect.gen(function* () {
