@@ -351,7 +351,7 @@ export const dial = (
     )
   })
   client.on("error", (cause) => finish(DbError.fromSocket(cause, "connect", where), undefined))
-  client.connect((cause: Error | null | undefined) => {
+  const connected = (cause: Error | null | undefined): void => {
     if (finished) {
       internals.connection.stream.destroy()
       return
@@ -367,7 +367,13 @@ export const dial = (
     }
     client.removeAllListeners("error")
     finish(undefined, new Wire(client, host, parameters, config, onDeath))
-  })
+  }
+  try {
+    client.connect(connected)
+  } catch (cause) {
+    // A stream of the user's that is no socket.
+    finish(DbError.fromSocket(cause, "connect", where), undefined)
+  }
   return () => {
     finished = true
     stop()
