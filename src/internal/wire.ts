@@ -35,6 +35,7 @@ interface Internals {
   readonly processID: number
   readonly secretKey: number
   readonly readyForQuery: boolean
+  _txStatus: "I" | "T" | "E" | null
   getTransactionStatus(): "I" | "T" | "E" | null
 }
 
@@ -158,7 +159,8 @@ export class Wire {
   }
 
   submit(command: Command): void {
-    if (this.foreign === undefined) this.pipeline.submit(command)
+    // The pipeline knows what it has died of.
+    if (this.foreign === undefined || this.dead) this.pipeline.submit(command)
     else this.foreign.submit(command)
   }
 
@@ -189,7 +191,9 @@ export class Wire {
         const stream = this.internals.connection.stream
         stream.removeListener("data", this.pipeline.onData)
         for (const listener of this.pgData) stream.on("data", listener)
-        this.foreign = new ForeignQueue(this, this.client, stream.bytesWritten)
+        // Of what has happened since the login it has heard nothing.
+        this.internals._txStatus = this.pipeline.status
+        this.foreign = new ForeignQueue(this, this.client, stream.bytesWritten, this.config.settleMillis)
       }
       done(this.client)
     })
