@@ -247,6 +247,8 @@ export const undo = (unit: Unit, frame: Frame): Effect.Effect<void> =>
       return Effect.sync(() => frame.close())
     }
     const waiters = (frame.undoing = [])
+    // Behind a statement that runs on, it would be answered too late, and take the connection along.
+    unit.cancelIn(frame)
     return Effect.map(rollbackTo(unit, frame), () => {
       frame.undoing = undefined
       frame.close()

@@ -115,7 +115,7 @@ export class Frame implements Owner {
   limit(millis: number, error: () => DbError): void {
     this.stopTimer = timer(millis, () => {
       this.late = error()
-      for (const run of [...this.unit.runs]) if (run.block.isWithin(this)) run.cancel()
+      this.unit.cancelIn(this)
     })
   }
 
