@@ -72,7 +72,7 @@ export class Frame implements Owner {
   /** Settings of the block as they were before, to be put back when it is released. */
   readonly before: Array<readonly [name: string, value: string]> = []
   /** Run before each COMMIT while the block lasts: a session's sees several. */
-  readonly beforeCommit: Array<Hook> = []
+  readonly beforeCommit = new Set<Hook>()
   afterCommit: Array<Hook> = []
   afterRollback: Array<Hook> = []
   private readonly waiters = new Line<Waiter>()
