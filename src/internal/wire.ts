@@ -29,6 +29,8 @@ interface Internals {
   readonly connection: {
     readonly stream: Duplex & { readonly bytesWritten: number }
     parsedStatements: Record<string, string>
+    attachListeners(stream: Duplex): void
+    emit(event: "error", cause: unknown): void
     on(event: "parameterStatus", f: (message: { parameterName: string; parameterValue: string }) => void): void
     end(): void
   }
@@ -355,6 +357,24 @@ export const dial = (
     )
   })
   client.on("error", (cause) => finish(DbError.fromSocket(cause, "connect", where), undefined))
+  // pg throws at what it does not know, such as a login by GSSAPI: out of the socket, where nobody would catch it.
+  const attach = internals.connection.attachListeners.bind(internals.connection)
+  internals.connection.attachListeners = (stream) => {
+    const others = stream.listeners("data")
+    attach(stream)
+    for (const listener of stream.listeners("data")) {
+      if (others.includes(listener)) continue
+      stream.removeListener("data", listener as (chunk: Buffer) => void)
+      stream.on("data", (chunk) => {
+        try {
+          listener(chunk)
+        } catch (cause) {
+          if (finished) throw cause
+          internals.connection.emit("error", cause)
+        }
+      })
+    }
+  }
   const connected = (cause: Error | null | undefined): void => {
     if (finished) {
       internals.connection.stream.destroy()
