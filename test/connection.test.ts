@@ -33,7 +33,7 @@ import {
   sleep,
   used
 } from "./support/programs.js"
-import { pending, soon, timed, took, until, untilStats } from "./support/until.js"
+import { latch, open, pending, soon, timed, took, until, untilStats } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -1154,6 +1154,44 @@ describe("sessions on a connection", () => {
         expect(yield* committed(database)).toEqual([1])
       })
     ))
+
+  it.scopedLive("thousands that wait for their turn are all told when there is no connection any more", () =>
+    Effect.gen(function* () {
+      yield* database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int)")
+      const scope = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(quietly(DbLayer({ url: database.url })), scope)
+      const outcomes = yield* DbConnection.withConnection(
+        Effect.gen(function* () {
+          const [inside, go] = [yield* latch, yield* latch]
+          const holder = Effect.zipRight(insert(1), Effect.zipRight(open(inside), Deferred.await(go)))
+          yield* Effect.forkScoped(Effect.exit(DbSession.autocommit(holder)))
+          yield* Deferred.await(inside)
+          let waiting = 0
+          const waiter = DbSession.autocommit(
+            Effect.zipRight(
+              Effect.sync(() => void waiting++),
+              insert(2)
+            )
+          )
+          const all = yield* Effect.forkScoped(
+            Effect.forEach(Array.from({ length: 5000 }), () => Effect.exit(waiter), { concurrency: "unbounded" })
+          )
+          yield* until("all have come", () => waiting === 5000)
+          yield* killAmbient(database, yield* DbConnection.pid)
+          const closing = yield* Effect.forkScoped(Scope.close(scope, Exit.void))
+          yield* until(
+            "the engine is closed",
+            Effect.map(Effect.exit(DbSession.isolated(insert(3))), (exit) => outcome(exit) === "PoolClosed")
+          )
+          yield* open(go)
+          const exits = yield* Fiber.join(all)
+          yield* Fiber.join(closing)
+          return exits.map(outcome)
+        })
+      ).pipe(Effect.provide(context))
+      expect(outcomes.filter((_) => _ !== "ConnectionError" && _ !== "PoolClosed")).toEqual([])
+    })
+  )
 
   test("isolated never does", () =>
     DbConnection.withConnection(
