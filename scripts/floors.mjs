@@ -20,6 +20,7 @@ export const floors = [
     "src/internal/transactionSql.ts",
     "src/internal/combinator.ts",
     "src/internal/line.ts",
+    "src/internal/rounds.ts",
     "src/internal/deadline.ts",
     "src/internal/url.ts",
     "src/DbOptions.ts"

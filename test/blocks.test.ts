@@ -10,9 +10,9 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { atomic, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { atomic, type DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
-import { latch, open, until } from "./support/until.js"
+import { latch, open, soon, took, until } from "./support/until.js"
 import {
   blockAside,
   committed,
@@ -23,6 +23,7 @@ import {
   reason,
   refused,
   sleep,
+  sleepingOn,
   whileFull
 } from "./support/programs.js"
 
@@ -31,6 +32,38 @@ const test = programsOn(database)
 const rows = committed(database)
 
 const session = DbSession.autocommit
+
+describe("an inner block that fails while a daemon of it runs a statement", () => {
+  type Fails = (body: Effect.Effect<void, never, DbSession>) => Effect.Effect<unknown, unknown, DbEngine | DbSession>
+  const blocks: ReadonlyArray<readonly [name: string, fails: Fails]> = [
+    ["around an effect", (body) => Effect.flip(withTransaction(Effect.zipRight(body, no)))],
+    ["by hand", (body) => Effect.flatMap(DbSession.savepoint(), (tx) => Effect.zipRight(body, tx.rollback))],
+    [
+      "with a block in it",
+      (body) => Effect.flip(withTransaction(Effect.zipRight(insert(2), withTransaction(Effect.zipRight(body, no)))))
+    ]
+  ]
+  for (const [name, fails] of blocks) {
+    test(`${name}: cancels it, and the work around it is kept`, () =>
+      Effect.gen(function* () {
+        const daemon = yield* session(
+          Effect.gen(function* () {
+            yield* insert(1)
+            let daemon: Fiber.Fiber<Exit.Exit<unknown, unknown>> | undefined = undefined
+            const body = Effect.gen(function* () {
+              daemon = yield* Effect.forkDaemon(Effect.exit(sleep))
+              yield* sleepingOn(database)
+            })
+            expect(yield* took(fails(body))).toBeLessThan(soon)
+            yield* insert(3)
+            return daemon!
+          })
+        )
+        expect(outcome(yield* Fiber.join(daemon))).toBe("QueryCanceled")
+        expect(yield* rows).toEqual([1, 3])
+      }))
+  }
+})
 
 describe("a session's statement that still waits for its connection", () => {
   test("is not taken along by a sibling's atomic that fails", () =>

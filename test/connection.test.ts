@@ -1,6 +1,6 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import { describe, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber, Layer, Option, Scope } from "effect"
+import { Deferred, Effect, Exit, Fiber, Layer, Option, Scope, Stream } from "effect"
 import {
   type Connection,
   type ConnectionOptions,
@@ -8,6 +8,7 @@ import {
   DbEngine,
   DbError,
   DbLayer,
+  DbQuery,
   DbSession,
   withTransaction
 } from "effect-db"
@@ -27,11 +28,13 @@ import {
   proxiedOn,
   quietly,
   reason,
+  refused,
   seen,
   sessionForms,
+  sleep,
   used
 } from "./support/programs.js"
-import { pending, soon, timed, took, until, untilStats } from "./support/until.js"
+import { latch, open, pending, soon, timed, took, until, untilStats } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -921,6 +924,61 @@ describe("raw", () => {
       expect(yield* committed(database)).toEqual([])
     }))
 
+  test("in an open transaction is in it, and our own statements go on in it", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            const client = yield* DbConnection.raw
+            expect(yield* DbConnection.status).toBe("active")
+            yield* insert(2)
+            yield* Effect.promise(() => client.query("INSERT INTO t (id) VALUES (3)"))
+            yield* insert(4)
+          })
+        )
+        expect(yield* committed(database)).toEqual([1, 2, 3, 4])
+      })
+    ))
+
+  test("in a failed transaction is in that one", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const failed = DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* Effect.ignore(refused)
+            yield* DbConnection.raw
+            expect(yield* DbConnection.status).toBe("failed")
+          })
+        )
+        expect(yield* reason(failed)).toBe("TransactionAborted")
+        expect(yield* DbConnection.status).toBe("idle")
+      })
+    ))
+
+  for (const [name, copy] of [
+    ["copyTo", Effect.flatMap(DbEngine, ({ sql }) => Stream.runDrain(DbQuery.copyTo(sql`COPY t TO STDOUT`)))],
+    [
+      "copyFrom",
+      Effect.flatMap(DbEngine, ({ sql }) => DbQuery.copyFrom(sql`COPY t (id) FROM STDIN`, Stream.make("2\n")))
+    ]
+  ] as const) {
+    test(`beside it ${name} is refused, and nothing is sent`, () =>
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          yield* DbConnection.raw
+          expect(yield* reason(copy)).toBe("InvalidInput")
+          yield* DbSession.autocommit(
+            Effect.gen(function* () {
+              yield* insert(1)
+              expect(yield* reason(copy)).toBe("InvalidInput")
+            })
+          )
+          expect(yield* committed(database)).toEqual([1])
+        })
+      ))
+  }
+
   test("a statement interrupted behind the client's own query never happens", () =>
     DbConnection.withConnection(
       Effect.gen(function* () {
@@ -950,6 +1008,93 @@ describe("raw", () => {
         expect(outcome(yield* Fiber.join(queued))).toBe("ConnectionError")
       })
     ))
+
+  test("thousands of statements behind a ROLLBACK of the client's are all refused", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const session = DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            const client = yield* DbConnection.raw
+            const rollback = client.query("ROLLBACK")
+            const exits = yield* Effect.forEach(Array.from({ length: 10_000 }), () => Effect.exit(insert(2)), {
+              concurrency: "unbounded"
+            })
+            yield* Effect.promise(() => rollback)
+            expect([...new Set(exits.map(outcome))]).toEqual(["TransactionAborted"])
+          })
+        )
+        expect(yield* reason(session)).toBe("TransactionAborted")
+        expect(yield* committed(database)).toEqual([])
+      })
+    ))
+
+  test("lost in a transaction of the client's own behind its own query fails what comes after, too", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const client = yield* DbConnection.raw
+        yield* Effect.promise(() => client.query("BEGIN"))
+        const slow = client.query("SELECT pg_sleep(60)").catch((error: unknown) => error)
+        yield* untilActivity(database.url, ({ active }) => active === 1)
+        const queued = yield* Effect.fork(Effect.exit(insert(1)))
+        yield* Effect.yieldNow()
+        yield* database.query("SELECT pg_terminate_backend($1)", [yield* DbConnection.pid])
+        yield* Effect.promise(() => slow)
+        expect(outcome(yield* Fiber.join(queued))).toBe("ConnectionError")
+        expect(yield* reason(insert(2))).toBe("ConnectionError")
+      })
+    ))
+
+  proxied("a statement whose cancel comes before it is cancelled by the next", (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        yield* DbConnection.raw
+        const held = at.holdAt((_) => _.text.includes("pg_sleep"), { forward: false })
+        const slow = yield* Effect.fork(sleep)
+        yield* Effect.promise(() => held)
+        const left = yield* Effect.fork(Fiber.interrupt(slow))
+        yield* until("the first has come", () => at.cancels.length > 1)
+        at.resume()
+        expect(yield* took(Fiber.join(left))).toBeLessThan(soon)
+      })
+    )
+  )
+
+  proxied(
+    "a statement whose cancel is not answered does not hold who interrupts it",
+    (at) =>
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          yield* DbConnection.raw
+          const held = at.holdAt((_) => _.text.includes("pg_sleep"), { forward: true })
+          const slow = yield* Effect.fork(sleep)
+          yield* Effect.promise(() => held)
+          expect(yield* took(Fiber.interrupt(slow))).toBeLessThan(soon)
+        })
+      ),
+    { settleTimeout: 200 }
+  )
+
+  proxied("a cancel that comes too late hits nothing that follows", (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        yield* DbConnection.raw
+        const lock = yield* lockedOutside(database, 1)
+        const { sql } = yield* DbConnection
+        const first = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(1)`)
+        yield* lock.waitedFor
+        const second = yield* Effect.fork(sql`SELECT pg_sleep(0.3)`)
+        const asked = at.holdAt((_) => _.type === "cancel", { forward: false })
+        const left = yield* Effect.fork(Fiber.interrupt(first))
+        yield* Effect.promise(() => asked)
+        yield* lock.release
+        yield* until("it is over", () => at.log.some((_) => _.dir === "backend" && _.type === "C"))
+        at.resume()
+        yield* Fiber.join(left)
+        yield* Fiber.join(second)
+      })
+    )
+  )
 
   test("makes a lazy root borrow", () =>
     DbConnection.withConnection(
@@ -1053,6 +1198,44 @@ describe("sessions on a connection", () => {
         expect(yield* committed(database)).toEqual([1])
       })
     ))
+
+  it.scopedLive("thousands that wait for their turn are all told when there is no connection any more", () =>
+    Effect.gen(function* () {
+      yield* database.query("DROP TABLE IF EXISTS t; CREATE TABLE t (id int)")
+      const scope = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(quietly(DbLayer({ url: database.url })), scope)
+      const outcomes = yield* DbConnection.withConnection(
+        Effect.gen(function* () {
+          const [inside, go] = [yield* latch, yield* latch]
+          const holder = Effect.zipRight(insert(1), Effect.zipRight(open(inside), Deferred.await(go)))
+          yield* Effect.forkScoped(Effect.exit(DbSession.autocommit(holder)))
+          yield* Deferred.await(inside)
+          let waiting = 0
+          const waiter = DbSession.autocommit(
+            Effect.zipRight(
+              Effect.sync(() => void waiting++),
+              insert(2)
+            )
+          )
+          const all = yield* Effect.forkScoped(
+            Effect.forEach(Array.from({ length: 5000 }), () => Effect.exit(waiter), { concurrency: "unbounded" })
+          )
+          yield* until("all have come", () => waiting === 5000)
+          yield* killAmbient(database, yield* DbConnection.pid)
+          const closing = yield* Effect.forkScoped(Scope.close(scope, Exit.void))
+          yield* until(
+            "the engine is closed",
+            Effect.map(Effect.exit(DbSession.isolated(insert(3))), (exit) => outcome(exit) === "PoolClosed")
+          )
+          yield* open(go)
+          const exits = yield* Fiber.join(all)
+          yield* Fiber.join(closing)
+          return exits.map(outcome)
+        })
+      ).pipe(Effect.provide(context))
+      expect(outcomes.filter((_) => _ !== "ConnectionError" && _ !== "PoolClosed")).toEqual([])
+    })
+  )
 
   test("isolated never does", () =>
     DbConnection.withConnection(

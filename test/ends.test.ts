@@ -8,6 +8,8 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { atomic, DbConnection, DbQuery, DbSession, type DbSql, DbTransaction, withTransaction } from "effect-db"
+import { vi } from "vitest"
+import { Unit } from "../src/internal/unit.js"
 import { testDatabase } from "./support/database.js"
 import { latch, open, until } from "./support/until.js"
 import { blockAside, committed, insert, no, outcome, programsOn, reason, refused, sleep } from "./support/programs.js"
@@ -226,12 +228,12 @@ describe("ends of a transaction that meet", () => {
       const before = yield* DbConnection.withConnection(DbConnection.pid)
       yield* Effect.scoped(
         Effect.gen(function* () {
-          // Longer than its statement takes: one that is cancelled as it ends costs the connection.
-          const late = yield* DbSession.make({ autocommit: true, timeout: 400 })
+          const late = yield* DbSession.make({ autocommit: true, timeout: 1000 })
+          // What it cut off on its way would cost the connection.
           yield* late.use(Effect.zipRight(insert(1), late.rollback))
           yield* until(
             "it is too late",
-            Effect.map(late.state, (_) => _ === "failed")
+            Effect.map(late.state, (state) => state === "failed")
           )
           yield* late.rollback
           yield* late.rollback
@@ -443,6 +445,64 @@ describe("a block that joins", () => {
         })
       )
       expect([runs, yield* rows]).toEqual([0, [1]])
+    }))
+
+  test("and is rolled back takes its beforeCommit along", () =>
+    Effect.gen(function* () {
+      let runs = 0
+      yield* session(
+        Effect.gen(function* () {
+          yield* session(insert(1), { beforeCommit: Effect.sync(() => void runs++) })
+          yield* DbSession.rollback
+          yield* insert(2)
+        })
+      )
+      expect([runs, yield* rows]).toEqual([0, [2]])
+    }))
+
+  const withHook = (id: number) => session(insert(id), { beforeCommit: Effect.void })
+  for (const [name, once] of [
+    ["is committed", (id: number) => Effect.zipRight(withHook(id), DbSession.commit)],
+    ["is committed with a block", (id: number) => Effect.zipRight(withTransaction(withHook(id)), DbSession.commit)],
+    ["is rolled back", (id: number) => Effect.zipRight(withHook(id), DbSession.rollback)],
+    [
+      "fails",
+      (id: number) =>
+        Effect.zipRight(
+          Effect.ignore(session(Effect.zipRight(insert(id), no), { beforeCommit: Effect.void })),
+          DbSession.rollback
+        )
+    ]
+  ] as const) {
+    test(`and ${name} leaves no hook in a session that goes on`, () =>
+      Effect.gen(function* () {
+        const over = vi.spyOn(Unit.prototype, "over")
+        yield* Effect.addFinalizer(() => Effect.sync(() => over.mockRestore()))
+        yield* session(
+          Effect.gen(function* () {
+            for (let id = 1; id <= 3; id++) yield* once(id)
+            const [unit] = over.mock.contexts as Array<Unit>
+            expect(unit!.frame.beforeCommit.size).toBe(0)
+          })
+        )
+      }))
+  }
+
+  test("runs its beforeCommit before those that came later, each once", () =>
+    Effect.gen(function* () {
+      const log: Array<string> = []
+      const note = (what: string) => Effect.sync(() => void log.push(what))
+      yield* session(
+        Effect.gen(function* () {
+          yield* session(insert(1), { beforeCommit: note("first") })
+          yield* withTransaction(session(insert(2), { beforeCommit: note("second") }))
+          yield* DbSession.beforeCommit(note("own"))
+          yield* session(insert(3), { beforeCommit: note("third") })
+          yield* DbSession.commit
+          yield* insert(4)
+        })
+      )
+      expect(log).toEqual(["first", "second", "own", "third", "own"])
     }))
 })
 

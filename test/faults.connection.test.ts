@@ -3,6 +3,8 @@ import { it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { randomBytes } from "node:crypto"
+import { createServer } from "node:net"
+import type { AddressInfo } from "node:net"
 import { describe, expect, inject } from "vitest"
 import type { DbOptions } from "../src/DbOptions.js"
 import { query, testDatabase, untilActivity } from "./support/database.js"
@@ -52,6 +54,23 @@ describe("connecting", () => {
       })
     )
   }
+
+  it.scopedLive("a server that asks for a login that pg does not know is a ConnectionError, and the slot is free", () =>
+    Effect.gen(function* () {
+      const gssapi = Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 7])
+      const server = createServer((socket) => {
+        socket.on("error", () => {}).once("data", () => socket.write(gssapi))
+      })
+      yield* Effect.addFinalizer(() => Effect.sync(() => server.close()))
+      yield* Effect.promise(() => new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve)))
+      const { port } = server.address() as AddressInfo
+      const engine = yield* DbEngine.make({ host: "127.0.0.1", port, maxConnections: 1 })
+      const [elapsed, reason] = yield* timed(reasonOf(engine.ping))
+      expect(reason).toMatchObject({ _tag: "ConnectionError", phase: "connect" })
+      expect(elapsed).toBeLessThan(soon)
+      expect((yield* engine.stats).total).toBe(0)
+    })
+  )
 
   const limits: DbOptions = { connectTimeout: 200, maxConnections: 1 }
   const silences = [

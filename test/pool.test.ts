@@ -13,10 +13,13 @@ import * as Redacted from "effect/Redacted"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import { Duplex } from "node:stream"
 import { inspect } from "node:util"
 import { beforeAll, describe, expect, vi } from "vitest"
+import { coreOf } from "../src/DbEngine.js"
 import type { EngineService } from "../src/DbEngine.js"
 import type { DbOptions } from "../src/DbOptions.js"
+import type { Wire } from "../src/internal/wire.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { outcome, quietly } from "./support/programs.js"
 import { proxy } from "./support/proxy.js"
@@ -256,6 +259,58 @@ describe("waiting", () => {
   )
 })
 
+describe("thousands who wait for connections that are refused at once", () => {
+  const crowd = 2000
+
+  /** Lets them all come while nothing is lent, and tells what each was told. */
+  const told = Effect.gen(function* () {
+    yield* DbEngine.suspend
+    const fiber = yield* Effect.forkScoped(
+      Effect.forEach(numbers(crowd), () => Effect.exit(run("SELECT 1")), { concurrency: "unbounded" })
+    )
+    yield* pending(crowd)
+    yield* DbEngine.resume
+    return [...new Set((yield* Fiber.join(fiber)).map(outcome))]
+  })
+
+  it.scopedLive("are told by a password that fails, and no slot is lost", () =>
+    Effect.gen(function* () {
+      let known = false
+      const password = Effect.suspend(() => (known ? Effect.succeed(database.password) : Effect.fail("unknown")))
+      const { context } = yield* wire(database, { password })
+      yield* Effect.gen(function* () {
+        expect(yield* told).toEqual(["AuthenticationError"])
+        expect(yield* stats).toMatchObject({ total: 0, pending: 0 })
+        known = true
+        expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  const streams: ReadonlyArray<readonly [name: string, stream: () => Duplex]> = [
+    [
+      "a stream that throws",
+      () => {
+        throw new Error("no socket")
+      }
+    ],
+    ["a stream that is no socket", () => new Duplex()]
+  ]
+  for (const [name, stream] of streams) {
+    for (const minConnections of [0, 2]) {
+      it.scopedLive(`are told by ${name}, and no slot is lost, where ${minConnections} are to be kept`, () =>
+        Effect.gen(function* () {
+          const { context } = yield* wire(database, { stream, minConnections })
+          yield* Effect.gen(function* () {
+            expect(yield* told).toEqual(["ConnectionError"])
+            expect(yield* stats).toMatchObject({ total: 0, pending: 0 })
+          }).pipe(Effect.provide(context))
+        })
+      )
+    }
+  }
+})
+
 describe("idle connections", () => {
   wired(
     database,
@@ -429,6 +484,25 @@ describe("administration", () => {
       yield* DbEngine.resume
       yield* Fiber.joinAll(fibers)
       expect(lent).toEqual(numbers(3))
+    })
+  )
+
+  wired(database, "resume passes over what has become too old, and loses none of the rest", {}, (at) =>
+    Effect.gen(function* () {
+      const all = yield* barrier(3)
+      const each = DbConnection.withConnection(Effect.zipRight(run("SELECT 1"), all), { reuse: false })
+      yield* Effect.all([each, each, each], { concurrency: 3 })
+      yield* idle(3)
+      yield* DbEngine.suspend
+      const waiting = yield* Effect.forkScoped(run("SELECT 1"))
+      yield* pending(1)
+      // The one used last: it is looked at first.
+      const { idle: kept } = coreOf(at.engine).pool() as unknown as { readonly idle: ReadonlyArray<Wire> }
+      kept[2]!.expiresAt = 0
+      yield* DbEngine.resume
+      yield* Fiber.join(waiting)
+      yield* untilStats("two are left", (_) => _.idle === 2 && _.total === 2)
+      yield* untilActivity(database.url, (_) => _.total === 2)
     })
   )
 

@@ -13,6 +13,7 @@ import {
 } from "effect-db"
 import { AsyncLocalStorage } from "node:async_hooks"
 import { createServer, type AddressInfo } from "node:net"
+import { Worker } from "node:worker_threads"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import { testDatabase, untilActivity } from "./support/database.js"
@@ -784,6 +785,37 @@ describe("runSync", () => {
     expect(reasonThrown(() => slow.runSync(insert(1)))).toBe("ConnectionError")
     await slow.close()
     silent.close()
+  })
+
+  it("a server that says what pg does not understand is a typed error", async () => {
+    // This thread stands still: another one has to say it.
+    const strange = new Worker(
+      `const { parentPort } = require("node:worker_threads")
+       const answer = Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 99])
+       const server = require("node:net").createServer((socket) => {
+         socket.on("error", () => {})
+         socket.once("data", () => socket.write(answer))
+       })
+       server.listen(0, "127.0.0.1", () => parentPort.postMessage(server.address().port))`,
+      { eval: true }
+    )
+    const port = await new Promise<number>((resolve) => strange.once("message", resolve))
+    const db = DbRuntime.make(quietly(DbLayer({ host: "127.0.0.1", port })))
+    expect(reasonThrown(() => db.runSync(insert(1)))).toBe("ConnectionError")
+    await db.close()
+    await strange.terminate()
+  })
+
+  test("a thread that ends takes its connections along, and another one takes its place", async (db) => {
+    const unref = vi.spyOn(Worker.prototype, "unref")
+    db.runSync(insert(1))
+    const [thread] = unref.mock.contexts as Array<Worker>
+    unref.mockRestore()
+    const left = new Promise((resolve) => thread!.once("exit", resolve))
+    thread!.emit("error", new Error("out of memory"))
+    await left
+    expect(db.runSync(DbEngine.stats).total).toBe(0)
+    expect(db.runSync(seen)).toEqual([1])
   })
 
   it("a layer that needs the event loop has to be built before", async () => {

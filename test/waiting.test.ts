@@ -47,6 +47,18 @@ describe("a line", () => {
   })
 })
 
+describe("who has left a line", () => {
+  it("holds on to nobody who was in it, and to nobody who comes", () => {
+    const line = new Line<number>()
+    const [first, second, third] = [line.join(1), line.join(2), line.join(3)]
+    line.leave(second)
+    line.next()
+    line.join(4)
+    line.empty()
+    for (const { after, before } of [first, second, third]) expect([before, after]).toEqual([undefined, undefined])
+  })
+})
+
 const turn = () => new Promise((resolve) => setImmediate(resolve))
 
 const standStill = (millis: number): void => {

@@ -8,6 +8,8 @@ import { markUnkept } from "./block.js"
 import { keeps, limited } from "./body.js"
 import { joinable } from "./conflict.js"
 import type { EngineCore } from "./engine.js"
+import { framesAbove } from "./frame.js"
+import type { Frame } from "./frame.js"
 import { unitOf } from "./execute.js"
 import { attemptsOf, blockSpan } from "./observe.js"
 import type { Attempts } from "./observe.js"
@@ -50,13 +52,15 @@ const own = (
       : blockSpan("session", engine, options, attempts, () => slot.unit?.outcome ?? "none", whole)
   })
 
-/** A hook that is run until it has succeeded, or is not wanted any more. */
-const once = (effect: Effect.Effect<unknown, unknown>) => {
-  let over = false
+/** Before the COMMIT of a block, or of one around it that keeps its work: until it has succeeded, or is taken back. */
+const once = (block: Frame, effect: Effect.Effect<unknown, unknown>): (() => void) => {
+  // A block that is released has handed it on.
   const end = () => {
-    over = true
+    for (const frame of framesAbove(block)) frame.beforeCommit.delete(hook)
   }
-  return { end, hook: Effect.suspend(() => (over ? Effect.void : Effect.map(effect, end))) }
+  const hook: Effect.Effect<unknown, unknown> = Effect.map(effect, end)
+  block.beforeCommit.add(hook)
+  return end
 }
 
 /** A failure marks the block that it joins as rollback-only. */
@@ -67,12 +71,14 @@ const joined = (slot: Slot, entry: Entry, effect: AnyEffect, options: SlotOption
     return Effect.flatMap(joinable(at.unit, at.frame, options), (block) => {
       const { beforeCommit } = options
       // Of the COMMIT that keeps what the effect does, which is not this one's to make.
-      const before = beforeCommit === undefined ? undefined : once(slot.engine.provide(beforeCommit))
-      if (before !== undefined) block.beforeCommit.push(before.hook)
+      const end = beforeCommit === undefined ? undefined : once(block, slot.engine.provide(beforeCommit))
       return Effect.onExit(limited(effect, options.name ?? at.frame.name, options.timeout), (exit) =>
         Effect.sync(() => {
-          if (keeps(block, exit)) return
-          before?.end()
+          if (keeps(block, exit)) {
+            if (end !== undefined) block.afterRollback.push(Effect.sync(end))
+            return
+          }
+          end?.()
           if (slot.ended || slot.needsGate) return
           const unit = slot.get()
           markUnkept(block.unit === unit ? block : unit.frame, "an autocommit that joined the session failed")

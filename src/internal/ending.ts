@@ -232,9 +232,10 @@ const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<vo
         if (frame.before.length > 0) unit.pending.push(setConfig(frame.before))
       }
       const parent = frame.parent!
-      parent.beforeCommit.push(...frame.beforeCommit)
-      parent.afterCommit.push(...frame.afterCommit)
-      parent.afterRollback.push(...frame.afterRollback)
+      // One by one: there may be more than a call takes arguments.
+      for (const hook of frame.beforeCommit) parent.beforeCommit.add(hook)
+      for (const hook of frame.afterCommit) parent.afterCommit.push(hook)
+      for (const hook of frame.afterRollback) parent.afterRollback.push(hook)
       frame.close()
       return Effect.void
     }
@@ -258,6 +259,8 @@ export const undo = (unit: Unit, frame: Frame): Effect.Effect<void> =>
       return Effect.sync(() => frame.close())
     }
     const waiters = (frame.undoing = [])
+    // Behind a statement that runs on, it would be answered too late, and take the connection along.
+    unit.cancelIn(frame)
     return Effect.map(rollbackTo(unit, frame), () => {
       frame.undoing = undefined
       frame.close()

@@ -5,6 +5,8 @@ import type * as Pg from "pg"
 import { DbError } from "../DbError.js"
 import { State } from "./command.js"
 import type { Command } from "./command.js"
+import { deadline } from "./deadline.js"
+import { inRounds } from "./rounds.js"
 import { makeResult } from "./rows.js"
 import type { Field } from "./rows.js"
 import { connectionIsLost, isServerError } from "./sqlState.js"
@@ -16,16 +18,25 @@ const apart = (what: string): DbError =>
     hint: "It would not be one transaction there. Put withTransaction around it; nothing was sent."
   })
 
+const copyRefused = (): DbError =>
+  DbError.make("InvalidInput", {
+    message: "A COPY with data was run on a connection whose pg client is in use",
+    hint: "That client has the socket, and would drop the data. Use another connection, or pg-copy-streams with the client; nothing was sent."
+  })
+
 /** @internal */
 export class ForeignQueue {
   private readonly queue: Array<Command> = []
   private readonly waiters: Array<() => void> = []
   private current: Command | undefined = undefined
+  /** A CancelRequest is on its way: what is sent now could be hit by it. */
+  private canceling = false
 
   constructor(
     private readonly wire: Wire,
     private readonly client: Pg.Client,
-    readonly written: number
+    readonly written: number,
+    private readonly settleMillis: number
   ) {}
 
   get idle(): boolean {
@@ -42,6 +53,7 @@ export class ForeignQueue {
     if (command.solo && (command.more || (command.batch?.length ?? 1) > 1)) {
       return command.settle(apart("A batch"), undefined, undefined)
     }
+    if (command.copy !== undefined) return command.settle(copyRefused(), undefined, undefined)
     command.state = State.Queued
     this.queue.push(command)
     if (this.current === undefined) this.next()
@@ -54,29 +66,56 @@ export class ForeignQueue {
       command.state = State.Settled
       return false
     }
+    if (command.canceled) return true
     command.canceled = true
     this.wire.doomed = "a statement was cancelled while the pg client was in use"
-    this.wire.cancel((error) => {
-      if (error !== undefined && !command.settled) this.wire.destroy(error)
-    })
+    this.cancel(command)
     return true
+  }
+
+  private cancel(command: Command): void {
+    const stop = deadline(this.settleMillis, () => {
+      if (!command.settled) this.wire.destroy(new Error("the server did not confirm the cancellation in time"))
+    })
+    let pause = 50
+    const attempt = (): void => {
+      if (command.settled) return stop()
+      this.canceling = true
+      this.wire.cancel(() => {
+        this.canceling = false
+        if (command.settled) {
+          stop()
+          return this.next()
+        }
+        // It may have arrived before the statement did, or not at all: ask again until it is answered.
+        setTimeout(attempt, pause)
+        pause *= 2
+      })
+    }
+    attempt()
   }
 
   /** The connection is gone: pg answers for what it was given, and here is the rest. */
   fail(error: DbError): void {
-    for (const command of [...(this.current?.sent === false ? [this.current] : []), ...this.queue.splice(0)]) {
-      command.settle(error, undefined, undefined)
+    const unsent = this.queue.splice(0)
+    if (this.current?.sent === false) {
+      unsent.unshift(this.current)
+      this.current = undefined
     }
+    for (const command of unsent) command.settle(error, undefined, undefined)
+    if (this.idle) this.wake()
   }
 
-  private next(): void {
+  private wake(): void {
+    for (const waiter of this.waiters.splice(0)) waiter()
+  }
+
+  // Thousands may be in line that are refused at once.
+  private readonly next = inRounds(() => {
     this.current = undefined
     let command = this.queue.shift()
     while (command !== undefined && command.settled) command = this.queue.shift()
-    if (command === undefined) {
-      for (const waiter of this.waiters.splice(0)) waiter()
-      return
-    }
+    if (command === undefined) return this.wake()
     this.current = command
     // pg calls it deprecated to queue behind a query of the user's.
     if (!(this.client as unknown as { readonly readyForQuery: boolean }).readyForQuery) {
@@ -84,7 +123,7 @@ export class ForeignQueue {
     } else {
       this.run(command)
     }
-  }
+  })
 
   private settle(command: Command, error: unknown, result: Pg.QueryArrayResult | undefined): void {
     command.state = State.Settled
@@ -106,7 +145,7 @@ export class ForeignQueue {
       }))
       command.done(undefined, results[results.length - 1], results.length > 1 ? results : undefined)
     }
-    this.next()
+    if (!this.canceling) this.next()
   }
 
   private run(command: Command): void {

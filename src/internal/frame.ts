@@ -72,7 +72,7 @@ export class Frame implements Owner {
   /** Settings of the block as they were before, to be put back when it is released. */
   readonly before: Array<readonly [name: string, value: string]> = []
   /** Run before each COMMIT while the block lasts: a session's sees several. */
-  readonly beforeCommit: Array<Hook> = []
+  readonly beforeCommit = new Set<Hook>()
   afterCommit: Array<Hook> = []
   afterRollback: Array<Hook> = []
   private readonly waiters = new Line<Waiter>()
@@ -114,8 +114,8 @@ export class Frame implements Owner {
   /** For a block without an effect that could be interrupted: its own time limit, until it ends. */
   limit(millis: number, error: () => DbError): void {
     this.stopTimer = timer(millis, () => {
-      const late = (this.late = error())
-      for (const run of [...this.unit.runs]) if (run.block.isWithin(this)) run.cancel(late)
+      this.late = error()
+      this.unit.cancelIn(this, this.late)
     })
   }
 

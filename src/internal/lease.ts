@@ -64,6 +64,7 @@ export class Root {
   private readonly waiting = new Line<Borrowed>()
   private giveUp: (() => boolean) | undefined = undefined
   private readonly claims = new Line<Claim>()
+  private serving = false
 
   constructor(
     readonly engine: EngineCore,
@@ -159,19 +160,28 @@ export class Root {
   }
 
   private serve(): void {
-    while (this.claims.length > 0 && this.unit === undefined) {
-      const claim = this.claims.next()!
-      claim.stop()
-      if (claim.unit !== undefined) this.unit = claim.unit
-      claim.done(undefined)
-      // The same session may have several statements in the line.
-      if (claim.unit !== undefined) {
-        for (const place of this.claims.places) {
-          if (place.value.unit !== claim.unit || !this.claims.leave(place)) continue
-          place.value.stop()
-          place.value.done(undefined)
-        }
-      }
+    // Who is served may give its place up at once, and the next: the loop goes on, not a stack.
+    if (this.serving) return
+    this.serving = true
+    try {
+      while (this.claims.length > 0 && this.unit === undefined) this.serveNext()
+    } finally {
+      this.serving = false
+    }
+  }
+
+  private serveNext(): void {
+    const claim = this.claims.next()!
+    claim.stop()
+    this.unit = claim.unit
+    claim.done(undefined)
+    if (claim.unit === undefined || this.unit !== claim.unit) return
+    // The same session may have several statements in the line.
+    for (const place of this.claims.places) {
+      if (this.unit !== claim.unit) return
+      if (place.value.unit !== claim.unit || !this.claims.leave(place)) continue
+      place.value.stop()
+      place.value.done(undefined)
     }
   }
 

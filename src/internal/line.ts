@@ -40,6 +40,8 @@ export class Line<A> {
     else place.before.after = place.after
     if (place.after === undefined) this.tail = place.before
     else place.after.before = place.before
+    // Whoever keeps the place would keep all that come after it.
+    place.before = place.after = undefined
     this.length--
     return true
   }

@@ -18,6 +18,7 @@ import type { Holder } from "./loans.js"
 import { neutral } from "./neutral.js"
 import { acquireTimeout, isFinal, isTemporary, poolClosed } from "./poolErrors.js"
 import { bounded, ping, reset } from "./recycler.js"
+import { inRounds } from "./rounds.js"
 import type { PoolMetrics } from "./telemetry.js"
 import type { Wire } from "./wire.js"
 
@@ -30,8 +31,8 @@ interface Waiter {
   readonly full: boolean
   /** Its time limit. */
   stop: () => void
-  /** The pool that it waits in now, after `changeHost`, and its place there. */
-  moved: Pool | undefined
+  /** The pool that it waits in, which `changeHost` changes, and its place there. */
+  pool: Pool
   place: Place<Waiter> | undefined
 }
 
@@ -64,7 +65,7 @@ export interface PoolStats {
 
 /** @internal */
 export class Pool {
-  private readonly idle: Array<Wire> = []
+  private idle: Array<Wire> = []
   private readonly loans: Loans
   private readonly between = new Between(() => this.serve())
   private readonly dials = new Set<() => void>()
@@ -80,6 +81,8 @@ export class Pool {
   private drained: Array<() => void> = []
   /** Somebody has asked for a connection: before that no socket is opened, not for the minimum either. */
   private wanted = false
+  /** Fewer may be left than the minimum. */
+  private short = false
 
   constructor(readonly options: PoolOptions) {
     this.loans = new Loans(options.config.leakMillis, options.onLeak)
@@ -127,25 +130,28 @@ export class Pool {
         return () => false
       }
     }
-    const full = this.idle.length === 0 && !this.room
-    const since = Date.now()
     const waiter: Waiter = {
       done,
       holder,
-      since,
+      since: Date.now(),
       timeoutMillis,
-      full,
+      full: this.idle.length === 0 && !this.room,
       stop: () => {},
-      moved: undefined,
+      pool: this,
       place: undefined
     }
-    waiter.stop = deadline(timeoutMillis, () => {
-      if (this.forget(waiter)) done(this.timedOut(waiter), undefined)
+    this.join(waiter, timeoutMillis)
+    return () => waiter.pool.forget(waiter)
+  }
+
+  private join(waiter: Waiter, millis: number): void {
+    waiter.stop = deadline(millis, () => {
+      if (this.forget(waiter)) waiter.done(this.timedOut(waiter), undefined)
     })
+    waiter.pool = this
     waiter.place = this.waiters.join(waiter)
     this.options.metrics.changed()
     this.serve()
-    return () => (waiter.moved ?? this).forget(waiter)
   }
 
   /** Gives back. What is not provably clean is reset in the background or ended; the slot is free again either way. */
@@ -169,7 +175,7 @@ export class Pool {
   /** Closes idle connections now and lent ones when they come back. */
   evictAll(): void {
     this.generation++
-    for (const wire of this.idle.splice(0)) this.end(wire)
+    this.endIdle(() => true)
     this.settled()
   }
 
@@ -199,7 +205,7 @@ export class Pool {
         waiter.stop()
         waiter.done(poolClosed(), undefined)
       }
-      for (const wire of this.idle.splice(0)) this.end(wire)
+      this.endIdle(() => true)
     }
     this.settled()
   }
@@ -215,14 +221,8 @@ export class Pool {
   }
 
   private adopt(waiter: Waiter): void {
-    const left = Math.max(1, waiter.timeoutMillis - (Date.now() - waiter.since))
-    waiter.stop = deadline(left, () => {
-      if (this.forget(waiter)) waiter.done(this.timedOut(waiter), undefined)
-    })
-    waiter.moved = this
     this.wanted = true
-    waiter.place = this.waiters.join(waiter)
-    this.serve()
+    this.join(waiter, Math.max(1, waiter.timeoutMillis - (Date.now() - waiter.since)))
   }
 
   /** Ends what is still lent, cancelling what runs. */
@@ -317,9 +317,8 @@ export class Pool {
     if (wire.dead) return this.leave(wire)
     const vouched = wire.fromForeign()
     const { reset: when } = this.options.config
-    const open = wire.status !== "I"
     if (!vouched || wire.pipeline.suspect || !this.isUsable(wire)) return this.end(wire)
-    if (!open && (when === "never" || (when === "auto" && !wire.dirty))) return this.put(wire)
+    if (wire.status === "I" && (when === "never" || (when === "auto" && !wire.dirty))) return this.put(wire)
     reset(wire, this.options.config.settleMillis, when !== "never", () => {
       const again = this.options.afterReset
       if (again === undefined || when === "never" || !this.isUsable(wire)) return this.put(wire)
@@ -348,19 +347,21 @@ export class Pool {
         wire.doubted = false
         this.put(wire)
       },
-      () => {
-        // The network swallows what is sent: those that have been silent for as long are not worth a wait each.
-        for (const other of this.idle.filter((_) => !this.isFresh(_))) {
-          this.idle.splice(this.idle.indexOf(other), 1)
-          this.end(other)
-        }
-      }
+      // The network swallows what is sent: those that have been silent for as long are not worth a wait each.
+      () => this.endIdle((other) => !this.isFresh(other))
     )
   }
 
   private end(wire: Wire): void {
     if (!wire.dead) wire.end()
     this.leave(wire)
+  }
+
+  /** Off the list first: each end makes room, and whoever is served then takes from the list. */
+  private endIdle(which: (wire: Wire) => boolean): void {
+    const ended = new Set(this.idle.filter(which))
+    this.idle = this.idle.filter((wire) => !ended.has(wire))
+    for (const wire of ended) this.end(wire)
   }
 
   private readonly onDeath = (wire: Wire): void => {
@@ -393,19 +394,26 @@ export class Pool {
       return
     }
     this.options.metrics.changed()
+    this.short = true
     this.serve()
-    this.fill()
   }
 
   private fill(): void {
+    this.short = false
     if (!this.wanted || this.closed) return
     // Not until somebody has asked again, and was let in.
     if (this.lastError !== undefined && isFinal(this.lastError)) return
     for (let i = this.stats.total; i < this.options.config.min; i++) this.dial()
   }
 
+  // A dial that is refused at once makes room for another, once for each of the thousands who may wait.
+  private readonly serve = inRounds(() => {
+    this.serveWaiters()
+    if (this.short) this.fill()
+  })
+
   /** Idle connections to those who wait, checked first where they must be, and new ones for the rest. */
-  private serve(): void {
+  private serveWaiters(): void {
     if (this.closed || this.suspended) return
     while (this.waiters.length > 0) {
       const wire = this.popFresh()
@@ -446,7 +454,7 @@ export class Pool {
       const { ttlMillis } = this.options.config
       wire.expiresAt = ttlMillis >= never ? Infinity : Date.now() + ttlMillis * (0.9 + Math.random() * 0.2)
       this.put(wire)
-      this.fill()
+      this.settled()
     })
     if (over) stop()
   }
@@ -481,13 +489,11 @@ export class Pool {
     this.reaper = undefined
     const now = Date.now()
     let spare = this.stats.total - this.stats.connecting - this.closing - min
-    for (const wire of [...this.idle]) {
-      const expired = now >= wire.expiresAt
-      if (!expired && !(spare > 0 && now - wire.lastUsed >= idleMillis)) continue
-      spare--
-      this.idle.splice(this.idle.indexOf(wire), 1)
-      this.end(wire)
-    }
+    this.endIdle((wire) => {
+      const over = now >= wire.expiresAt || (spare > 0 && now - wire.lastUsed >= idleMillis)
+      if (over) spare--
+      return over
+    })
     if (this.idle.length > 0) this.scheduleReaper()
   }
 }

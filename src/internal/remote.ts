@@ -15,8 +15,8 @@ import type { dial } from "./wire.js"
 
 const work = `
 const { workerData } = require("node:worker_threads")
-const Pg = require("node:module").createRequire(workerData.from)("pg")
-const { bell, port } = workerData
+const { bell, from, port } = workerData
+const pg = () => require("node:module").createRequire(from)("pg")
 const clients = new Map()
 
 const say = (message) => {
@@ -25,8 +25,16 @@ const say = (message) => {
   Atomics.notify(bell, 0)
 }
 
+const sayFailed = (id, cause) => say({ id, type: "failed", message: cause.message, cause: { ...cause, code: cause.code } })
+
+// Whoever waits for this thread stands still and hears of nothing but the bell: nothing may end here without it.
+// Whose it was is not known.
+process.on("uncaughtException", (cause) => {
+  for (const { fail } of [...clients.values()]) fail(cause)
+})
+
 const connect = ({ id, millis, mustBind, options }) => {
-  const client = new Pg.Client({ ...options, password: options.password ?? (() => undefined) })
+  const client = new (pg().Client)({ ...options, password: options.password ?? (() => undefined) })
   const { connection } = client
   const parameters = []
   let over = false
@@ -36,10 +44,10 @@ const connect = ({ id, millis, mustBind, options }) => {
     clearTimeout(timer)
     connection.stream.destroy()
     clients.delete(id)
-    say({ id, type: "failed", message: cause.message, cause: { ...cause, code: cause.code } })
+    sayFailed(id, cause)
   }
   const timer = setTimeout(() => failed({ code: "ETIMEDOUT", message: "no connection within " + millis + " ms" }), millis)
-  clients.set(id, { client, options })
+  clients.set(id, { client, fail: (cause) => (over ? connection.stream.destroy() : failed(cause)), options })
   if (mustBind) {
     const refuse = () => failed({ message: "", unbound: true })
     let bound = false
@@ -71,7 +79,7 @@ const connect = ({ id, millis, mustBind, options }) => {
 
 const cancel = ({ id }) => {
   const { client, options } = clients.get(id)
-  const other = new Pg.Client(options)
+  const other = new (pg().Client)(options)
   const { connection } = other
   const done = () => {
     clearTimeout(timer)
@@ -86,7 +94,7 @@ const cancel = ({ id }) => {
   else connection.connect(other.port, other.host)
 }
 
-port.on("message", (message) => {
+const take = (message) => {
   if (message.type === "connect") return connect(message)
   const connection = clients.get(message.id)?.client.connection
   if (connection === undefined) return message.type === "cancel" && say({ id: message.id, type: "canceled" })
@@ -94,6 +102,18 @@ port.on("message", (message) => {
   else if (message.type === "end") connection.end()
   else if (message.type === "cancel") cancel(message)
   else connection.stream.destroy()
+}
+
+port.on("message", (message) => {
+  try {
+    take(message)
+  } catch (cause) {
+    const { id, type } = message
+    if (type === "cancel") say({ id, type: "canceled" })
+    const known = clients.get(id)
+    if (known !== undefined) known.fail(cause)
+    else if (type === "connect") sayFailed(id, cause)
+  }
 })
 `
 
@@ -172,6 +192,7 @@ class Relay implements Source {
     this.port.on("message", this.dispatch)
     this.port.unref()
     this.worker.unref()
+    this.worker.on("error", this.lost)
     sources.add(this)
   }
 
@@ -202,6 +223,18 @@ class Relay implements Source {
     if (stream === undefined) return
     stream.onMessage(message)
     if (stream.closed && stream.canceled.length === 0) this.forget(stream)
+  }
+
+  /** The thread has ended, and its sockets with it. */
+  private readonly lost = (cause: Error): void => {
+    for (const stream of [...this.streams.values()]) {
+      for (let left = stream.canceled.length; left > 0; left--) this.dispatch({ id: stream.id, type: "canceled" })
+      this.dispatch(
+        stream.wire === undefined
+          ? { id: stream.id, type: "failed", message: cause.message, cause: {} }
+          : { id: stream.id, type: "close" }
+      )
+    }
   }
 
   forget(stream: RemoteStream): void {

@@ -116,7 +116,7 @@ const committing = (unit: Unit, frame: Frame | undefined): ReadonlyArray<Frame> 
   frame === undefined ? [unit.frame] : [unit.frame, frame]
 
 const hasBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): boolean =>
-  slot.options.beforeCommit !== undefined || committing(unit, frame).some((_) => _.beforeCommit.length > 0)
+  slot.options.beforeCommit !== undefined || committing(unit, frame).some((_) => _.beforeCommit.size > 0)
 
 /** Runs what has to run inside, before COMMIT. Nothing is committed when there is nothing open. @internal */
 export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Effect.Effect<void, SqlError> =>
@@ -138,11 +138,14 @@ const runHooks = (frames: ReadonlyArray<Frame>): Effect.Effect<void, SqlError> =
     frames,
     ({ beforeCommit }) =>
       Effect.suspend(() => {
-        let next = 0
+        const hooks = beforeCommit.values()
+        let next = hooks.next()
         return Effect.whileLoop({
-          while: () => next < beforeCommit.length,
-          body: () => beforeCommit[next++] as Effect.Effect<unknown, SqlError>,
-          step: () => {}
+          while: () => next.done !== true,
+          body: () => next.value as Effect.Effect<unknown, SqlError>,
+          step: () => {
+            next = hooks.next()
+          }
         })
       }),
     { discard: true }

@@ -365,6 +365,11 @@ export class Unit implements PathState {
     for (const run of [...this.runs]) if (run.block.isWithin(block)) run.abandon(error)
   }
 
+  /** What a block has on its way will be undone, or comes too late. */
+  cancelIn(block: Frame, error?: DbError): void {
+    for (const run of [...this.runs]) if (run.block.isWithin(block)) run.cancel(error)
+  }
+
   /** Its time is over: it fails from now on, and what is on its way is cancelled. */
   expire(error: DbError): void {
     if (this.ended) return

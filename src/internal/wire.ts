@@ -29,12 +29,15 @@ interface Internals {
   readonly connection: {
     readonly stream: Duplex & { readonly bytesWritten: number }
     parsedStatements: Record<string, string>
+    attachListeners(stream: Duplex): void
+    emit(event: "error", cause: unknown): void
     on(event: "parameterStatus", f: (message: { parameterName: string; parameterValue: string }) => void): void
     end(): void
   }
   readonly processID: number
   readonly secretKey: number
   readonly readyForQuery: boolean
+  _txStatus: "I" | "T" | "E" | null
   getTransactionStatus(): "I" | "T" | "E" | null
 }
 
@@ -160,7 +163,8 @@ export class Wire {
   }
 
   submit(command: Command): void {
-    if (this.foreign === undefined) this.pipeline.submit(command)
+    // The pipeline knows what it has died of.
+    if (this.foreign === undefined || this.dead) this.pipeline.submit(command)
     else this.foreign.submit(command)
   }
 
@@ -191,7 +195,9 @@ export class Wire {
         const stream = this.internals.connection.stream
         stream.removeListener("data", this.pipeline.onData)
         for (const listener of this.pgData) stream.on("data", listener)
-        this.foreign = new ForeignQueue(this, this.client, stream.bytesWritten)
+        // Of what has happened since the login it has heard nothing.
+        this.internals._txStatus = this.pipeline.status
+        this.foreign = new ForeignQueue(this, this.client, stream.bytesWritten, this.config.settleMillis)
       }
       done(this.client)
     })
@@ -354,7 +360,25 @@ export const dial = (
     )
   })
   client.on("error", (cause) => finish(DbError.fromSocket(cause, "connect", where), undefined))
-  client.connect((cause: Error | null | undefined) => {
+  // pg throws at what it does not know, such as a login by GSSAPI: out of the socket, where nobody would catch it.
+  const attach = internals.connection.attachListeners.bind(internals.connection)
+  internals.connection.attachListeners = (stream) => {
+    const others = stream.listeners("data")
+    attach(stream)
+    for (const listener of stream.listeners("data")) {
+      if (others.includes(listener)) continue
+      stream.removeListener("data", listener as (chunk: Buffer) => void)
+      stream.on("data", (chunk) => {
+        try {
+          listener(chunk)
+        } catch (cause) {
+          if (finished) throw cause
+          internals.connection.emit("error", cause)
+        }
+      })
+    }
+  }
+  const connected = (cause: Error | null | undefined): void => {
     if (finished) {
       internals.connection.stream.destroy()
       return
@@ -370,7 +394,13 @@ export const dial = (
     }
     client.removeAllListeners("error")
     finish(undefined, new Wire(client, host, parameters, config, onDeath))
-  })
+  }
+  try {
+    client.connect(connected)
+  } catch (cause) {
+    // A stream of the user's that is no socket.
+    finish(DbError.fromSocket(cause, "connect", where), undefined)
+  }
   return () => {
     finished = true
     stop()
