@@ -9,11 +9,14 @@ import * as Fiber from "effect/Fiber"
 import { DbConnection, DbEngine, DbError, DbSchema, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
 import { committed, insert, outcome, programsOn, proxiedOn, reason, used } from "./support/programs.js"
-import { pending, until } from "./support/until.js"
+import { latch, open, pending, until } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
 const proxied = proxiedOn(database)
+
+const executes = (start: string) => (message: { readonly type: string; readonly text: string }) =>
+  message.type === "E" && message.text.startsWith(start)
 
 describe("whoever waits for a connection while the engine goes to another host", () => {
   const waiters: ReadonlyArray<readonly [string, Effect.Effect<unknown, unknown, any>]> = [
@@ -52,6 +55,42 @@ describe("whoever waits for a connection while the engine goes to another host",
           yield* DbSession.autocommit(insert(2))
         }),
       { maxConnections: 1 }
+    )
+  }
+})
+
+describe("a session in line for the connection of another", () => {
+  for (const [what, text] of [
+    ["COMMIT", "COMMIT"],
+    ["statement", "SELECT 'lost'"]
+  ] as const) {
+    proxied(`gets a new one when the other's ${what} loses it`, (via) =>
+      Effect.gen(function* () {
+        const begun = yield* latch
+        const go = yield* latch
+        const first = DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            yield* open(begun)
+            yield* Deferred.await(go)
+            const { sql } = yield* DbSession
+            if (text !== "COMMIT") yield* sql.unsafe(text)
+          })
+        )
+        void via.cutAfter(executes(text), { forward: false })
+        yield* DbConnection.withConnection(
+          Effect.gen(function* () {
+            const losing = yield* Effect.fork(Effect.exit(first))
+            yield* Deferred.await(begun)
+            const waiting = yield* Effect.fork(DbSession.autocommit(insert(2)))
+            yield* Effect.yieldNow()
+            yield* open(go)
+            expect(Exit.isFailure(yield* Fiber.join(losing))).toBe(true)
+            yield* Fiber.join(waiting)
+          })
+        )
+        expect(yield* committed(database)).toEqual([2])
+      })
     )
   }
 })
@@ -113,8 +152,6 @@ describe("beforeSession", () => {
 })
 
 describe("a statement whose connection is lost", () => {
-  const executes = (start: string) => (message: { readonly type: string; readonly text: string }) =>
-    message.type === "E" && message.text.startsWith(start)
   const failure = <A, R>(effect: Effect.Effect<A, unknown, R>) =>
     Effect.map(Effect.flip(effect), (error) => [DbError.reason(error)?._tag, DbError.isRetryable(error)] as const)
 

@@ -363,9 +363,10 @@ const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effec
         // It may have been committed: who asks gets a position that is late enough.
         if (open) unit.writes?.committed(unit.wrote)
         unit.outcome = open ? "unknown" : "rolled back"
+        // First: a session that waits for its turn on the connection is to have another.
+        if (lost) unit.dropWire()
         unit.over()
         if (!lost) return Effect.fail(error)
-        unit.dropWire()
         // The connection was gone before: what ended it is the error, and nothing was committed.
         return open ? settleOutcome(unit, error, marker) : Effect.fail(error)
       }
