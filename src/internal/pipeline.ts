@@ -10,7 +10,7 @@ import type { Duplex } from "node:stream"
 import { DbError } from "../DbError.js"
 import { Answers } from "./answers.js"
 import type { AnswersOptions } from "./answers.js"
-import { later } from "./blocking.js"
+import { after, later } from "./blocking.js"
 import { State } from "./command.js"
 import type { Command, Control, Group, Step } from "./command.js"
 import { deadline } from "./deadline.js"
@@ -49,7 +49,7 @@ interface Cancellation {
   /** By then the server has to have answered. */
   readonly stop: () => void
   /** Until it is asked again; nothing while a request is on its way. */
-  pause: NodeJS.Timeout | undefined
+  pause: (() => void) | undefined
 }
 
 /** @internal */
@@ -179,10 +179,10 @@ export class Pipeline {
         if (this.cancellation !== cancellation) return
         if (command.settled) return this.canceled(cancellation)
         // It may have arrived before the statement did, or not at all: ask again until it is answered.
-        cancellation.pause = setTimeout(() => {
+        cancellation.pause = after(pause, () => {
           cancellation.pause = undefined
           attempt()
-        }, pause)
+        })
         pause *= 2
       })
     }
@@ -200,7 +200,7 @@ export class Pipeline {
 
   private endCancellation(): void {
     this.cancellation?.stop()
-    clearTimeout(this.cancellation?.pause)
+    this.cancellation?.pause?.()
     this.cancellation = undefined
   }
 
