@@ -14,6 +14,7 @@ import { after, later } from "./blocking.js"
 import { State } from "./command.js"
 import type { Command, Control, Group, Step } from "./command.js"
 import { deadline } from "./deadline.js"
+import { noCopyData } from "./input.js"
 import { PreparedStatements } from "./prepared.js"
 import type { Probe } from "./probe.js"
 import { Reader, Writer } from "./protocol.js"
@@ -394,7 +395,7 @@ export class Pipeline {
   private copyIn(command: Command | undefined, simple: boolean): void {
     const onIn = command?.copy?.onIn
     if (onIn !== undefined && !command!.abandoned) return onIn(this, command!)
-    this.writer.copyFail(onIn === undefined ? "COPY FROM STDIN needs DbQuery.copyFrom" : "the copy was interrupted")
+    this.writer.copyFail(onIn === undefined ? noCopyData : "the copy was interrupted")
     // The Sync that was already sent was swallowed by the copy mode.
     if (!simple) this.writer.sync()
     this.write()
