@@ -13,7 +13,18 @@ import * as Stream from "effect/Stream"
 import { atomic, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
 import { latch, open, until } from "./support/until.js"
-import { blockAside, committed, insert, no, outcome, programsOn, reason, refused, sleep } from "./support/programs.js"
+import {
+  blockAside,
+  committed,
+  insert,
+  no,
+  outcome,
+  programsOn,
+  reason,
+  refused,
+  sleep,
+  whileFull
+} from "./support/programs.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -517,6 +528,16 @@ describe("the time limit of a block that has no effect to interrupt", () => {
     ["scoped", scoped],
     ["scoped in a session", (body, limit) => session(scoped(body, limit))]
   ]
+  test(
+    "a statement that still waits for its connection fails with TransactionTimeout",
+    () =>
+      Effect.gen(function* () {
+        const waiting = Effect.zipRight(DbSession.begin(late), insert(1))
+        expect(yield* whileFull(reason(session(waiting)))).toBe("TransactionTimeout")
+      }),
+    { maxConnections: 1 }
+  )
+
   const over = Effect.sleep(100)
   for (const [name, around] of forms) {
     test(`${name}: a statement that runs is cancelled, and fails with TransactionTimeout`, () =>

@@ -152,7 +152,7 @@ export class Run {
   cancel(): void {
     if (this.settled || !this.issued) return
     if (this.sent) this.wire!.interrupt(this.command!)
-    else this.abandon(undone())
+    else this.abandon(this.block.overdue ?? this.unit.late ?? undone())
   }
 }
 

@@ -64,7 +64,7 @@ export class Unit implements PathState {
   /** How many run the hooks before a commit. */
   preparing = 0
   /** Its time is over. */
-  private late: DbError | undefined = undefined
+  late: DbError | undefined = undefined
   /** Why there is no transaction any more, though nobody ended it. */
   lost: DbError | undefined = undefined
   ended = false
