@@ -21,13 +21,13 @@ export const floors = [
     "src/internal/combinator.ts",
     "src/internal/line.ts",
     "src/internal/rounds.ts",
+    "src/internal/blocking.ts",
     "src/internal/deadline.ts",
     "src/internal/url.ts",
     "src/DbOptions.ts"
   ],
   // 1: secrets
   [
-    "src/internal/blocking.ts",
     "src/internal/neutral.ts",
     "src/internal/undisturbed.ts",
     "src/internal/ambient.ts",

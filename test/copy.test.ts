@@ -136,6 +136,46 @@ describe("COPY", () => {
     )
   )
 
+  for (const [what, text] of [
+    ["behind a comment", "/* all; of */ COPY -- them\n entries FROM STDIN"],
+    ["into a table with a semicolon in its name", 'COPY "a;b" FROM STDIN']
+  ] as const) {
+    it.live(`COPY FROM STDIN ${what} without a source is the same error, and can't be tried again`, () =>
+      run(
+        Effect.gen(function* () {
+          const { sql } = yield* DbEngine
+          yield* sql`CREATE TABLE IF NOT EXISTS "a;b" (id int)`
+          const reason = DbError.reason(yield* Effect.flip(sql.unsafe(text)))
+          expect(reason).toMatchObject({ _tag: "InvalidInput", isRetryable: false })
+          expect(reason?.message).toContain("no data to give")
+          expect(yield* count).toBe(0)
+        })
+      )
+    )
+  }
+
+  it.live("a commented COPY FROM STDIN leaves its siblings what they do", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const insert = (id: number) => sql`INSERT INTO entries VALUES (${id})`
+        const copy = Effect.flip(sql.unsafe("/* data */ COPY entries FROM STDIN"))
+        yield* DbSession.autocommit(Effect.all([insert(1), copy, insert(2)], { concurrency: 3 }))
+        expect(yield* count).toBe(2)
+      })
+    )
+  )
+
+  it.live("copyFrom takes a COPY with comments", () =>
+    run(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const copy = sql.unsafe("/* loads */ COPY entries FROM /* the */ STDIN WITH (FORMAT csv)")
+        expect((yield* DbQuery.copyFrom(copy, lines(1, 10))).rowCount).toBe(10)
+      })
+    )
+  )
+
   it.live("copyTo streams what the server sends", () =>
     run(
       Effect.gen(function* () {

@@ -1,5 +1,5 @@
 import { it } from "@effect/vitest"
-import { DbEngine, DbSession, withTransaction } from "effect-db"
+import { DbEngine, DbLayer, DbRuntime, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -12,7 +12,7 @@ import { query } from "./support/database.js"
 import type { Services, Wired } from "./support/wired.js"
 import { errorOf, executes, forkUntil, one, reasonOf, run, wire } from "./support/wired.js"
 import { again, soon, took, until, untilStats } from "./support/until.js"
-import { expectAtRest } from "./support/programs.js"
+import { expectAtRest, quietly } from "./support/programs.js"
 
 // FAULTS.md: what happens to a server of our own. Numbers are those of that list.
 const scope = Effect.runSync(Scope.make())
@@ -132,6 +132,24 @@ describe("the server goes", () => {
         expect(yield* took(Fiber.interrupt(fiber))).toBeLessThan(soon)
         yield* run("SELECT 1")
       })
+  )
+
+  it.scopedLive("FAULTS 16: a backend that is stopped: runSync too is over within settleTimeout", () =>
+    Effect.gen(function* () {
+      const layer = quietly(DbLayer({ url: Redacted.value(server.url), settleTimeout: 200 }))
+      const db = yield* Effect.acquireRelease(
+        Effect.sync(() => DbRuntime.make(layer)),
+        (_) => Effect.promise(_.close)
+      )
+      const pid = Number(db.runSync(run("SELECT pg_backend_pid() AS pid"))[0]!["pid"])
+      yield* Effect.acquireRelease(
+        Effect.sync(() => process.kill(pid, "SIGSTOP")),
+        () => Effect.sync(() => process.kill(pid, "SIGCONT"))
+      )
+      const limited = Effect.timeoutTo(run("SELECT 1"), { duration: 50, onSuccess: () => "", onTimeout: () => "late" })
+      expect(yield* took(Effect.sync(() => expect(db.runSync(limited)).toBe("late")))).toBeLessThan(soon)
+      expect(db.runSync(run("SELECT 1 AS one"))).toEqual([{ one: 1 }])
+    })
   )
 
   onServer("FAULTS 40: a crash with COMMIT in flight is CommitUnknown; verifyOutcome finds the truth", one, (at) =>

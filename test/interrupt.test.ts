@@ -3,8 +3,8 @@
  * table, and the only connection of the pool can be borrowed afterwards.
  */
 import { describe } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber, FiberId, type Scheduler } from "effect"
-import { atomic, DbConnection, DbEngine, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { Deferred, Effect, Exit, Fiber, FiberId, type Scheduler, Stream } from "effect"
+import { atomic, DbConnection, DbEngine, DbQuery, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import { outside } from "./support/outside.js"
@@ -81,8 +81,14 @@ const sweep = (
 
 const two = Effect.zipRight(insert(1), insert(2))
 
+const copy = Effect.flatMap(DbSession, ({ sql }) =>
+  DbQuery.copyFrom(sql`COPY t (id) FROM STDIN`, Stream.make("1\n", "2\n").pipe(Stream.rechunk(1)))
+)
+
 const programs: ReadonlyArray<readonly [string, Program, ReadonlyArray<number>]> = [
   ["an implicit statement", insert(1), [1]],
+  ["copyFrom", copy, [1, 2]],
+  ["copyFrom in a session", DbSession.autocommit(copy), [1, 2]],
   ["autocommit", DbSession.autocommit(two), [1, 2]],
   ["isolated", DbSession.isolated(two), [1, 2]],
   ["scoped", Effect.scoped(Effect.zipRight(DbSession.scoped(), two)), [1, 2]],

@@ -317,6 +317,45 @@ describe("a listener", () => {
   )
 })
 
+describe("a listener in a network that swallows everything", () => {
+  const settle = { settleTimeout: 200, connectTimeout: 500 }
+  const listen = (channel: string, heard: () => void = () => {}) =>
+    Effect.flatMap(DbEngine, ({ sql }) => Stream.runForEach(sql.listen(channel), () => Effect.sync(heard)))
+  /** One that has come in: it has heard something. */
+  const listener = (channel: string) =>
+    Effect.gen(function* () {
+      let heard = false
+      const fiber = yield* Effect.forkScoped(listen(channel, () => (heard = true)))
+      const notified = database.query("SELECT pg_notify($1, 'said')", [channel])
+      yield* until(
+        "it is heard",
+        Effect.map(notified, () => heard)
+      )
+      return fiber
+    })
+
+  wired(database, "that leaves is gone within settleTimeout; those that stay are told", settle, (at) =>
+    Effect.gen(function* () {
+      const stays = yield* listener("a")
+      const leaves = yield* listener("b")
+      at.proxy.pause()
+      expect(yield* took(Fiber.interrupt(leaves))).toBeLessThan(soon)
+      expect((yield* reasonOf(Fiber.join(stays)))._tag).toBe("ConnectionError")
+    })
+  )
+
+  wired(database, "need not wait for longer for one that comes", settle, (at) =>
+    Effect.gen(function* () {
+      const leaves = yield* listener("a")
+      const held = at.proxy.holdAt(executes(/LISTEN "b"/), { forward: false })
+      const comes = yield* Effect.fork(reasonOf(listen("b")))
+      yield* Effect.promise(() => held)
+      expect(yield* took(Fiber.interrupt(leaves))).toBeLessThan(soon)
+      expect((yield* Fiber.join(comes))._tag).toBe("ConnectionError")
+    })
+  )
+})
+
 describe("health", () => {
   const garbage: ReadonlyArray<readonly [string, Buffer]> = [
     ["an error that is cut short", Buffer.from([0x45, 0, 0, 0, 8, 0x43, 0x78, 0x79, 0x7a])],

@@ -6,7 +6,7 @@ import { DbConnection, DbEngine, DbError, DbQuery, DbSession, withTransaction } 
 import type { DbSql } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
-import { lockedOutside } from "./support/outside.js"
+import { type Lock, lockedOutside } from "./support/outside.js"
 import {
   committed,
   insert,
@@ -20,7 +20,8 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
-import { until } from "./support/until.js"
+import { soon, took, until } from "./support/until.js"
+import { one, reasonOf, sent, wired } from "./support/wired.js"
 import { collected } from "./support/observed.js"
 
 const database = testDatabase()
@@ -126,20 +127,92 @@ describe("41 stream", () => {
     { maxConnections: 1 }
   )
 
+  /** Its second FETCH waits for the lock; the third row comes when it does. */
+  const slowBehind = (lock: Lock, rows = "n") =>
+    Stream.unwrap(
+      Effect.map(
+        client,
+        (sql) =>
+          sql.unsafe<{ n: number }>(
+            `SELECT ${rows} AS n FROM generate_series(1, 1000) n WHERE n <> 100 OR pg_advisory_xact_lock(1) IS NOT NULL`
+          ).stream
+      )
+    ).pipe(Stream.tap(({ n }) => (n === 3 ? lock.waitedFor : Effect.void)))
+
   test("left while the next rows are still being computed: the session's transaction is unharmed", () =>
     DbSession.autocommit(
       Effect.gen(function* () {
-        const sql = yield* client
         const lock = yield* lockedOutside(database, 1)
-        const letGo = yield* Effect.fork(Effect.zipRight(lock.waitedFor, lock.release))
-        // The second FETCH waits for the lock.
-        const slow = sql<{ n: number }>`
-          SELECT n FROM generate_series(1, 1000) n WHERE n <> 100 OR pg_advisory_xact_lock(1) IS NOT NULL`.stream
-        expect(yield* collect(Stream.take(slow, 3))).toEqual(upTo(3))
+        const left = yield* Effect.fork(collect(Stream.take(slowBehind(lock), 3)))
+        yield* lock.waitedFor
+        yield* lock.release
+        expect(yield* Fiber.join(left)).toEqual(upTo(3))
         yield* insert(1)
-        yield* Fiber.join(letGo)
       })
     ).pipe(Effect.zipRight(Effect.map(committed(database), (ids) => expect(ids).toEqual([1])))))
+
+  test(
+    "left while they are being computed for longer than settleTimeout: the query is cancelled",
+    () =>
+      Effect.gen(function* () {
+        const lock = yield* lockedOutside(database, 1)
+        const leaving = DbSession.autocommit(collect(Stream.take(slowBehind(lock), 3)))
+        expect(yield* reason(leaving)).toBe("TransactionAborted")
+      }),
+    { settleTimeout: 300 }
+  )
+
+  test("left while they are being computed, without a session: the query is cancelled at once", () =>
+    Effect.gen(function* () {
+      const lock = yield* lockedOutside(database, 1)
+      expect(yield* took(collect(Stream.take(slowBehind(lock), 3)))).toBeLessThan(soon)
+      expect(yield* used).toBe(0)
+    }))
+
+  test("but one that has written is waited for, and what it has done is committed", () =>
+    Effect.gen(function* () {
+      yield* database.query(
+        "CREATE OR REPLACE FUNCTION put(int) RETURNS int LANGUAGE sql AS 'INSERT INTO t (id) VALUES ($1) RETURNING id'"
+      )
+      const lock = yield* lockedOutside(database, 1)
+      const left = yield* Effect.fork(collect(Stream.take(slowBehind(lock, "put(n)"), 3)))
+      yield* lock.waitedFor
+      yield* lock.release
+      yield* Fiber.join(left)
+      expect((yield* committed(database)).slice(0, 20)).toEqual(upTo(20).map(({ n }) => n))
+    }))
+
+  const lost = { settleTimeout: 200, connectTimeout: 500, ...one }
+  wired(database, "left when no rows are on their way: nobody waits for its CLOSE, which rides along", one, (at) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        expect((yield* collect(Stream.take(numbers(30), 25))).length).toBe(25)
+        at.proxy.reset()
+        yield* sql`SELECT 1`
+        expect(sent(at).filter((_) => /^E (?:CLOSE|SELECT)/.test(_))).toEqual([
+          expect.stringMatching(/^E CLOSE effect_db_cursor_\d+$/),
+          "E SELECT 1"
+        ])
+        expect(at.proxy.flights()).toBe(1)
+      })
+    )
+  )
+
+  for (const [when, rows] of [
+    ["while rows are on their way", 2000],
+    ["when no rows are on their way", 30]
+  ] as const) {
+    wired(database, `left in a session ${when}, and the network swallows everything: it is over in time`, lost, (at) =>
+      Effect.gen(function* () {
+        const some = Stream.take(numbers(rows), 25).pipe(
+          Stream.tap(({ n }) => (n === 25 ? Effect.sync(() => at.proxy.pause()) : Effect.void))
+        )
+        const work = reasonOf(DbSession.autocommit(Stream.runDrain(some)))
+        expect(yield* took(work)).toBeLessThan(soon)
+      })
+    )
+  }
 
   test("a consumer that fails leaves the session's transaction unharmed", () =>
     DbSession.autocommit(

@@ -1,5 +1,5 @@
 import { describe, expect, it, vi } from "@effect/vitest"
-import { Context, Deferred, Effect, Either, Exit, Layer, Option, Ref, Schedule, Scope, Stream } from "effect"
+import { Context, Deferred, Effect, Either, Exit, Fiber, Layer, Option, Ref, Schedule, Scope, Stream } from "effect"
 import {
   DbConnection,
   DbEngine,
@@ -702,15 +702,77 @@ describe("runSync", () => {
   })
 
   test(
-    "so is a wait for a connection that only this effect could give back",
+    "a wait for a connection that only this effect could give back is AcquireTimeout",
     async (db) => {
       const nested = DbSession.autocommit(Effect.zipRight(insert(1), DbSession.isolated(insert(2))))
-      expect(reasonThrown(() => db.runSync(nested))).toBe("InvalidInput")
+      expect(reasonThrown(() => db.runSync(nested))).toBe("AcquireTimeout")
       expect(db.runSync(DbEngine.stats)).toMatchObject({ used: 0, pending: 0 })
       expect(await rows()).toEqual([])
     },
-    { maxConnections: 1 }
+    { maxConnections: 1, acquireTimeout: 100 }
   )
+
+  test("the time limit of a block that has no effect to interrupt ends its statement", async (db) => {
+    db.runSync(seen)
+    const late = Effect.flatMap(DbSession.begin({ timeout: 300 }), () => statement("SELECT pg_sleep(60)"))
+    expect(reasonThrown(() => db.runSync(DbSession.autocommit(late)))).toBe("TransactionTimeout")
+  })
+
+  test(
+    "a wait for a block that only this effect could end is SessionBusy",
+    async (db) => {
+      const waits = Effect.gen(function* () {
+        const tx = yield* DbSession.begin()
+        yield* Effect.zipRight(insert(1), Effect.ignore(tx.rollback))
+        const gate = yield* Deferred.make<void>()
+        const block = yield* Effect.fork(withTransaction(Effect.zipRight(insert(2), Deferred.await(gate))))
+        yield* Effect.yieldNow()
+        const exit = yield* Effect.exit(insert(3))
+        yield* Deferred.succeed(gate, undefined)
+        yield* Fiber.join(block)
+        return yield* exit
+      })
+      expect(reasonThrown(() => db.runSync(DbSession.autocommit(waits)))).toBe("SessionBusy")
+    },
+    { blockTimeout: 100 }
+  )
+
+  describe("while the server takes no more connections", () => {
+    const limited = async (body: (url: string, more: () => void) => Promise<void>): Promise<void> => {
+      const role = `limited_${process.pid}`
+      const admin = DbRuntime.make(quietly(DbLayer({ url: database.url })))
+      await admin.run(statement(`CREATE ROLE ${role} LOGIN PASSWORD 'x' CONNECTION LIMIT 0`))
+      const url = new URL(database.url)
+      url.username = role
+      url.password = "x"
+      try {
+        await body(url.href, () => admin.runSync(statement(`ALTER ROLE ${role} CONNECTION LIMIT -1`)))
+      } finally {
+        await admin.run(statement(`DROP ROLE ${role}`))
+        await admin.close()
+      }
+    }
+    const one = statement("SELECT 1 AS one")
+
+    it("it tries again until acquireTimeout, which tells why", () =>
+      limited(async (url) => {
+        const db = DbRuntime.make(quietly(DbLayer({ url, acquireTimeout: 200 })))
+        const error = thrown(() => db.runSync(one))
+        expect(DbError.reason(error)).toMatchObject({ _tag: "AcquireTimeout" })
+        expect(String((error as Error).message)).toContain("too many connections")
+        await db.close()
+      }))
+
+    it("the pause that one call has left holds the next one up for no longer than it lasts", () =>
+      limited(async (url, more) => {
+        const db = DbRuntime.make(quietly(DbLayer({ url })))
+        const hurried = DbConnection.withConnection(one, { timeout: 150 })
+        expect(reasonThrown(() => db.runSync(hurried))).toBe("AcquireTimeout")
+        more()
+        expect(db.runSync(one)).toEqual([{ one: 1 }])
+        await db.close()
+      }))
+  })
 
   test("in the session of promise code it is refused: that one can't be shared", async (db) => {
     await db.session(async () => {

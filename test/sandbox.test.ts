@@ -7,6 +7,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Stream from "effect/Stream"
 import { DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { testDatabase } from "./support/database.js"
@@ -619,3 +620,15 @@ describe("a batch that waits for its turn in a sandbox", () => {
       )
     ))
 })
+
+test("a stream in a sandbox fetches fewer rows when they are wide", () =>
+  Effect.gen(function* () {
+    const wide = Effect.flatMap(DbEngine, ({ sql }) =>
+      Stream.runDrain(sql`SELECT repeat('x', 100000) FROM generate_series(1, 40)`.stream)
+    )
+    const [, { statements }] = yield* DbTest.sandbox(DbTest.trace(wide))
+    expect(statements.filter((_) => _.startsWith("FETCH")).slice(0, 2)).toEqual([
+      expect.stringMatching(/^FETCH FORWARD 20 /),
+      expect.stringMatching(/^FETCH FORWARD 10 /)
+    ])
+  }))

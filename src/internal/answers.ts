@@ -4,6 +4,7 @@
  */
 import { DbError } from "../DbError.js"
 import type { Command, Group, Step } from "./command.js"
+import { copyRefused, noCopyData } from "./input.js"
 import type { PreparedStatements } from "./prepared.js"
 import { Backend, cstringEnd, endsAt, lastString, ProtocolViolation, readServerMessage } from "./protocol.js"
 import type { ServerMessage } from "./protocol.js"
@@ -275,7 +276,8 @@ export class Answers {
     // Its end may be announced after the error of a statement, which says more about that statement.
     if (group.error !== undefined && !group.undone) return
     const command = step.command
-    const hit = message.code === "57014" && !isStatementTimeout(message)
+    const noData = message.code === "57014" && message.message?.includes(noCopyData) === true
+    const hit = message.code === "57014" && !noData && !isStatementTimeout(message)
     let canceled = false
     for (const { command } of group.steps) {
       if (command === undefined || !command.canceled) continue
@@ -287,14 +289,16 @@ export class Answers {
     const stray = hit && !canceled && this.sender.takeStray()
     group.undone = healed || (stray && isUndone(group, group.at + 1))
     if (command !== undefined && (step.bound || group.simple)) this.options.onHalf?.(command)
-    group.error = DbError.fromServer(message, {
-      statement: command?.text ?? step.control?.text,
-      names: step.control?.params,
-      canceledByUs: canceled,
-      targetReadWrite: this.options.readWriteTarget,
-      retryable: isLostWhole(group) ? true : undefined,
-      offset: group.folded
-    })
+    group.error = noData
+      ? copyRefused()
+      : DbError.fromServer(message, {
+          statement: command?.text ?? step.control?.text,
+          names: step.control?.params,
+          canceledByUs: canceled,
+          targetReadWrite: this.options.readWriteTarget,
+          retryable: isLostWhole(group) ? true : undefined,
+          offset: group.folded
+        })
     if (command !== undefined) return
     // A failed prefix fails the statement that it carries: the error is that statement's.
     step.control!.done?.(false, undefined)

@@ -1,6 +1,7 @@
 /**
  * Pauses between attempts that fail: longer each time, and never the same for two pools.
  */
+import { after } from "./blocking.js"
 
 const first = 25
 const most = 1000
@@ -8,7 +9,7 @@ const most = 1000
 /** @internal */
 export class Backoff {
   private millis = 0
-  private timer: NodeJS.Timeout | undefined = undefined
+  private timer: (() => void) | undefined = undefined
 
   /** It is too early for another attempt. */
   get pausing(): boolean {
@@ -18,14 +19,12 @@ export class Backoff {
   /** Calls back after the pause. `awaited`: somebody waits for it, and keeps the process running. */
   pause(awaited: boolean, f: () => void): void {
     this.millis = Math.min(most, this.millis === 0 ? first : this.millis * 2)
-    this.timer = setTimeout(
-      () => {
-        this.timer = undefined
-        f()
-      },
-      this.millis * (0.5 + Math.random())
-    )
-    if (!awaited) this.timer.unref()
+    const millis = this.millis * (0.5 + Math.random())
+    const over = () => {
+      this.timer = undefined
+      f()
+    }
+    this.timer = after(millis, over, awaited)
   }
 
   /** An attempt has succeeded. */
@@ -34,6 +33,6 @@ export class Backoff {
   }
 
   stop(): void {
-    clearTimeout(this.timer)
+    this.timer?.()
   }
 }

@@ -27,10 +27,18 @@ export const sources = new Set<Source>()
 interface Timer {
   readonly at: number
   readonly run: () => void
+  /** It keeps the process running, while the event loop has it. */
+  readonly awaited: boolean
+  /** What it waits for belongs to the connections of the other thread, which the next call may need. */
+  readonly comesBack: boolean
+  /** That of the event loop, between two calls. */
+  loop: NodeJS.Timeout | undefined
 }
 
 let queue: Array<() => void> | undefined = undefined
 const timers = new Set<Timer>()
+/** None of them is due before. */
+let earliest = Infinity
 
 /** @internal */
 export const isBlocking = (): boolean => queue !== undefined
@@ -51,6 +59,29 @@ export const later = (f: () => void): void => {
   else queue.push(f)
 }
 
+const start = (millis: number, f: () => void, awaited: boolean, comesBack: boolean): (() => void) => {
+  const timer: Timer = { at: performance.now() + millis, run: f, awaited, comesBack, loop: undefined }
+  timers.add(timer)
+  earliest = Math.min(earliest, timer.at)
+  return () => {
+    timers.delete(timer)
+    clearTimeout(timer.loop)
+  }
+}
+
+/**
+ * Calls back once after that many milliseconds, also while this thread is blocked. One that began before a call belongs
+ * to the event loop, which hears nothing meanwhile either, and waits for it; one that outlives the call goes on with the
+ * event loop, and comes back with the next call. The returned function stops it.
+ * @internal
+ */
+export const after = (millis: number, f: () => void, awaited = true): (() => void) => {
+  if (queue !== undefined) return start(millis, f, awaited, true)
+  const timer = setTimeout(f, millis)
+  if (!awaited) timer.unref()
+  return () => clearTimeout(timer)
+}
+
 /** @internal */
 export const scheduler: Scheduler.Scheduler = {
   shouldYield: Scheduler.defaultShouldYield,
@@ -67,11 +98,10 @@ const clock: Clock.Clock = Object.create(usual, {
     value: (duration: Duration.Duration): Effect.Effect<void> =>
       queue === undefined
         ? usual.sleep(duration)
-        : Effect.async<void>((resume) => {
-            const timer = { at: performance.now() + Duration.toMillis(duration), run: () => resume(Effect.void) }
-            timers.add(timer)
-            return Effect.sync(() => void timers.delete(timer))
-          })
+        : // A fiber that the call leaves sleeps on with the event loop: no later call waits for it.
+          Effect.async<void>((resume) =>
+            Effect.sync(start(Duration.toMillis(duration), () => resume(Effect.void), true, false))
+          )
   }
 }) as Clock.Clock
 
@@ -82,12 +112,35 @@ const drain = (queue: Array<() => void>): void => {
 
 const ring = (): boolean => {
   const now = performance.now()
-  const due = [...timers].filter((timer) => timer.at <= now).sort((a, b) => a.at - b.at)
-  for (const timer of due) {
-    timers.delete(timer)
-    timer.run()
+  if (now < earliest) return false
+  earliest = Infinity
+  const due: Array<Timer> = []
+  for (const timer of timers) {
+    if (timer.at <= now) due.push(timer)
+    else earliest = Math.min(earliest, timer.at)
   }
+  // One may stop another.
+  for (const timer of due.sort((a, b) => a.at - b.at)) if (timers.delete(timer)) timer.run()
   return due.length > 0
+}
+
+const toLoop = (): void => {
+  for (const timer of timers) {
+    timer.loop = setTimeout(() => {
+      timers.delete(timer)
+      timer.run()
+    }, timer.at - performance.now())
+    if (!timer.awaited) timer.loop.unref()
+    if (!timer.comesBack) timers.delete(timer)
+  }
+}
+
+const fromLoop = (): void => {
+  earliest = Infinity
+  for (const timer of timers) {
+    clearTimeout(timer.loop)
+    earliest = Math.min(earliest, timer.at)
+  }
 }
 
 /** Waits for the next thing to happen. `false`: nothing can. */
@@ -98,7 +151,7 @@ const wait = (): boolean => {
     for (const source of sources) received = source.receive() || received
     if (ring() || received) return true
     const pending = [...sources].some((source) => source.pending())
-    const next = Math.min(...[...timers].map((timer) => timer.at))
+    const next = timers.size === 0 ? Infinity : earliest
     if (!pending && next === Infinity) return false
     Atomics.wait(bell, 0, heard, next === Infinity ? Infinity : Math.max(0, next - performance.now()))
   }
@@ -113,6 +166,7 @@ export const runBlocking = <A, E, R>(runtime: Runtime.Runtime<R>, effect: Effect
     })
   }
   const mine: Array<() => void> = (queue = [])
+  fromLoop()
   try {
     const ended: { exit?: Exit.Exit<A, E> } = {}
     let stuck = false
@@ -138,7 +192,6 @@ export const runBlocking = <A, E, R>(runtime: Runtime.Runtime<R>, effect: Effect
     queue = undefined
     // What goes on behind the effect has the event loop again.
     for (const task of mine) setImmediate(task)
-    for (const { at, run } of timers) setTimeout(run, at - performance.now())
-    timers.clear()
+    toLoop()
   }
 }

@@ -3,6 +3,7 @@
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Statement } from "@effect/sql/Statement"
+import type * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -17,6 +18,7 @@ import type { Command, CopyHandler } from "./command.js"
 import { executeSpec } from "./execute.js"
 import { observeOwn } from "./observe.js"
 import type { Pipeline } from "./pipeline.js"
+import { codeOf } from "./queryText.js"
 import type { Result } from "./rows.js"
 import { ViewConnection } from "./sqlClient.js"
 import { compileOf, isRefused, makeSpec } from "./statement.js"
@@ -40,7 +42,7 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
         const path = Ambient.searchPath(Ambient.entry(fiber, engine))
         const spec = makeSpec(text, [], "array", { several: false, prepare: false, copy, path })
         if (isRefused(spec)) return Effect.fail(spec)
-        if (!pattern.test(text)) {
+        if (!pattern.test(codeOf(text))) {
           return Effect.fail(
             refuse(
               "The statement is not the COPY that this function is for.",
@@ -103,15 +105,30 @@ export const copyIn = <E, R>(
         )
       )
       // At once, so that it keeps its place among the statements of other fibers.
-      return Effect.flatMap(
-        Effect.map(Effect.runtime<never>(), (runtime) =>
-          Runtime.runFork(runtime)(Effect.interruptible(run(statement, /^\s*copy\b[\s\S]*\bfrom\s+stdin\b/i, copy)))
-        ),
-        (fiber) =>
-          restore(Effect.raceFirst(Fiber.join(fiber), Effect.zipRight(pump, Fiber.join(fiber)))).pipe(
-            Effect.onError(() => Fiber.interrupt(fiber))
-          )
+      const start = Effect.map(Effect.runtime<never>(), (runtime) =>
+        Runtime.runFork(runtime)(Effect.interruptible(run(statement, /^\s*copy\b[\s\S]*\bfrom\s+stdin\b/i, copy)))
       )
+      return Effect.flatMap(start, (copying) => {
+        let broken: Cause.Cause<E> | undefined = undefined
+        // A source that fails ends the copy. No race, which hangs when it is interrupted before it has begun.
+        const pumping = Effect.onError(Effect.interruptible(pump), (cause) =>
+          Effect.suspend(() => {
+            if (copying.unsafePoll() !== null) return Effect.void
+            broken = cause
+            return Fiber.interrupt(copying)
+          })
+        )
+        // Nobody's child: an interrupt that the caller does not let in must not end it half-way.
+        return Effect.flatMap(Effect.forkDaemon(pumping), (source) =>
+          restore(Fiber.await(copying)).pipe(
+            Effect.onInterrupt(() => Fiber.interrupt(copying)),
+            Effect.ensuring(Fiber.interrupt(source)),
+            Effect.flatMap((exit): Effect.Effect<Result, E | SqlError> =>
+              broken === undefined ? exit : Effect.failCause(broken)
+            )
+          )
+        )
+      })
     })
   )
 

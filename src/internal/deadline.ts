@@ -3,6 +3,7 @@
  * without a pause, as when a hundred thousand fibers start at once, nobody's answer is read, and the clock would blame
  * the network or the server for it.
  */
+import { after, isBlocking } from "./blocking.js"
 
 const slices = 10
 /** Shorter ones would say more about timers than about time. */
@@ -13,9 +14,7 @@ export const never = 2 ** 31 - 1
 
 /** Calls back once after that many milliseconds, whatever this process did meanwhile; it keeps no process alive. @internal */
 export const timer = (millis: number, f: () => void): (() => void) => {
-  if (millis >= never) return () => {}
-  const timer = setTimeout(f, millis).unref()
-  return () => clearTimeout(timer)
+  return millis >= never ? () => {} : after(millis, f, false)
 }
 
 /**
@@ -25,8 +24,7 @@ export const timer = (millis: number, f: () => void): (() => void) => {
  */
 export const deadline = (millis: number, f: () => void): (() => void) => {
   if (millis >= never) return () => {}
-  let timer: NodeJS.Timeout | undefined = undefined
-  let last: NodeJS.Immediate | undefined = undefined
+  let stop: () => void = () => {}
   let left = millis
   const since = performance.now()
   const next = (): void => {
@@ -34,16 +32,19 @@ export const deadline = (millis: number, f: () => void): (() => void) => {
     if (left <= 0) left = millis - (performance.now() - since)
     // What has arrived meanwhile is read before anybody is called late.
     if (left <= 0) {
-      last = setImmediate(f)
+      stop = afterReading(f)
       return
     }
     const slice = Math.min(left, Math.max(shortest, millis / slices))
     left -= slice
-    timer = setTimeout(next, slice)
+    stop = after(slice, next)
   }
   next()
-  return () => {
-    clearTimeout(timer)
-    clearImmediate(last)
-  }
+  return () => stop()
+}
+
+const afterReading = (f: () => void): (() => void) => {
+  if (isBlocking()) return after(0, f)
+  const last = setImmediate(f)
+  return () => clearImmediate(last)
 }

@@ -6,11 +6,12 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
 import type { DbError } from "../DbError.js"
+import { deadline } from "./deadline.js"
 import type { EngineCore } from "./engine.js"
 import { executeSpec } from "./execute.js"
 import { checkIdentifier, quoteIdentifier } from "./input.js"
 import { Root } from "./lease.js"
-import { makeSpec } from "./statement.js"
+import { isRefused, makeSpec } from "./statement.js"
 import type { Listener } from "./wire.js"
 
 interface Subscriber {
@@ -25,12 +26,22 @@ class Hub {
 
   constructor(private readonly engine: EngineCore) {}
 
+  /**
+   * Others wait for it, in finalizers as well: a network that swallows it would hold them for ever. A server that does
+   * not answer in time loses the connection.
+   */
   private run(root: Root, text: string): Effect.Effect<void, DbError> {
     return Effect.withFiberRuntime<void, DbError>((fiber) => {
       const spec = makeSpec(text, [], "array", { several: false, prepare: false })
-      return spec instanceof Error
-        ? Effect.fail(spec)
-        : executeSpec(fiber, this.engine, { _tag: "Root", root, gone: () => undefined }, spec, () => undefined)
+      if (isRefused(spec)) return Effect.fail(spec)
+      const limit = this.engine.config.settleMillis
+      const stop = deadline(limit, () => {
+        root.wire?.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))
+      })
+      return Effect.ensuring(
+        executeSpec(fiber, this.engine, { _tag: "Root", root, gone: () => undefined }, spec, () => undefined),
+        Effect.sync(stop)
+      )
     })
   }
 

@@ -10,10 +10,11 @@ import type { Duplex } from "node:stream"
 import { DbError } from "../DbError.js"
 import { Answers } from "./answers.js"
 import type { AnswersOptions } from "./answers.js"
-import { later } from "./blocking.js"
+import { after, later } from "./blocking.js"
 import { State } from "./command.js"
 import type { Command, Control, Group, Step } from "./command.js"
 import { deadline } from "./deadline.js"
+import { noCopyData } from "./input.js"
 import { PreparedStatements } from "./prepared.js"
 import type { Probe } from "./probe.js"
 import { Reader, Writer } from "./protocol.js"
@@ -49,7 +50,7 @@ interface Cancellation {
   /** By then the server has to have answered. */
   readonly stop: () => void
   /** Until it is asked again; nothing while a request is on its way. */
-  pause: NodeJS.Timeout | undefined
+  pause: (() => void) | undefined
 }
 
 /** @internal */
@@ -179,10 +180,10 @@ export class Pipeline {
         if (this.cancellation !== cancellation) return
         if (command.settled) return this.canceled(cancellation)
         // It may have arrived before the statement did, or not at all: ask again until it is answered.
-        cancellation.pause = setTimeout(() => {
+        cancellation.pause = after(pause, () => {
           cancellation.pause = undefined
           attempt()
-        }, pause)
+        })
         pause *= 2
       })
     }
@@ -200,7 +201,7 @@ export class Pipeline {
 
   private endCancellation(): void {
     this.cancellation?.stop()
-    clearTimeout(this.cancellation?.pause)
+    this.cancellation?.pause?.()
     this.cancellation = undefined
   }
 
@@ -394,7 +395,7 @@ export class Pipeline {
   private copyIn(command: Command | undefined, simple: boolean): void {
     const onIn = command?.copy?.onIn
     if (onIn !== undefined && !command!.abandoned) return onIn(this, command!)
-    this.writer.copyFail(onIn === undefined ? "COPY FROM STDIN needs DbQuery.copyFrom" : "the copy was interrupted")
+    this.writer.copyFail(onIn === undefined ? noCopyData : "the copy was interrupted")
     // The Sync that was already sent was swallowed by the copy mode.
     if (!simple) this.writer.sync()
     this.write()

@@ -2,7 +2,8 @@
  * What a statement is sent as, decided from its text and remembered with it.
  */
 import { DbError } from "../DbError.js"
-import { checkText, encodeParams } from "./input.js"
+import { checkText, copyRefused, encodeParams } from "./input.js"
+import { codeOf } from "./queryText.js"
 import type { Command, CopyHandler, Watch } from "./command.js"
 
 /** A statement, checked and encoded. @internal */
@@ -46,11 +47,8 @@ const planned = /^\s*(?:select|insert|update|delete|with|values|merge|table)\b/i
 // The server would wait for data, and take for data what is sent behind it.
 const copiesIn = /(?:^|;)\s*copy\b[^;]*\bfrom\s+stdin\b/i
 
-const copyRefused = (): DbError =>
-  DbError.make("InvalidInput", {
-    message: "COPY ... FROM STDIN was run as a statement, which has no data to give.",
-    hint: "Use DbQuery.copyFrom(statement, source)."
-  })
+/** A comment may stand in front of anything, and hold anything. */
+const isCopyIn = (text: string): boolean => /\bcopy\b/i.test(text) && copiesIn.test(codeOf(text))
 
 const look = (text: string): Known => {
   const refused = checkText(text)
@@ -58,7 +56,7 @@ const look = (text: string): Known => {
   const semicolon = text.indexOf(";")
   const fact: Known = {
     refused: undefined,
-    copies: copiesIn.test(text) ? copyRefused() : undefined,
+    copies: isCopyIn(text) ? copyRefused() : undefined,
     // A semicolon in a literal makes it simple as well: slower, not wrong.
     several: semicolon !== -1 && text.slice(semicolon + 1).trim() !== "",
     prepare: text.length < longestKept && planned.test(text)

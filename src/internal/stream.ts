@@ -13,8 +13,10 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
+import { plain } from "./controls.js"
+import { deadline } from "./deadline.js"
 import type { EngineCore } from "./engine.js"
-import { boundIn, execute, executeSpec, homeOf } from "./execute.js"
+import { boundIn, execute, executeSpec, executeTogether, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
 import { framesAbove } from "./frame.js"
 import type { Observation } from "./observe.js"
@@ -22,6 +24,7 @@ import { codeOf } from "./queryText.js"
 import { endSlot } from "./session.js"
 import { Slot } from "./slot.js"
 import { isRefused, makeSpec } from "./statement.js"
+import type { Spec } from "./statement.js"
 
 /** The first FETCH is small: nobody knows yet how wide the rows are. Those after it are as large as fits. */
 const firstRows = 20
@@ -39,6 +42,19 @@ const hasCursor = (text: unknown): boolean => {
     (/^[\s(]*with\b/i.test(code) && !/\b(?:insert|update|delete|merge)\b/i.test(code))
   )
 }
+
+/** A row, when the transaction has written something: what a query may do by its functions can't be seen in its text. */
+const hasWritten = "SELECT WHERE pg_catalog.txid_current_if_assigned() IS NOT NULL"
+
+/** In a finalizer, which nothing interrupts: not for ever. */
+const endOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>, millis: number): Effect.Effect<void> =>
+  Effect.async<void>((resume) => {
+    const stop = deadline(millis, () => resume(Effect.void))
+    fiber.addObserver(() => {
+      stop()
+      resume(Effect.void)
+    })
+  })
 
 /** @internal */
 export const streamRows = (
@@ -70,12 +86,14 @@ export const streamRows = (
       if (home instanceof DbError) return Effect.fail(home)
       const slot = session ?? new Slot(engine, { name: "stream" }, home)
       const cursor = `effect_db_cursor_${++cursors}`
+      // Left while the server worked for rows that nobody will read.
+      let cut = false
       return Effect.gen(function* () {
         const scope = yield* Effect.scope
         // Of a stream that was read to its end nothing is left to do. Of one that was left only the log can be told.
         if (session === undefined) {
           yield* Scope.addFinalizerExit(scope, (exit) =>
-            Effect.catchAllCause(endSlot(slot, undefined, Exit.isSuccess(exit)), (cause) =>
+            Effect.catchAllCause(endSlot(slot, undefined, Exit.isSuccess(exit) && !cut), (cause) =>
               Exit.isSuccess(exit)
                 ? Effect.logError(
                     "effect-db: a stream was left before its end, and what it did is not committed",
@@ -104,21 +122,32 @@ export const streamRows = (
             return unit.transactions !== transactions || framesAbove(block).some((_) => _.undone)
           }
         }
-        const onCursor = (text: string) =>
-          Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) => {
-            const spec = makeSpec(text, [], "object", { several: false, prepare: false, path })
-            return isRefused(spec)
-              ? Effect.fail(spec)
-              : executeSpec(fiber, engine, at, { ...spec, cursor: of, weigh }, (result) => result.rows)
-          })
+        // It rides with the next statement, as RELEASE does: a finalizer must not wait behind what siblings run.
         yield* Scope.addFinalizer(
           scope,
-          Effect.suspend(() =>
-            session === undefined || unit.aborted ? Effect.void : Effect.ignore(onCursor(`CLOSE ${cursor}`))
-          )
+          Effect.sync(() => {
+            if (session !== undefined && !unit.aborted && !of.isGone) unit.pending.push(plain(`CLOSE ${cursor}`))
+          })
         )
-        const fetchOne = Effect.suspend(() => onCursor(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`))
-        let next: Fiber.Fiber<ReadonlyArray<any>, SqlError> | undefined = undefined
+        const made = (text: string, prepare: boolean): Spec | DbError =>
+          makeSpec(text, [], "object", { several: false, prepare, path })
+        let sent = false
+        const watch = { sent: () => void (sent = true) }
+        let wrote = false
+        const fetchOne = Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) => {
+          sent = false
+          const fetch = made(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`, false)
+          if (isRefused(fetch)) return Effect.fail(fetch)
+          const spec: Spec = { ...fetch, cursor: of, weigh, watch }
+          if (session !== undefined) return executeSpec(fiber, engine, at, spec, (result) => result.rows)
+          const asked = made(hasWritten, true)
+          if (isRefused(asked)) return Effect.fail(asked)
+          return Effect.map(executeTogether(slot, block, [spec, asked]), ([rows, written]) => {
+            wrote = written!.rows.length > 0
+            return rows!.rows
+          })
+        })
+        let next: Fiber.RuntimeFiber<ReadonlyArray<any>, SqlError> | undefined = undefined
         const fetch = Effect.uninterruptible(
           Effect.map(Effect.forkDaemon(Effect.interruptible(fetchOne)), (fiber) => {
             next = fiber
@@ -126,9 +155,13 @@ export const streamRows = (
         )
         yield* Scope.addFinalizerExit(scope, (exit) =>
           Effect.suspend(() => {
-            // Who stops reading has not asked for a failed transaction, which is what a cancelled FETCH leaves.
             if (next === undefined) return Effect.void
-            return Exit.isInterrupted(exit) ? Fiber.interrupt(next) : Fiber.await(next)
+            // Of a session of its own nothing is kept but what the query has written.
+            cut = session === undefined && !wrote && next.unsafePoll() === null
+            const undone = cut || Exit.isInterrupted(exit) || (session === undefined && Exit.isFailure(exit))
+            // Who stops reading has not asked for a failed transaction, which is what a cancelled FETCH leaves.
+            const ended = undone || !sent ? Effect.void : endOf(next, engine.config.settleMillis)
+            return Effect.zipRight(ended, Fiber.interrupt(next))
           })
         )
         yield* fetch

@@ -8,6 +8,7 @@ import type { Duplex } from "node:stream"
 import * as Pg from "pg"
 import { DbError } from "../DbError.js"
 import type { Resolved } from "../DbOptions.js"
+import { after } from "./blocking.js"
 import { sendCancel } from "./cancel.js"
 import { demandBinding, unbound } from "./channelBinding.js"
 import { deadline } from "./deadline.js"
@@ -262,9 +263,7 @@ export class Wire {
     if (this.dead) return
     if (this.busy) return this.destroy(new Error("the connection was given back while something ran on it"))
     const stream = this.internals.connection.stream
-    const hurry = setTimeout(() => stream.destroy(), goodbyeMillis)
-    hurry.unref()
-    this.onClose(() => clearTimeout(hurry))
+    this.onClose(after(goodbyeMillis, () => stream.destroy(), false))
     this.internals.connection.end()
   }
 

@@ -380,6 +380,7 @@ export class VirtualWire {
         }
       )
       clone.copy = command.copy
+      clone.weigh = command.weigh
       clone.scope = command.scope
       clone.watch = command.watch
       clone.as = command.as
