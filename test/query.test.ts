@@ -20,7 +20,7 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
-import { soon, took, until } from "./support/until.js"
+import { latch, open, soon, took, until } from "./support/until.js"
 import { one, reasonOf, sent, wired } from "./support/wired.js"
 import { collected } from "./support/observed.js"
 
@@ -128,7 +128,7 @@ describe("41 stream", () => {
   )
 
   /** Its second FETCH waits for the lock; the third row comes when it does. */
-  const slowBehind = (lock: Lock, rows = "n") =>
+  const slowBehind = (lock: Lock, reached: Effect.Effect<unknown> = Effect.void, rows = "n") =>
     Stream.unwrap(
       Effect.map(
         client,
@@ -137,14 +137,15 @@ describe("41 stream", () => {
             `SELECT ${rows} AS n FROM generate_series(1, 1000) n WHERE n <> 100 OR pg_advisory_xact_lock(1) IS NOT NULL`
           ).stream
       )
-    ).pipe(Stream.tap(({ n }) => (n === 3 ? lock.waitedFor : Effect.void)))
+    ).pipe(Stream.tap(({ n }) => (n === 3 ? Effect.zipRight(lock.waitedFor, reached) : Effect.void)))
 
   test("left while the next rows are still being computed: the session's transaction is unharmed", () =>
     DbSession.autocommit(
       Effect.gen(function* () {
         const lock = yield* lockedOutside(database, 1)
-        const left = yield* Effect.fork(collect(Stream.take(slowBehind(lock), 3)))
-        yield* lock.waitedFor
+        const reached = yield* latch
+        const left = yield* Effect.fork(collect(Stream.take(slowBehind(lock, open(reached)), 3)))
+        yield* Deferred.await(reached)
         yield* lock.release
         expect(yield* Fiber.join(left)).toEqual(upTo(3))
         yield* insert(1)
@@ -175,8 +176,9 @@ describe("41 stream", () => {
         "CREATE OR REPLACE FUNCTION put(int) RETURNS int LANGUAGE sql AS 'INSERT INTO t (id) VALUES ($1) RETURNING id'"
       )
       const lock = yield* lockedOutside(database, 1)
-      const left = yield* Effect.fork(collect(Stream.take(slowBehind(lock, "put(n)"), 3)))
-      yield* lock.waitedFor
+      const reached = yield* latch
+      const left = yield* Effect.fork(collect(Stream.take(slowBehind(lock, open(reached), "put(n)"), 3)))
+      yield* Deferred.await(reached)
       yield* lock.release
       yield* Fiber.join(left)
       expect((yield* committed(database)).slice(0, 20)).toEqual(upTo(20).map(({ n }) => n))

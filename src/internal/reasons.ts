@@ -277,16 +277,15 @@ export class NoSession extends Data.TaggedClass("NoSession")<ReasonFields> {}
 export class PropagationError extends Data.TaggedClass("PropagationError")<ReasonFields> {}
 
 /**
- * Nothing was committed: an error inside was swallowed, or the block was marked rollback-only.
+ * Nothing was committed: an error inside was swallowed, or the block was marked rollback-only. `statement` is the first
+ * that failed.
  *
  * @since 0.1.0
  * @category reasons
  */
 export class TransactionAborted extends Data.TaggedClass("TransactionAborted")<
   ReasonFields & {
-    /** The first statement that failed, its literals and numbers masked. */
-    readonly statement?: string | undefined
-    /** What it failed with. */
+    /** What the first `statement` that failed has failed with. */
     readonly firstError?: DbError | undefined
   }
 > {
