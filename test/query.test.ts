@@ -127,6 +127,25 @@ describe("41 stream", () => {
     { maxConnections: 1 }
   )
 
+  test("of several statements in one text runs all of them", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* collect(sql.unsafe("SELECT 1 AS n; INSERT INTO t (id) VALUES (1); INSERT INTO t (id) VALUES (2);").stream)
+      expect(yield* committed(database)).toEqual([1, 2])
+      expect(yield* collect(sql.unsafe("SELECT id FROM t ORDER BY id; -- no other").stream)).toEqual([
+        { id: 1 },
+        { id: 2 }
+      ])
+    }))
+
+  test("of a query that makes a table of its rows makes it", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      expect(yield* collect(sql`SELECT 7 AS id INTO made`.stream)).toEqual([])
+      expect(yield* database.query("SELECT id FROM made")).toEqual([{ id: 7 }])
+      yield* database.query("DROP TABLE made")
+    }))
+
   /** Its second FETCH waits for the lock; the third row comes when it does. */
   const slowBehind = (lock: Lock, reached: Effect.Effect<unknown> = Effect.void, rows = "n") =>
     Stream.unwrap(

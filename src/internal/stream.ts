@@ -33,13 +33,17 @@ const bytesPerFetch = 1 << 20
 
 let cursors = 0
 
-/** Only queries have cursors: INSERT ... RETURNING, also inside of WITH, comes in one piece; what is no text, never. */
+/**
+ * Only one query has a cursor. INSERT ... RETURNING, also inside of WITH, comes in one piece; so does SELECT ... INTO,
+ * what stands in one text with others, and what is no text.
+ */
 const hasCursor = (text: unknown): boolean => {
   if (typeof text !== "string") return false
   const code = codeOf(text)
   return (
-    /^[\s(]*(?:select|values|table)\b/i.test(code) ||
-    (/^[\s(]*with\b/i.test(code) && !/\b(?:insert|update|delete|merge)\b/i.test(code))
+    /^[\s(]*(?:select|values|table|with)\b/i.test(code) &&
+    !/;\s*[^\s;]/.test(code) &&
+    !(/^[\s(]*with\b/i.test(code) ? /\b(?:insert|update|delete|merge|into)\b/i : /\binto\b/i).test(code)
   )
 }
 
