@@ -46,6 +46,7 @@ export const floors = [
     "src/internal/pipeline.ts",
     "src/internal/searchPath.ts",
     "src/internal/socket.ts",
+    "src/internal/directSocket.ts",
     "src/internal/cancel.ts",
     "src/internal/channelBinding.ts",
     "src/internal/recycler.ts",

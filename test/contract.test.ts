@@ -5,6 +5,7 @@
  */
 import { DbConnection } from "effect-db"
 import { Effect } from "effect"
+import { Socket } from "node:net"
 import { contract, type Test } from "./support/contract.js"
 import { testDatabase } from "./support/database.js"
 import { programsOn, proxiedOn } from "./support/programs.js"
@@ -15,6 +16,7 @@ contract(database, programsOn(database), [
   { name: "default options", options: {}, connections: 10, around: (_) => _ },
   { name: "pipelining: false", options: { pipelining: false }, connections: 10, around: (_) => _ },
   { name: "preparedStatements: false", options: { preparedStatements: false }, connections: 10, around: (_) => _ },
+  { name: "a stream of the user's", options: { stream: () => new Socket() }, connections: 10, around: (_) => _ },
   { name: "resetOnRelease: always", options: { resetOnRelease: "always" }, connections: 10, around: (_) => _ },
   { name: "a pool of one", options: { maxConnections: 1 }, connections: 1, around: (_) => _ },
   {

@@ -10,7 +10,7 @@ import type { Duplex } from "node:stream"
 import Pg from "pg"
 import { afterAll, beforeAll, describe, expect, it } from "vitest"
 import { testDatabase } from "./support/database.js"
-import { cut, messagesOf, pipelineOn, submit } from "./support/pipelines.js"
+import { arrive, cut, messagesOf, pipelineOn, submit } from "./support/pipelines.js"
 
 const database = testDatabase()
 
@@ -72,11 +72,11 @@ afterAll(() => {
 /** Replays bytes as the server's answers; then the connection ends. */
 const replay = async (bytes: Buffer, cuts: ReadonlyArray<number> = []): Promise<ReadonlyArray<Outcome>> => {
   const { outcomes, pipeline } = await begin(new PassThrough())
-  for (const chunk of cut(bytes, cuts)) {
-    pipeline.onData(chunk)
+  arrive(cut(bytes, cuts), (buffer, length) => {
+    pipeline.onBytes(buffer, length)
     const { restLength } = (pipeline as unknown as { readonly reader: { readonly restLength: number } }).reader
     expect(restLength).toBeLessThanOrEqual(bytes.length)
-  }
+  })
   pipeline.die(new Error("the end"), "read")
   return outcomes
 }

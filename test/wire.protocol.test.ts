@@ -1,4 +1,4 @@
-import { DbEngine, DbError, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbError, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
 import * as fc from "fast-check"
 import { PassThrough } from "node:stream"
@@ -7,7 +7,7 @@ import { describe, expect, it, vi } from "vitest"
 import { ProtocolViolation, Reader, readServerMessage, Writer } from "../src/internal/protocol.js"
 import { makeShape, readFields } from "../src/internal/rows.js"
 import { testDatabase } from "./support/database.js"
-import { cut, messagesOf, pipelineOn, submit } from "./support/pipelines.js"
+import { arrive, cut, messagesOf, pipelineOn, submit } from "./support/pipelines.js"
 import { reasonOf, run, wired } from "./support/wired.js"
 
 interface Message {
@@ -27,7 +27,7 @@ const read = (chunks: ReadonlyArray<Buffer>): Array<Message> => {
   const reader = new Reader((type, buffer, start, end) =>
     messages.push({ type, body: Buffer.from(buffer.subarray(start, end)) })
   )
-  for (const chunk of chunks) reader.push(chunk)
+  arrive(chunks, (buffer, length) => reader.push(buffer, length))
   return messages
 }
 
@@ -366,6 +366,19 @@ describe("rows of a real server", () => {
       expect(rows.map((_) => [_["i"], String(_["s"]).length])).toEqual(
         Array.from({ length: 40 }, (_, i) => [i + 1, i + 1])
       )
+    })
+  )
+
+  wired(database, "FAULTS 19: one byte at a time: the login and what the pg client reads are right", {}, (at) =>
+    Effect.gen(function* () {
+      at.proxy.oneByteAtATime()
+      const { rows } = yield* DbConnection.withConnection(
+        Effect.flatMap(DbConnection.raw, (client) =>
+          Effect.promise(() => client.query("SELECT i, repeat('ä', i) AS s FROM generate_series(1, 40) AS i"))
+        )
+      )
+      at.proxy.oneByteAtATime(false)
+      expect(rows.map((_) => [_.i, _.s.length])).toEqual(Array.from({ length: 40 }, (_, i) => [i + 1, i + 1]))
     })
   )
 

@@ -108,11 +108,14 @@ export class Pipeline {
     else this.idleWaiters.push(f)
   }
 
-  readonly onData = (chunk: Buffer): void => {
+  readonly onData = (chunk: Buffer): void => this.onBytes(chunk, chunk.length)
+
+  /** What has arrived at the beginning of a buffer, which is only valid during the call. */
+  readonly onBytes = (buffer: Buffer, length: number): void => {
     if (this.dead !== undefined) return
     this.heard++
     try {
-      this.reader.push(chunk)
+      this.reader.push(buffer, length)
     } catch (cause) {
       return this.die(cause, "read")
     }

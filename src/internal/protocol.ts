@@ -291,17 +291,17 @@ export class Reader {
 
   constructor(private readonly onMessage: OnMessage) {}
 
-  push(chunk: Buffer): void {
+  /** What has arrived, at the beginning of a buffer that is only valid during the call. */
+  push(chunk: Buffer, total = chunk.length): void {
     if (this.restLength > 0) {
-      this.rest.push(chunk)
-      this.restLength += chunk.length
+      this.keep(chunk, 0, total)
       // A long message arrives in many chunks: join them once, when it is complete.
       if (this.restLength < this.needed) return
-      chunk = this.rest.length === 1 ? this.rest[0]! : Buffer.concat(this.rest, this.restLength)
+      chunk = Buffer.concat(this.rest, this.restLength)
+      total = this.restLength
       this.rest = []
       this.restLength = 0
     }
-    const total = chunk.length
     let offset = 0
     this.needed = 5
     while (total - offset >= 5) {
@@ -319,12 +319,12 @@ export class Reader {
       this.onMessage(type, chunk, offset + 5, end)
       offset = end
     }
-    if (offset < total) {
-      // Not a view: it would keep the whole chunk alive.
-      const left = Buffer.from(chunk.subarray(offset))
-      this.rest.push(left)
-      this.restLength = left.length
-    }
+    if (offset < total) this.keep(chunk, offset, total)
+  }
+
+  private keep(chunk: Buffer, start: number, end: number): void {
+    this.rest.push(Buffer.from(chunk.subarray(start, end)))
+    this.restLength += end - start
   }
 }
 

@@ -12,6 +12,7 @@ import { after } from "./blocking.js"
 import { sendCancel } from "./cancel.js"
 import { demandBinding, unbound } from "./channelBinding.js"
 import { deadline } from "./deadline.js"
+import { DirectSocket } from "./directSocket.js"
 import { ForeignQueue } from "./foreign.js"
 import { neutral, neutrally } from "./neutral.js"
 import { Pipeline } from "./pipeline.js"
@@ -121,7 +122,7 @@ export class Wire {
     // pg's parser would see every message as well: it gets the socket back for `raw` only.
     this.pgData = stream.listeners("data") as Array<(...args: Array<any>) => void>
     for (const listener of this.pgData) stream.removeListener("data", listener)
-    stream.on("data", this.pipeline.onData)
+    this.read(true)
     // These may come from a write, and that from anybody.
     stream.on("drain", neutrally(this.pipeline.onDrain))
     client.on(
@@ -136,6 +137,14 @@ export class Wire {
         this.left()
       })
     )
+  }
+
+  /** Whether what arrives is for our pipeline. */
+  private read(ours: boolean): void {
+    const { onBytes, onData, stream } = this.pipeline
+    if (stream instanceof DirectSocket) stream.reader = ours ? onBytes : undefined
+    else if (ours) stream.on("data", onData)
+    else stream.removeListener("data", onData)
   }
 
   private get internals(): Internals {
@@ -194,7 +203,7 @@ export class Wire {
     this.pipeline.whenIdle(() => {
       if (this.foreign === undefined && !this.dead) {
         const stream = this.internals.connection.stream
-        stream.removeListener("data", this.pipeline.onData)
+        this.read(false)
         for (const listener of this.pgData) stream.on("data", listener)
         // Of what has happened since the login it has heard nothing.
         this.internals._txStatus = this.pipeline.status
@@ -212,7 +221,7 @@ export class Wire {
     const untouched = stream.bytesWritten === foreign.written
     this.foreign = undefined
     for (const listener of this.pgData) stream.removeListener("data", listener)
-    stream.on("data", this.pipeline.onData)
+    this.read(true)
     return untouched
   }
 
@@ -320,7 +329,8 @@ export const dial = (
       ...clientOptions(config, host),
       // Without one pg would go looking for a password file.
       password: password === undefined ? () => undefined as never : Redacted.value(password),
-      ...(stream === undefined ? {} : { stream })
+      // Over TLS it is another socket that is read from.
+      ...(stream !== undefined ? { stream } : config.target.ssl ? {} : { stream: () => new DirectSocket() })
     } as Pg.ClientConfig)
   } catch (cause) {
     // The option stream is the user's code.

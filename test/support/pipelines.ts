@@ -36,8 +36,18 @@ export const submit = (pipeline: Pipeline, text: string, prepare = false): Promi
 /** The messages of a whole stream. */
 export const messagesOf = (bytes: Buffer): Array<Frame> => [...new Framer(true).push(bytes)]
 
-/** Cuts bytes into chunks, none of which shares its memory with another: a reader may find them overwritten. */
+/** Cuts bytes into chunks. */
 export const cut = (bytes: Buffer, at: ReadonlyArray<number>): Array<Buffer> => {
   const points = [...new Set(at.map((_) => _ % (bytes.length + 1)))].sort((a, b) => a - b)
   return [...points, bytes.length].map((end, i) => Buffer.from(bytes.subarray(points[i - 1] ?? 0, end)))
+}
+
+/** Hands chunks on as a socket does: at the beginning of one buffer, which is overwritten after each call. */
+export const arrive = (chunks: ReadonlyArray<Buffer>, onBytes: (buffer: Buffer, length: number) => void): void => {
+  const buffer = Buffer.alloc(Math.max(64, ...chunks.map((_) => _.length)))
+  for (const chunk of chunks) {
+    chunk.copy(buffer)
+    onBytes(buffer, chunk.length)
+    buffer.fill(0xa5)
+  }
 }
