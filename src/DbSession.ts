@@ -214,7 +214,7 @@ const makeSession = (
           ? at((core) => waitFor(core, token, options?.timeout))
           : Effect.flatMap(find("wait in"), (at) => waitFor(at.slot.engine, token, options?.timeout, at))
       ),
-    beforeCommit: hook((at, hook) => void at.frame.top.beforeCommit.add(hook), false),
+    beforeCommit: hook((at, hook) => at.frame.top.addBeforeCommit(hook), false),
     afterCommit: hook((at, hook) => void at.frame.top.afterCommit.push(hook), true),
     afterRollback: hook((at, hook) => void at.frame.top.afterRollback.push(hook), true)
   }

@@ -482,7 +482,7 @@ describe("a block that joins", () => {
           Effect.gen(function* () {
             for (let id = 1; id <= 3; id++) yield* once(id)
             const [unit] = over.mock.contexts as Array<Unit>
-            expect(unit!.frame.beforeCommit.size).toBe(0)
+            expect(unit!.frame.beforeCommit?.size).toBe(0)
           })
         )
       }))

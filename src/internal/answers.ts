@@ -104,7 +104,7 @@ export class Answers {
         return
       }
       case Backend.CommandComplete:
-        return this.complete(group, step, lastString(buffer, start, end, "latin1"))
+        return this.complete(group, step, lastString(buffer, start, end))
       case Backend.EmptyQuery:
       case Backend.PortalSuspended:
         endsAt(start, end)
@@ -124,7 +124,7 @@ export class Answers {
       case Backend.ParameterStatus: {
         const stop = cstringEnd(buffer, start, end)
         const name = buffer.toString("utf8", start, stop)
-        const value = lastString(buffer, stop + 1, end, "utf8")
+        const value = lastString(buffer, stop + 1, end)
         this.options.onParameter?.(name, value)
         return
       }
@@ -133,7 +133,7 @@ export class Answers {
         const pid = buffer.readInt32BE(start)
         const stop = cstringEnd(buffer, start + 4, end)
         const channel = buffer.toString("utf8", start + 4, stop)
-        const payload = lastString(buffer, stop + 1, end, "utf8")
+        const payload = lastString(buffer, stop + 1, end)
         this.options.onNotification?.(channel, payload, pid)
         return
       }

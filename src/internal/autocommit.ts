@@ -56,10 +56,10 @@ const own = (
 const once = (block: Frame, effect: Effect.Effect<unknown, unknown>): (() => void) => {
   // A block that is released has handed it on.
   const end = () => {
-    for (const frame of framesAbove(block)) frame.beforeCommit.delete(hook)
+    for (const frame of framesAbove(block)) frame.beforeCommit?.delete(hook)
   }
   const hook: Effect.Effect<unknown, unknown> = Effect.map(effect, end)
-  block.beforeCommit.add(hook)
+  block.addBeforeCommit(hook)
   return end
 }
 

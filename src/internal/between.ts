@@ -29,7 +29,7 @@ export class Between {
   }
 
   add(wire: Wire): void {
-    this.ages.set(wire, 0)
+    if (!this.ages.has(wire)) this.ages.set(wire, 0)
   }
 
   delete(wire: Wire): void {

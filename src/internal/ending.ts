@@ -8,7 +8,7 @@ import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
 import { stuckOn } from "./blocking.js"
 import { Command } from "./command.js"
-import type { Owner, Watch } from "./command.js"
+import type { Control, Owner, Watch } from "./command.js"
 import { plain, setConfig } from "./controls.js"
 import { deadline } from "./deadline.js"
 import { framesIn } from "./frame.js"
@@ -17,6 +17,7 @@ import { observeOwn } from "./observe.js"
 import type { Result } from "./rows.js"
 import * as Sql from "./transactionSql.js"
 import type { OutcomeMarker, Unit } from "./unit.js"
+import type { Wire } from "./wire.js"
 
 interface Last {
   readonly text: string
@@ -29,6 +30,21 @@ interface Last {
   /** Whether it reached the socket, told before it is answered for. */
   readonly onSent?: (sent: boolean) => void
 }
+
+/** With nothing in front of it. */
+class Bare implements Owner {
+  constructor(private readonly unit: Unit) {}
+
+  takePrefix(): ReadonlyArray<Control> {
+    return none
+  }
+
+  vet(wire: Wire): DbError | undefined {
+    return this.unit.vet(wire)
+  }
+}
+
+const none: ReadonlyArray<never> = []
 
 /**
  * A statement of ours at the end of something. Nothing interrupts it, and a network that swallows it would hold the
@@ -51,7 +67,7 @@ const sendWith = (
     const stop = deadline(limit, () => {
       wire.destroy(new Error(`the server did not answer ${text} within ${limit} ms`))
     })
-    const whose = owner ?? { takePrefix: () => [], vet: (wire) => unit.vet(wire) }
+    const whose = owner ?? new Bare(unit)
     const command = new Command(text, params, "array", solo, true, false, whose, (error, result) => {
       stop()
       onSent?.(command.sent)
@@ -112,7 +128,7 @@ const waitQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
 /** Cancels what is on its way, which will be undone anyway, and waits for the server's word. */
 const cancelAll = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => {
-    for (const run of [...unit.runs]) run.cancel()
+    for (const { value } of unit.runs.places) value.cancel()
     if (unit.issued === 0) return Effect.void
     return Effect.async<void>((resume) => {
       const limit = unit.engine.config.settleMillis
@@ -233,7 +249,7 @@ const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<vo
       }
       const parent = frame.parent!
       // One by one: there may be more than a call takes arguments.
-      for (const hook of frame.beforeCommit) parent.beforeCommit.add(hook)
+      for (const hook of frame.beforeCommit ?? []) parent.addBeforeCommit(hook)
       for (const hook of frame.afterCommit) parent.afterCommit.push(hook)
       for (const hook of frame.afterRollback) parent.afterRollback.push(hook)
       frame.close()

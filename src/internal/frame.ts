@@ -71,8 +71,8 @@ export class Frame implements Owner {
   readonly savepoint: number
   /** Settings of the block as they were before, to be put back when it is released. */
   readonly before: Array<readonly [name: string, value: string]> = []
-  /** Run before each COMMIT while the block lasts: a session's sees several. */
-  readonly beforeCommit = new Set<Hook>()
+  /** Run before each COMMIT while the block lasts: a session's sees several. Most have none. */
+  beforeCommit: Set<Hook> | undefined = undefined
   afterCommit: Array<Hook> = []
   afterRollback: Array<Hook> = []
   private readonly waiters = new Line<Waiter>()
@@ -125,6 +125,10 @@ export class Frame implements Owner {
       if (frame.late !== undefined) return frame.late
     }
     return undefined
+  }
+
+  addBeforeCommit(hook: Hook): void {
+    ;(this.beforeCommit ??= new Set()).add(hook)
   }
 
   isWithin(outer: Frame): boolean {
@@ -216,7 +220,7 @@ export class Frame implements Owner {
     this.ended = true
     this.stopTimer?.()
     this.child?.seal()
-    if (this.waiters.length === 0 && this.unit.runs.size === 0) return
+    if (this.waiters.length === 0 && this.unit.runs.length === 0) return
     const error = this.closedError()
     for (const waiter of this.waiters.empty()) {
       waiter.stop()

@@ -293,7 +293,7 @@ export class Pipeline {
       }
     }
     if (this.head >= this.queue.length) {
-      this.queue.length = 0
+      this.queue = []
       this.head = 0
     } else if (this.head > 1024) {
       this.queue = this.queue.slice(this.head)

@@ -161,15 +161,14 @@ export class Pool {
     this.options.metrics.usedFor(millis)
     this.options.metrics.changed()
     if (wire.dead) return this.leave(wire)
+    if (wire.idle) return this.recycle(wire)
     this.between.add(wire)
-    if (wire.idle) this.recycle(wire)
-    else
-      bounded(
-        wire,
-        this.options.config.settleMillis,
-        (done) => wire.whenIdle(done),
-        () => this.recycle(wire)
-      )
+    bounded(
+      wire,
+      this.options.config.settleMillis,
+      (done) => wire.whenIdle(done),
+      () => this.recycle(wire)
+    )
   }
 
   /** Closes idle connections now and lent ones when they come back. */
@@ -319,6 +318,7 @@ export class Pool {
     const { reset: when } = this.options.config
     if (!vouched || wire.pipeline.suspect || !this.isUsable(wire)) return this.end(wire)
     if (wire.status === "I" && (when === "never" || (when === "auto" && !wire.dirty))) return this.put(wire)
+    this.between.add(wire)
     reset(wire, this.options.config.settleMillis, when !== "never", () => {
       const again = this.options.afterReset
       if (again === undefined || when === "never" || !this.isUsable(wire)) return this.put(wire)

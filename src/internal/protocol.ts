@@ -38,6 +38,9 @@ const initialSize = 4096
 /** A buffer that one large message inflated is not kept. */
 const keptSize = 1 << 20
 
+/** Up to here a character at a time is faster than the call into C++ that reads or writes a string. */
+const short = 24
+
 /** Collects frontend messages; `take` hands them over in one piece. @internal */
 export class Writer {
   private buffer = Buffer.allocUnsafe(initialSize)
@@ -84,11 +87,25 @@ export class Writer {
 
   /** UTF-8 without a length: short strings are written straight into the worst-case space. */
   private utf8(text: string): number {
-    const worst = text.length * 3
+    const { length } = text
+    const worst = length * 3
     this.reserve(worst < 65536 ? worst : Buffer.byteLength(text))
+    if (length <= short && this.ascii(text)) return length
     const written = this.buffer.write(text, this.offset, "utf8")
     this.offset += written
     return written
+  }
+
+  /** `false`: it is not, and what was written of it does not count. */
+  private ascii(text: string): boolean {
+    const { buffer, offset } = this
+    for (let i = 0; i < text.length; i++) {
+      const code = text.charCodeAt(i)
+      if (code > 127) return false
+      buffer[offset + i] = code
+    }
+    this.offset += text.length
+    return true
   }
 
   private cstring(text: string): void {
@@ -330,9 +347,40 @@ export class Reader {
 
 /** The end of a C string that begins at `start`, within the message. @internal */
 export const cstringEnd = (buffer: Buffer, start: number, end: number): number => {
+  for (let at = start; at < end && at < start + short; at++) if (buffer[at] === 0) return at
   const at = buffer.indexOf(0, start)
   if (at === -1 || at >= end) throw new ProtocolViolation("unterminated string")
   return at
+}
+
+type Sliceable = Buffer & {
+  latin1Slice(start: number, end: number): string
+  utf8Slice(start: number, end: number): string
+}
+
+const { fromCharCode } = String
+
+/** Short ASCII, most of all, is decoded without the call into C++ that every `toString` makes. @internal */
+export const textOf = (buffer: Buffer, start: number, end: number): string => {
+  const length = end - start
+  if (length >= 16) return (buffer as Sliceable).utf8Slice(start, end)
+  let bits = 0
+  for (let i = start; i < end; i++) bits |= buffer[i]!
+  if (bits > 127) return (buffer as Sliceable).utf8Slice(start, end)
+  // Four at a time: a string for each character costs three times as much, and leaves more behind.
+  let out = ""
+  let i = start
+  for (; i + 3 < end; i += 4) out += fromCharCode(buffer[i]!, buffer[i + 1]!, buffer[i + 2]!, buffer[i + 3]!)
+  switch (end - i) {
+    case 3:
+      return out + fromCharCode(buffer[i]!, buffer[i + 1]!, buffer[i + 2]!)
+    case 2:
+      return out + fromCharCode(buffer[i]!, buffer[i + 1]!)
+    case 1:
+      return out + fromCharCode(buffer[i]!)
+    default:
+      return out
+  }
 }
 
 /** A message ends where its content does: one that is longer has swallowed others. @internal */
@@ -341,10 +389,10 @@ export const endsAt = (offset: number, end: number): void => {
 }
 
 /** The C string that ends the message. @internal */
-export const lastString = (buffer: Buffer, start: number, end: number, encoding: "latin1" | "utf8"): string => {
+export const lastString = (buffer: Buffer, start: number, end: number): string => {
   const stop = cstringEnd(buffer, start, end)
   endsAt(stop + 1, end)
-  return buffer.toString(encoding, start, stop)
+  return textOf(buffer, start, stop)
 }
 
 /** What an ErrorResponse or a NoticeResponse says, with the names that `pg` gives the fields. @internal */

@@ -2,7 +2,7 @@
  * Result rows: from the bytes of RowDescription and DataRow to the JavaScript values that `pg` gives for them.
  */
 import type * as Pg from "pg"
-import { cstringEnd, endsAt, ProtocolViolation } from "./protocol.js"
+import { cstringEnd, endsAt, ProtocolViolation, textOf } from "./protocol.js"
 
 /** A column of a result, with the names that `pg` gives. @internal */
 export interface Field {
@@ -82,36 +82,6 @@ export const readFields = (buffer: Buffer, start: number, end: number): Readonly
 const int32 = (buffer: Buffer, at: number): number =>
   (buffer[at]! << 24) | (buffer[at + 1]! << 16) | (buffer[at + 2]! << 8) | buffer[at + 3]!
 
-type Sliceable = Buffer & {
-  latin1Slice(start: number, end: number): string
-  utf8Slice(start: number, end: number): string
-}
-
-const { fromCharCode } = String
-
-/** Short ASCII values, most of all, are decoded without the call into C++ that every `toString` makes. */
-const text = (buffer: Buffer, start: number, end: number): string => {
-  const length = end - start
-  if (length >= 16) return (buffer as Sliceable).utf8Slice(start, end)
-  let bits = 0
-  for (let i = start; i < end; i++) bits |= buffer[i]!
-  if (bits > 127) return (buffer as Sliceable).utf8Slice(start, end)
-  // Four at a time: a string for each character costs three times as much, and leaves more behind.
-  let out = ""
-  let i = start
-  for (; i + 3 < end; i += 4) out += fromCharCode(buffer[i]!, buffer[i + 1]!, buffer[i + 2]!, buffer[i + 3]!)
-  switch (end - i) {
-    case 3:
-      return out + fromCharCode(buffer[i]!, buffer[i + 1]!, buffer[i + 2]!)
-    case 2:
-      return out + fromCharCode(buffer[i]!, buffer[i + 1]!)
-    case 1:
-      return out + fromCharCode(buffer[i]!)
-    default:
-      return out
-  }
-}
-
 /** What `parseInt` makes of an int2, int4 or oid, without the string. */
 const integer = (buffer: Buffer, start: number, end: number): number => {
   const negative = buffer[start] === 0x2d
@@ -147,7 +117,7 @@ const eachColumn = (
     if (decoder === "integer") {
       set(i, integer(buffer, offset, stop))
     } else {
-      const value = text(buffer, offset, stop)
+      const value = textOf(buffer, offset, stop)
       set(i, decoder === "text" ? value : decoder(value))
     }
     offset = stop
@@ -203,18 +173,33 @@ export interface Result {
 
 const tagPattern = /^([A-Za-z]+)(?: (\d+))?(?: (\d+))?/
 
+type Tag = Pick<Result, "command" | "rowCount" | "oid">
+
+const tags = new Map<string, Tag>()
+const knownTags = 1024
+
+/** What a tag says; the same ones come again and again. */
+const readTag = (tag: string): Tag => {
+  let known = tags.get(tag)
+  if (known === undefined) {
+    const match = tagPattern.exec(tag)
+    const second = match?.[2]
+    const third = match?.[3]
+    known = {
+      command: match?.[1] ?? "",
+      rowCount: third !== undefined ? Number(third) : second !== undefined ? Number(second) : null,
+      oid: third !== undefined ? Number(second) : 0
+    }
+    if (tags.size >= knownTags) tags.clear()
+    tags.set(tag, known)
+  }
+  return known
+}
+
 /** @internal */
 export const makeResult = (tag: string, rows: Array<any>, fields: ReadonlyArray<Field>): Result => {
-  const match = tagPattern.exec(tag)
-  const second = match?.[2]
-  const third = match?.[3]
-  return {
-    command: match?.[1] ?? "",
-    rowCount: third !== undefined ? Number(third) : second !== undefined ? Number(second) : null,
-    oid: third !== undefined ? Number(second) : 0,
-    rows,
-    fields
-  }
+  const { command, oid, rowCount } = readTag(tag)
+  return { command, rowCount, oid, rows, fields }
 }
 
 /** @internal */

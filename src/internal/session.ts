@@ -101,13 +101,16 @@ const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
       )
 
 /** The hooks of these frames, taken so that they run once; none, when nobody knows whether it was committed. */
-const takeHooks = (frames: ReadonlyArray<Frame>, committed: boolean, unknown = false): ReadonlyArray<Hook> =>
-  frames.flatMap((frame) => {
-    const hooks = unknown ? [] : committed ? frame.afterCommit : frame.afterRollback
-    frame.afterCommit = []
-    frame.afterRollback = []
-    return hooks
-  })
+const takeHooks = (frames: ReadonlyArray<Frame>, committed: boolean, unknown = false): ReadonlyArray<Hook> => {
+  const hooks: Array<Hook> = []
+  for (const frame of frames) {
+    // One by one: there may be more than a call takes arguments.
+    if (!unknown) for (const hook of committed ? frame.afterCommit : frame.afterRollback) hooks.push(hook)
+    if (frame.afterCommit.length > 0) frame.afterCommit = []
+    if (frame.afterRollback.length > 0) frame.afterRollback = []
+  }
+  return hooks
+}
 
 const isUnknown = (error: DbError): boolean => error.reason._tag === "CommitUnknown"
 
@@ -116,7 +119,9 @@ const committing = (unit: Unit, frame: Frame | undefined): ReadonlyArray<Frame> 
   frame === undefined ? [unit.frame] : [unit.frame, frame]
 
 const hasBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): boolean =>
-  slot.options.beforeCommit !== undefined || committing(unit, frame).some((_) => _.beforeCommit.size > 0)
+  slot.options.beforeCommit !== undefined ||
+  (unit.frame.beforeCommit?.size ?? 0) > 0 ||
+  (frame?.beforeCommit?.size ?? 0) > 0
 
 /** Runs what has to run inside, before COMMIT. Nothing is committed when there is nothing open. @internal */
 export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Effect.Effect<void, SqlError> =>
@@ -138,6 +143,7 @@ const runHooks = (frames: ReadonlyArray<Frame>): Effect.Effect<void, SqlError> =
     frames,
     ({ beforeCommit }) =>
       Effect.suspend(() => {
+        if (beforeCommit === undefined) return Effect.void
         const hooks = beforeCommit.values()
         let next = hooks.next()
         return Effect.whileLoop({

@@ -9,6 +9,7 @@ import { stuckOn } from "./blocking.js"
 import type { EngineCore } from "./engine.js"
 import { Frame } from "./frame.js"
 import type { Root } from "./lease.js"
+import { Line } from "./line.js"
 import type { Outcome } from "./observe.js"
 import type { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
@@ -45,7 +46,8 @@ export interface OutcomeMarker {
 /** @internal */
 export class Unit implements PathState {
   readonly frame: Frame
-  readonly runs = new Set<Run>()
+  /** What its fibers have asked for and not been told of yet. */
+  readonly runs = new Line<Run>()
   /** How many of them have had their turn: they are on their way, or wait for the connection. */
   issued = 0
   /** How many of them have been handed to the pipeline. */
@@ -333,7 +335,7 @@ export class Unit implements PathState {
   }
 
   runSettled(): void {
-    if (this.issued === 0) for (const waiter of this.quiet.splice(0)) waiter()
+    if (this.issued === 0 && this.quiet.length > 0) for (const waiter of this.quiet.splice(0)) waiter()
     if (!this.begun && !this.ended && this.issued === 0) this.lease.unclaim(this)
   }
 
@@ -362,12 +364,12 @@ export class Unit implements PathState {
 
   /** A block ends: what was issued in it and has not been sent never happens. */
   abandonIn(block: Frame, error: DbError): void {
-    for (const run of [...this.runs]) if (run.block.isWithin(block)) run.abandon(error)
+    for (const { value } of this.runs.places) if (value.block.isWithin(block)) value.abandon(error)
   }
 
   /** What a block has on its way will be undone, or comes too late. */
   cancelIn(block: Frame, error?: DbError): void {
-    for (const run of [...this.runs]) if (run.block.isWithin(block)) run.cancel(error)
+    for (const { value } of this.runs.places) if (value.block.isWithin(block)) value.cancel(error)
   }
 
   /** Its time is over: it fails from now on, and what is on its way is cancelled. */
@@ -375,16 +377,16 @@ export class Unit implements PathState {
     if (this.ended) return
     this.late = error
     this.lost ??= error
-    for (const run of [...this.runs]) run.cancel(error)
+    for (const { value } of this.runs.places) value.cancel(error)
   }
 
   /** No new statements; what has not been sent fails. */
   shut(): void {
     this.ended = true
     this.frame.seal()
-    if (this.runs.size === 0) return
+    if (this.runs.length === 0) return
     const error = this.closedError()
-    for (const run of [...this.runs]) run.abandon(error)
+    for (const { value } of this.runs.places) value.abandon(error)
   }
 
   release(): void {
