@@ -16,6 +16,7 @@ export const floors = [
     "src/internal/reasons.ts",
     "src/DbError.ts",
     "src/Reasons.ts",
+    "src/internal/dataTypes.ts",
     "src/internal/input.ts",
     "src/internal/transactionSql.ts",
     "src/internal/combinator.ts",

@@ -369,11 +369,11 @@ interface CompilerParts {
   readonly onCustom: Parameters<typeof Statement.makeCompiler>[0]["onCustom"]
 }
 
-/** With other names, as PgClient gives them; of an array it looks at the first item alone. */
+/** With other names, as PgClient gives them; of an array it looks at the first item alone, and into what has a `toJSON`. */
 const withKeys = (value: unknown, transform: (name: string) => string): unknown =>
   Array.isArray(value)
     ? value.map((item) => withKeys(item, transform))
-    : value?.constructor === Object
+    : value?.constructor === Object && typeof (value as { readonly toJSON?: unknown }).toJSON !== "function"
       ? Object.fromEntries(Object.entries(value).map(([key, of]) => [transform(key), withKeys(of, transform)]))
       : value
 
