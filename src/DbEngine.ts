@@ -297,7 +297,7 @@ const warnOfIgnored = ({ config: { ignored }, name }: EngineCore): Effect.Effect
   ignored.length === 0
     ? Effect.void
     : Effect.logWarning(
-        `effect-db: the engine "${name}" takes no notice of these parameters of its url: ${ignored.join(", ")}. Leave them out, or give the option that is meant.`
+        `effect-db: the engine "${name}" takes no notice of these parameters of its url or variables of the environment: ${ignored.join(", ")}. Leave them out, or give the option that is meant.`
       )
 
 /** @internal */
