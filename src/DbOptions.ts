@@ -148,7 +148,7 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
   readonly operationMetrics?: boolean | undefined
   /**
    * Append a sqlcommenter comment to statements, for the server's log and `pg_stat_activity`. `true` names the span
-   * (`traceparent`) where a sampled one is around. Such a text is another one each time: it is sent unnamed, parsed
+   * (`traceparent`, `tracestate`) where a sampled one is around. Such a text is another one each time: it is sent unnamed, parsed
    * and planned anew. `tags` are the same each time and keep statements prepared. Default: off.
    */
   readonly sqlCommenter?: boolean | SqlCommenterOptions | undefined
@@ -163,7 +163,7 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
  * @category models
  */
 export interface SqlCommenterOptions {
-  /** The span that is around, when it is sampled. Default: true. */
+  /** The span that is around, when it is sampled, with its trace state. Default: true. */
   readonly traceparent?: boolean | undefined
   /** Pairs that every statement has: `{ application: "shop" }`. No secrets, anybody who sees the server's log reads them. */
   readonly tags?: Readonly<Record<string, string>> | undefined

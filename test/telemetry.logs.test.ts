@@ -4,12 +4,14 @@
 import { describe, expect, it } from "@effect/vitest"
 import { DbConnection, DbEngine, DbLayer, DbSession, withTransaction } from "effect-db"
 import type { DbOptions } from "effect-db"
-import { Deferred, Effect, Fiber } from "effect"
+import * as OtelTracer from "@effect/opentelemetry/Tracer"
+import { BasicTracerProvider } from "@opentelemetry/sdk-trace-base"
+import { Deferred, Effect, Fiber, Layer } from "effect"
 import { testDatabase } from "./support/database.js"
 import { expectAtRest, programsOn, proxiedOn, reason, whileFull } from "./support/programs.js"
 import { pending, until } from "./support/until.js"
 import type { Services } from "./support/programs.js"
-import { collected, sameSpan, type Line } from "./support/observed.js"
+import { collected, resource, sameSpan, type Line } from "./support/observed.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -147,6 +149,37 @@ describe("sqlCommenter", () => {
         yield* sql`SELECT ${2}::int`
         expect(names()).toEqual([["named", "SELECT $1::int"]])
         expect(via.flights()).toBe(2)
+      }),
+    { sqlCommenter: true }
+  )
+
+  const traceId = "d4cda95b652f4a1592b449d5929fda1b"
+  const elsewhere = (traceState?: string) =>
+    OtelTracer.makeExternalSpan({ traceId, spanId: "00f067aa0ba902b7", traceFlags: 1, traceState })
+  const otel = OtelTracer.layer.pipe(
+    Layer.provide(Layer.succeed(OtelTracer.OtelTracerProvider, new BasicTracerProvider())),
+    Layer.provide(resource)
+  )
+
+  proxied(
+    "has the trace state of a span from elsewhere, under OpenTelemetry's tracer and any other",
+    (via) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const state = "tracestate='congo%3Dt61rcWkgMzE%2Crojo%3D00f067aa0ba902b7'"
+        const parent = elsewhere("congo=t61rcWkgMzE,rojo=00f067aa0ba902b7")
+        const under = Effect.withParentSpan(Effect.withSpan(sql`SELECT 1`, "outer"), parent)
+        via.reset()
+        yield* Effect.withTracer(under, sameSpan(true))
+        yield* Effect.provide(under, otel)
+        const [any, opentelemetry] = via.statements()
+        expect(any).toBe(`SELECT 1 /*traceparent='00-${traceId}-6e0c63257de34c92-01',${state}*/`)
+        expect(opentelemetry!.replace(/-[\da-f]{16}-01/, "-it-01")).toBe(
+          `SELECT 1 /*traceparent='00-${traceId}-it-01',${state}*/`
+        )
+        via.reset()
+        yield* Effect.provide(Effect.withParentSpan(sql`SELECT 1`, elsewhere()), otel)
+        expect(via.statements()[0]).toMatch(/^SELECT 1 \/\*traceparent='[^']*'\*\/$/)
       }),
     { sqlCommenter: true }
   )

@@ -18,7 +18,7 @@ import type { Control, Watch } from "./command.js"
 import type { EngineCore } from "./engine.js"
 import { topOf } from "./lease.js"
 import { describeSql, withComment } from "./queryText.js"
-import { hasTracer, isTraced } from "./telemetry.js"
+import { hasTracer, isTraced, traceContext } from "./telemetry.js"
 import type { Spec } from "./statement.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Host } from "./wire.js"
@@ -79,7 +79,7 @@ export class Observation implements Watch {
   ) {
     this.host = engine.config.target.hosts[0]!
     this.clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
-    this.pairs = span?.sampled === true ? traceparent(span) : undefined
+    this.pairs = span?.sampled === true && engine.config.comment?.trace === true ? traceContext(span) : undefined
   }
 
   readonly sent = (prefix: ReadonlyArray<Control>, host: Host): void => {
@@ -132,11 +132,6 @@ const errorAttributes = (span: Tracer.Span, { reason }: DbError): void => {
   span.attribute("error.type", reason._tag)
   if (reason.sqlState !== undefined) span.attribute("db.response.status_code", reason.sqlState)
 }
-
-const traceparent = (span: Tracer.Span): Readonly<Record<string, string>> | undefined =>
-  /^[\da-f]{32}$/.test(span.traceId) && /^[\da-f]{16}$/.test(span.spanId)
-    ? { traceparent: `00-${span.traceId}-${span.spanId}-01` }
-    : undefined
 
 const attributesOf = (fiber: Runtime, engine: EngineCore, what: Observed, summary: string): Record<string, unknown> => {
   const host = engine.config.target.hosts[0]!
@@ -219,7 +214,7 @@ export const observeScoped = (
 export const withExtras = (engine: EngineCore, spec: Spec, watch: Observation | undefined): Spec => {
   const { comment } = engine.config
   if (comment === undefined) return { ...spec, watch }
-  const pairs = comment.trace ? watch?.pairs : undefined
+  const pairs = watch?.pairs
   const text = withComment(spec.text, { ...comment.tags, ...pairs })
   return { ...spec, text, prepare: spec.prepare && (pairs === undefined || text === spec.text), watch }
 }
