@@ -137,8 +137,8 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
   /** Log a borrower that keeps a connection for longer than this. Default: never. */
   readonly leakTimeout?: Duration.DurationInput | undefined
   /**
-   * Log a statement that takes longer than this from being sent to its answer, with its text, literals masked, and
-   * who ran it; never its parameters. Default: never.
+   * Log a statement that takes longer than this from being sent to its answer, with its text, literals masked, and who
+   * ran it; never its parameters. Of a stream the round trips count, not its reader; COPY as a whole. Default: never.
    */
   readonly slowStatement?: Duration.DurationInput | undefined
   /**

@@ -55,7 +55,7 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
             refuse("COPY takes no parameters.", "Put names in with sql(name), constants with sql.literal.")
           )
         }
-        return observeOwn(engine, { text, stream: true }, (watch) =>
+        return observeOwn(engine, { text }, (watch) =>
           executeSpec(fiber, engine, connection.bound, { ...spec, watch }, (result) => result)
         )
       })

@@ -29,7 +29,7 @@ import type { Observation } from "./observe.js"
 import type { Result } from "./rows.js"
 import { checkRecords } from "./records.js"
 import { compileOf, isRefused } from "./statement.js"
-import { isTraced, unseenSpan } from "./telemetry.js"
+import { unseenSpan } from "./telemetry.js"
 
 /**
  * The client that every noun offers.
@@ -137,7 +137,7 @@ export class ViewConnection implements Connection {
     return Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<any, SqlError>, never, Scope.Scope>((fiber) => {
         const engine = this.at(fiber)
-        return isTraced(fiber)
+        return isObserved(fiber, engine)
           ? Effect.map(observeScoped(fiber, engine, shown(text)), ({ failed, watch }) =>
               Stream.tapError(this.streamOf(engine, this.bound, text, params, watch), (error) =>
                 Effect.sync(() => failed(error))
