@@ -225,6 +225,8 @@ export class VirtualWire {
       for (const one of commands) this.withdraw(one)
       return false
     }
+    // Answered, and its savepoint is being ended: what has come of it is known in a moment.
+    if (clone.settled) return true
     if (this.sandbox.real.interrupt(clone)) return true
     // Taken back before it was sent, and with it the savepoint that it would have brought along.
     if (clone.settled) {
