@@ -720,6 +720,22 @@ describe("21 ending a block early", () => {
       expect(yield* reason(DbTransaction.setRollbackOnly)).toBe("NoSession")
       expect(yield* rows).toEqual([3])
     }))
+
+  test("setRollbackOnly of a block that has ended is TransactionClosed, and marks nothing", () =>
+    Effect.gen(function* () {
+      yield* withTransaction(
+        Effect.gen(function* () {
+          const inner = yield* withTransaction((tx) => Effect.as(insert(1), tx))
+          const byHand = yield* DbSession.begin()
+          yield* byHand.commit
+          expect(yield* reason(inner.setRollbackOnly)).toBe("TransactionClosed")
+          expect(yield* reason(byHand.setRollbackOnly)).toBe("TransactionClosed")
+        })
+      )
+      const outer = yield* withTransaction((tx) => Effect.as(insert(2), tx))
+      expect(yield* reason(outer.setRollbackOnly)).toBe("TransactionClosed")
+      expect(yield* rows).toEqual([1, 2])
+    }))
 })
 
 describe("23 manual transactions", () => {
