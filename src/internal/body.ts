@@ -104,8 +104,9 @@ export const runBody = (
 ): Effect.Effect<any, any, any> => {
   const timed = (effect: Effect.Effect<any, any, any>) => limited(effect, block.frame.name, options.timeout)
   if (Effect.isEffect(body)) return timed(body)
+  // Where the block can't be interrupted, as in a finalizer, its body is: nobody but `block.end` knows its fiber.
   return Effect.suspend(() =>
-    Effect.fork(timed(call(body, block))).pipe(
+    Effect.fork(Effect.interruptible(timed(call(body, block)))).pipe(
       Effect.tap((fiber) => Effect.sync(() => block.setFiber(fiber))),
       Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.join(fiber), () => Fiber.interrupt(fiber)))
     )
