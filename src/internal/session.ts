@@ -118,10 +118,11 @@ const committing = (unit: Unit, frame: Frame | undefined): ReadonlyArray<Frame> 
 const hasBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): boolean =>
   slot.options.beforeCommit !== undefined || committing(unit, frame).some((_) => _.beforeCommit.size > 0)
 
-/** Runs what has to run inside, before COMMIT. Nothing is committed when there is nothing open. @internal */
+/** Runs what has to run inside, before COMMIT: not where nothing is open, or what is can only be rolled back. @internal */
 export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Effect.Effect<void, SqlError> =>
   Effect.suspend(() => {
-    if (!hasBefore(slot, unit, frame) || !unit.open || unit.aborted) return Effect.void
+    if (!hasBefore(slot, unit, frame) || !unit.open) return Effect.void
+    if (unit.refusal(frame ?? unit.frame) !== undefined) return Effect.void
     const option = slot.options.beforeCommit
     const first = option === undefined ? Effect.void : slot.engine.provide(option)
     const all = Effect.zipRight(first as Effect.Effect<unknown, SqlError>, runHooks(committing(unit, frame)))
