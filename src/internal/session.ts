@@ -13,7 +13,7 @@ import type { Entry } from "./ambient.js"
 import { never, timer } from "./deadline.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
-import { atTurn } from "./frame.js"
+import { aroundOf, atTurn } from "./frame.js"
 import type { Frame } from "./frame.js"
 import { releasedStack, topOf } from "./lease.js"
 import type { Root } from "./lease.js"
@@ -58,6 +58,7 @@ export const inSlot =
     ...entry,
     slot,
     frame,
+    around: entry.slot === slot ? entry.around : aroundOf(entry),
     orphan: entry.slot === slot ? entry.orphan : undefined,
     stack: entry.slot === slot ? entry.stack : { of: slot, next: entry.stack }
   })
@@ -69,7 +70,14 @@ export const outOf =
     entry.slot === slot ? { ...entry, ...placeIn(before) } : entry
 
 /** Where in the database a fiber is. @internal */
-export const placeIn = ({ frame, orphan, slot, stack }: Entry): Pick<Entry, "frame" | "orphan" | "slot" | "stack"> => ({
+export const placeIn = ({
+  around,
+  frame,
+  orphan,
+  slot,
+  stack
+}: Entry): Pick<Entry, "around" | "frame" | "orphan" | "slot" | "stack"> => ({
+  around,
   frame,
   orphan,
   slot,
