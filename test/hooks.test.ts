@@ -377,6 +377,22 @@ describe("beforeCommit", () => {
         yield* Effect.ignore(around(Effect.all([hook, insert(1), no])))
         expect(ran).toBe(0)
       }))
+
+    test(`${name}: nor where a success can only be rolled back`, () =>
+      Effect.gen(function* () {
+        let ran = 0
+        const hook = DbSession.beforeCommit(Effect.sync(() => ran++))
+        for (const mark of [
+          DbTransaction.setRollbackOnly,
+          Effect.ignore(withTransaction(no, { propagation: "required" })),
+          Effect.ignore(DbSession.autocommit(no)),
+          Effect.ignore(refused)
+        ]) {
+          const exit = yield* Effect.exit(around(Effect.all([hook, insert(1), mark])))
+          expect(outcome(exit)).toMatch(/TransactionAborted$/)
+        }
+        expect(ran).toBe(0)
+      }))
   }
 
   const option = { beforeCommit: insert(9) as never }
