@@ -1075,6 +1075,26 @@ describe("raw", () => {
     { settleTimeout: 200 }
   )
 
+  proxied("a statement that ends while its cancel pauses leaves no timer behind", (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const { sql } = yield* DbConnection
+        yield* DbConnection.raw
+        const timers = () => process.getActiveResourcesInfo().filter((_) => _ === "Timeout").length
+        const before = timers()
+        const held = at.holdAt((_) => _.text === "SELECT 1", { forward: false })
+        const fiber = yield* Effect.fork(sql.unsafe("SELECT 1"))
+        yield* Effect.promise(() => held)
+        const left = yield* Effect.fork(Fiber.interrupt(fiber))
+        // By now it pauses for longer than the rest of this test takes.
+        yield* until("it has been asked for often", () => at.cancels.length > 4)
+        at.resume()
+        yield* Fiber.join(left)
+        expect(timers()).toBeLessThanOrEqual(before)
+      })
+    )
+  )
+
   proxied("a cancel that comes too late hits nothing that follows", (at) =>
     DbConnection.withConnection(
       Effect.gen(function* () {

@@ -31,6 +31,8 @@ export class ForeignQueue {
   private current: Command | undefined = undefined
   /** A CancelRequest is on its way: what is sent now could be hit by it. */
   private canceling = false
+  /** Ends the asking for a cancel, and its timers. */
+  private stopAsking: (() => void) | undefined = undefined
 
   constructor(
     private readonly wire: Wire,
@@ -74,21 +76,22 @@ export class ForeignQueue {
   }
 
   private cancel(command: Command): void {
-    const stop = deadline(this.settleMillis, () => {
-      if (!command.settled) this.wire.destroy(new Error("the server did not confirm the cancellation in time"))
-    })
+    const stop = deadline(this.settleMillis, () =>
+      this.wire.destroy(new Error("the server did not confirm the cancellation in time"))
+    )
+    this.stopAsking = stop
     let pause = 50
     const attempt = (): void => {
-      if (command.settled) return stop()
       this.canceling = true
       this.wire.cancel(() => {
         this.canceling = false
-        if (command.settled) {
-          stop()
-          return this.next()
-        }
+        if (command.settled) return this.next()
         // It may have arrived before the statement did, or not at all: ask again until it is answered.
-        setTimeout(attempt, pause)
+        const again = setTimeout(attempt, pause)
+        this.stopAsking = () => {
+          stop()
+          clearTimeout(again)
+        }
         pause *= 2
       })
     }
@@ -127,6 +130,8 @@ export class ForeignQueue {
 
   private settle(command: Command, error: unknown, result: Pg.QueryArrayResult | undefined): void {
     command.state = State.Settled
+    this.stopAsking?.()
+    this.stopAsking = undefined
     if (error !== null && error !== undefined) {
       if (!isServerError(error) || connectionIsLost(error)) this.wire.doomed ??= "it failed while pg had it"
       command.done(
