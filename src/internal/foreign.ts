@@ -1,11 +1,14 @@
 /**
- * Our statements while `pg`'s client has the socket: one at a time, through its public `query`.
+ * Our statements while `pg`'s client has the socket: one at a time, through its public `query`. And the socket as that
+ * client hears it.
  */
+import type { EventEmitter } from "node:events"
 import type * as Pg from "pg"
 import { DbError } from "../DbError.js"
 import { State } from "./command.js"
 import type { Command } from "./command.js"
 import { deadline } from "./deadline.js"
+import { Backend, ProtocolViolation, Reader } from "./protocol.js"
 import { inRounds } from "./rounds.js"
 import { makeResult } from "./rows.js"
 import type { Field } from "./rows.js"
@@ -23,6 +26,48 @@ const copyRefused = (): DbError =>
     message: "A COPY with data was run on a connection whose pg client is in use",
     hint: "That client has the socket, and would drop the data. Use another connection, or pg-copy-streams with the client; nothing was sent."
   })
+
+/** No established connection is told these again: `pg` would answer with the password. */
+const refuseLogin = (type: number): void => {
+  if (type === Backend.Authentication || type === Backend.BackendKeyData || type === Backend.NegotiateProtocol) {
+    throw new ProtocolViolation("a login that nobody asked for")
+  }
+}
+
+/**
+ * A listener of `pg`'s for the data of the socket, told only what a server sends. At the rest it throws, out of the
+ * socket, where nobody would catch it, or waits for the end of a message that has none: the connection fails instead.
+ * @internal
+ */
+export const guarded = (
+  connection: EventEmitter,
+  listener: (chunk: Buffer) => void,
+  die: (cause: unknown) => void
+): ((chunk: Buffer) => void) => {
+  const reader = new Reader(refuseLogin)
+  let handling = 0
+  const emit = connection.emit
+  connection.emit = (...args) => {
+    handling++
+    const heard = emit.apply(connection, args)
+    handling--
+    return heard
+  }
+  return (chunk) => {
+    handling = 0
+    try {
+      reader.push(chunk)
+      listener(chunk)
+    } catch (cause) {
+      const theirs = handling > 0
+      die(cause)
+      // Its parser would take what it was about for the next message, too.
+      connection.emit("error", cause)
+      // What a handler of the user's throws is to be seen.
+      if (theirs) throw cause
+    }
+  }
+}
 
 /** @internal */
 export class ForeignQueue {
