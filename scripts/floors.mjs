@@ -10,6 +10,7 @@ export const floors = [
   // 0: words
   [
     "src/internal/reasonText.ts",
+    "src/internal/sqlText.ts",
     "src/internal/sqlState.ts",
     "src/internal/queryText.ts",
     "src/internal/probe.ts",

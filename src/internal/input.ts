@@ -290,12 +290,14 @@ export const checkStartupValue = (name: string, value: unknown): DbError | undef
   return undefined
 }
 
-/** What the server is told instead of data; it says so again in its error. @internal */
-export const noCopyData = "COPY FROM STDIN needs DbQuery.copyFrom"
-
-/** @internal */
-export const copyRefused = (): DbError =>
-  DbError.make("InvalidInput", {
-    message: "COPY ... FROM STDIN was run as a statement, which has no data to give.",
-    hint: "Use DbQuery.copyFrom(statement, source)."
-  })
+/** A COPY that was run as a statement. @internal */
+export const copyRefused = (way: "in" | "out"): DbError =>
+  way === "in"
+    ? DbError.make("InvalidInput", {
+        message: "COPY ... FROM STDIN was run as a statement, which has no data to give.",
+        hint: "Use DbQuery.copyFrom(statement, source)."
+      })
+    : DbError.make("InvalidInput", {
+        message: "COPY ... TO STDOUT was run as a statement, which takes no data.",
+        hint: "Use DbQuery.copyTo(statement)."
+      })

@@ -99,7 +99,8 @@ const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
     : Effect.forEach(
         hooks,
         (hook) =>
-          Effect.catchAllCause(undisturbed(hook), (cause) =>
+          // By nobody but itself, such as its own time limit.
+          Effect.catchAllCause(undisturbed(Effect.interruptible(hook)), (cause) =>
             Effect.logError(
               "effect-db: a hook after the end of a transaction failed; the transaction is not affected",
               cause
