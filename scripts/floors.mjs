@@ -10,12 +10,14 @@ export const floors = [
   // 0: words
   [
     "src/internal/reasonText.ts",
+    "src/internal/sqlText.ts",
     "src/internal/sqlState.ts",
     "src/internal/queryText.ts",
     "src/internal/probe.ts",
     "src/internal/reasons.ts",
     "src/DbError.ts",
     "src/Reasons.ts",
+    "src/internal/dataTypes.ts",
     "src/internal/input.ts",
     "src/internal/transactionSql.ts",
     "src/internal/combinator.ts",

@@ -21,6 +21,7 @@ import * as Ambient from "./internal/ambient.js"
 import { ambientBound, boundIn, executeApart } from "./internal/execute.js"
 import { withTransaction } from "./internal/block.js"
 import { health } from "./internal/health.js"
+import { checkStartupValue } from "./internal/input.js"
 import { withEngine } from "./internal/instead.js"
 import { listen } from "./internal/listen.js"
 import { Root } from "./internal/lease.js"
@@ -297,7 +298,7 @@ const warnOfIgnored = ({ config: { ignored }, name }: EngineCore): Effect.Effect
   ignored.length === 0
     ? Effect.void
     : Effect.logWarning(
-        `effect-db: the engine "${name}" takes no notice of these parameters of its url: ${ignored.join(", ")}. Leave them out, or give the option that is meant.`
+        `effect-db: the engine "${name}" takes no notice of these parameters of its url or variables of the environment: ${ignored.join(", ")}. Leave them out, or give the option that is meant.`
       )
 
 /** @internal */
@@ -312,8 +313,13 @@ export const makeService = (core: EngineCore): EngineService => {
         host,
         port: port ?? (now[at]?.host === host ? now[at] : (now.find((_) => _.host === host) ?? now[0]!)).port
       }))
-      const wrong = hosts.find((_) => typeof _.host !== "string" || _.host === "" || !(_.port > 0 && _.port < 65536))
-      if (hosts.length === 0 || wrong !== undefined) {
+      const usable = ({ host, port }: { readonly host: string; readonly port: number }): boolean =>
+        checkStartupValue("host", host) === undefined &&
+        host !== "" &&
+        Number.isInteger(port) &&
+        port > 0 &&
+        port < 65536
+      if (hosts.length === 0 || !hosts.every(usable)) {
         return Effect.fail(
           DbError.make("InvalidInput", {
             message: "changeHost was given no usable host.",

@@ -49,7 +49,8 @@ export interface LayerModule<Name extends string> {
   ) => Layer.Layer<Provided<Name>, SqlError | ConfigError.ConfigError>
   /**
    * The same from the environment: `DATABASE_URL`, else libpq's `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD` and
-   * `PGDATABASE`. An empty one counts as none.
+   * `PGDATABASE`. An empty one counts as none. What the url does not say of application name, connect timeout, TLS and
+   * the like is that of libpq's variables of the process, as for every engine.
    */
   readonly env: Layer.Layer<Provided<Name>, SqlError | ConfigError.ConfigError>
 }

@@ -22,7 +22,7 @@ import { checkStartupValue } from "./internal/input.js"
 import { Probe } from "./internal/probe.js"
 import { checkBoolean, isBelowZero, validate } from "./internal/transactionSql.js"
 import type { IsolationLevel } from "./internal/transactionSql.js"
-import { ignoredOf, parseUrl, sslOf, sslOfEnvironment } from "./internal/url.js"
+import { env, ignoredOf, ignoredVariables, parseUrl, sslOf, withEnvironment } from "./internal/url.js"
 
 /**
  * A server to connect to.
@@ -47,7 +47,7 @@ export type TargetSessionAttrs = "any" | "read-write" | "read-only" | "primary" 
 /**
  * The options of an engine. Everything is optional: without `url` or `host`, libpq's environment variables
  * (`PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGDATABASE`) and its defaults apply; without `ssl` or `sslmode`,
- * `PGSSLMODE` as `pg` reads it.
+ * `PGSSLMODE` as `pg` reads it. `PGAPPNAME`, `PGCONNECT_TIMEOUT`, `PGOPTIONS` and others stand in for parameters of `url`.
  *
  * Durations are `Duration.DurationInput`: a number is milliseconds, and `Infinity` is never.
  *
@@ -137,8 +137,8 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
   /** Log a borrower that keeps a connection for longer than this. Default: never. */
   readonly leakTimeout?: Duration.DurationInput | undefined
   /**
-   * Log a statement that takes longer than this from being sent to its answer, with its text, literals masked, and
-   * who ran it; never its parameters. Default: never.
+   * Log a statement that takes longer than this from being sent to its answer, with its text, literals masked, and who
+   * ran it; never its parameters. Of a stream the round trips count, not its reader; COPY as a whole. Default: never.
    */
   readonly slowStatement?: Duration.DurationInput | undefined
   /**
@@ -148,7 +148,7 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
   readonly operationMetrics?: boolean | undefined
   /**
    * Append a sqlcommenter comment to statements, for the server's log and `pg_stat_activity`. `true` names the span
-   * (`traceparent`) where a sampled one is around. Such a text is another one each time: it is sent unnamed, parsed
+   * (`traceparent`, `tracestate`) where a sampled one is around. Such a text is another one each time: it is sent unnamed, parsed
    * and planned anew. `tags` are the same each time and keep statements prepared. Default: off.
    */
   readonly sqlCommenter?: boolean | SqlCommenterOptions | undefined
@@ -163,7 +163,7 @@ export interface DbOptions<Name extends string = "default"> extends Omit<PgClien
  * @category models
  */
 export interface SqlCommenterOptions {
-  /** The span that is around, when it is sampled. Default: true. */
+  /** The span that is around, when it is sampled, with its trace state. Default: true. */
   readonly traceparent?: boolean | undefined
   /** Pairs that every statement has: `{ application: "shop" }`. No secrets, anybody who sees the server's log reads them. */
   readonly tags?: Readonly<Record<string, string>> | undefined
@@ -285,20 +285,19 @@ const port = (value: unknown): Effect.Effect<number, DbError> => {
     : Effect.fail(bad("The port is not between 1 and 65535.", "PostgreSQL listens on 5432 unless told otherwise."))
 }
 
-/** A number in the parameters of a url. */
+/** A number in the parameters of a url, not below 0 but where libpq has a variable for it. */
 const numberIn = (
   parameters: ReadonlyMap<string, string>,
   name: string,
-  unit: string
+  unit: string,
+  variable?: string
 ): Effect.Effect<number | undefined, DbError> => {
   const text = parameters.get(name)
-  return text === undefined || /^\d{1,10}$/.test(text)
+  const whose = variable === undefined ? "The parameter" : `The variable ${variable}, or the parameter`
+  return text === undefined || (variable === undefined ? /^\d{1,10}$/ : /^-?\d{1,10}$/).test(text)
     ? Effect.succeed(text === undefined ? undefined : Number(text))
-    : Effect.fail(bad(`The parameter ${name} of the url is not a whole number.`, `Write how many ${unit}.`))
+    : Effect.fail(bad(`${whose} ${name} of the url is not a whole number.`, `Write how many ${unit}.`))
 }
-
-// As for libpq, an empty one is none.
-const env = (name: string): string | undefined => process.env[name] || undefined
 
 const nothing: ReadonlyMap<string, string> = new Map()
 const isSecret = (u: unknown): boolean => u === undefined || Redacted.isRedacted(u)
@@ -317,7 +316,8 @@ export const resolveTarget = Effect.fnUntraced(function* (
     const encoded = "with what is special in user and password encoded by encodeURIComponent"
     return yield* Effect.fail(bad("The url is not a PostgreSQL URL.", `Write ${urlForm}, ${encoded}.`))
   }
-  const { hosts: urlHosts = [], parameters = nothing } = url ?? {}
+  const { hosts: urlHosts = [], parameters: urlParameters = nothing } = url ?? {}
+  const parameters = withEnvironment(urlParameters)
   if (urlHosts.some(({ port = "1" }) => !/^\s*\d+\s*$/.test(port))) {
     const hint = "Is a / or ? in the password not encoded (encodeURIComponent)?"
     return yield* Effect.fail(bad("The port in the url is not a number.", hint))
@@ -349,17 +349,17 @@ export const resolveTarget = Effect.fnUntraced(function* (
       : Redacted.isRedacted(secret)
         ? Effect.succeed(secret)
         : Effect.filterOrFail(secret, isSecret, () => bad("It yielded no Redacted.", "Yield Redacted.make(password)."))
-  const urlSsl = yield* Effect.try({
-    try: () => sslOf(parameters),
+  const ssl = yield* Effect.try({
+    try: () => options.ssl ?? sslOf(urlParameters),
     catch: () =>
       bad(
-        "What the url says of TLS can't be done.",
-        "sslrootcert, sslcert and sslkey name files that can be read; ssl is true, false or no-verify."
+        "What the url or the environment says of TLS can't be done.",
+        "sslrootcert, sslcert and sslkey name files that can be read; ssl is true, false or no-verify; PGSSLMODE is a mode."
       )
   })
-  const ssl = options.ssl ?? urlSsl ?? sslOfEnvironment()
-  const negotiation = parameters.get("sslnegotiation") ?? env("PGSSLNEGOTIATION")
-  const direct = (yield* oneOf("sslnegotiation", negotiation, "postgres", ["postgres", "direct"])) === "direct"
+  const negotiation = parameters.get("sslnegotiation")
+  const direct =
+    (yield* oneOf("sslnegotiation or PGSSLNEGOTIATION", negotiation, "postgres", ["postgres", "direct"])) === "direct"
   if (direct && (ssl === undefined || ssl === false)) {
     return yield* Effect.fail(bad("sslnegotiation is direct, without TLS.", "Set ssl, or sslmode in the url."))
   }
@@ -402,7 +402,7 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     parameters.get("application_name") ??
     parameters.get("fallback_application_name") ??
     "effect-db"
-  const serverOptions = parameters.get("options") ?? env("PGOPTIONS")
+  const serverOptions = parameters.get("options")
   for (const [name, value] of [
     ["applicationName", applicationName],
     ["username", target.username],
@@ -432,11 +432,9 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     const value = input === undefined ? given : Math.ceil(yield* millis(name, input, 0))
     if (value !== undefined) startup.push([setting, String(value)])
   }
-  const connectSeconds = yield* numberIn(parameters, "connect_timeout", "seconds")
-  const balance = yield* oneOf("load_balance_hosts", parameters.get("load_balance_hosts"), "disable", [
-    "disable",
-    "random"
-  ])
+  const connectSeconds = yield* numberIn(parameters, "connect_timeout", "seconds", "PGCONNECT_TIMEOUT")
+  const balancing = parameters.get("load_balance_hosts")
+  const balance = yield* oneOf("load_balance_hosts or PGLOADBALANCEHOSTS", balancing, "disable", ["disable", "random"])
   const max = yield* count("maxConnections", options.maxConnections, 10, 1)
   const min = yield* count("minConnections", options.minConnections, 0, 0)
   if (min > max) {
@@ -452,7 +450,7 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     options,
     target,
     attrs: yield* oneOf(
-      "targetSessionAttrs",
+      "targetSessionAttrs or PGTARGETSESSIONATTRS",
       options.targetSessionAttrs ?? parameters.get("target_session_attrs"),
       "any",
       attrsAllowed
@@ -460,7 +458,7 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     loadBalance: loadBalanceHosts ?? balance === "random",
     applicationName,
     acquireMillis: yield* millis("acquireTimeout", options.acquireTimeout, 5000),
-    // As for libpq, 0 is no limit there.
+    // As for libpq, there 0 and less is no limit.
     connectMillis: yield* positive(
       "connectTimeout",
       options.connectTimeout,
@@ -484,12 +482,12 @@ export const resolve = Effect.fnUntraced(function* (options: DbOptions): Effect.
     startup,
     keepAlive: (yield* oneOf("keepalives", parameters.get("keepalives"), "1", ["1", "0"])) === "1",
     keepAliveMillis: ((yield* numberIn(parameters, "keepalives_idle", "seconds")) ?? 0) * 1000,
-    channelBinding: yield* oneOf("channel_binding", parameters.get("channel_binding"), "prefer", [
+    channelBinding: yield* oneOf("channel_binding or PGCHANNELBINDING", parameters.get("channel_binding"), "prefer", [
       "prefer",
       "require",
       "disable"
     ]),
-    ignored: ignoredOf(parameters),
+    ignored: [...ignoredOf(parameters), ...ignoredVariables()],
     slowMillis: yield* millis("slowStatement", options.slowStatement, never),
     operationMetrics: operationMetrics ?? false,
     comment: yield* commentOf(options.sqlCommenter),

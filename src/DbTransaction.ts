@@ -122,8 +122,8 @@ export interface Transaction<A = any> {
   /** `"failed"`: the server refuses everything until a rollback. */
   readonly status: UnitState
   /**
-   * The block can't commit any more: a success fails with `TransactionAborted`. Where a block runs without a transaction
-   * (`propagation`), `TransactionClosed`, as of `end`.
+   * The block can't commit any more: a success fails with `TransactionAborted`. `TransactionClosed`, as of `end`, when
+   * the block has ended, and where it runs without a transaction (`propagation`).
    */
   readonly setRollbackOnly: Effect.Effect<void, SqlError>
   /**
@@ -233,7 +233,11 @@ const handleOf = (unit: Unit, frame: Frame, end: Transaction["end"]): Transactio
   get status() {
     return statusOf(unit, frame)
   },
-  setRollbackOnly: Effect.sync(() => blocks.markRollbackOnly(frame, "setRollbackOnly was called")),
+  setRollbackOnly: Effect.suspend(() => {
+    if (frame.ended) return Effect.fail(frame.closedError())
+    blocks.markRollbackOnly(frame, "setRollbackOnly was called")
+    return Effect.void
+  }),
   end
 })
 

@@ -1009,6 +1009,64 @@ describe("raw", () => {
       })
     ))
 
+  for (const [what, bytes] of [
+    ["of no known type and without end", Buffer.from([0x21, 0x7f, 0xff, 0xff, 0xff])],
+    ["that are a message without its body", Buffer.from([0x44, 0, 0, 0, 4])],
+    ["that ask for a login of a kind that nobody knows", Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 99])],
+    ["that ask for the password", Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 3])]
+  ] as const) {
+    proxied(`bytes ${what} end the connection, typed, for the client's own query as for what is behind it`, (at) =>
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          const client = yield* DbConnection.raw
+          const asked = at.seen((_) => _.text.includes("pg_sleep"))
+          const slow = client.query("SELECT pg_sleep(60)").catch((error: unknown) => error)
+          yield* Effect.promise(() => asked)
+          const queued = yield* Effect.fork(Effect.flip(insert(1)))
+          yield* Effect.yieldNow()
+          at.reset()
+          at.injectGarbage(bytes)
+          expect(yield* Effect.promise(() => slow)).toBeInstanceOf(Error)
+          expect(DbError.reason(yield* Fiber.join(queued))?._tag).toBe("ConnectionError")
+          yield* insert(2)
+          expect(yield* committed(database)).toEqual([2])
+          expect(at.log.filter(({ conn, type }) => conn === 1 && type === "p")).toEqual([])
+        })
+      )
+    )
+  }
+
+  proxied("garbage ends a statement of ours that runs there with a ConnectionError of the phase read", (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        yield* DbConnection.raw
+        const asked = at.seen((_) => _.text.includes("pg_sleep"))
+        const slow = yield* Effect.fork(Effect.flip(sleep))
+        yield* Effect.promise(() => asked)
+        at.injectGarbage()
+        expect(DbError.reason(yield* Fiber.join(slow))).toMatchObject({ _tag: "ConnectionError", phase: "read" })
+      })
+    )
+  )
+
+  test("what a handler of the client throws is seen, and ends the connection", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const client = yield* DbConnection.raw
+        client.on("notice", () => {
+          throw new Error("the handler's")
+        })
+        const own = process.listeners("uncaughtException")
+        process.removeAllListeners("uncaughtException")
+        const thrown = new Promise<Error>((resolve) => process.once("uncaughtException", resolve))
+        const noticed = client.query("DO $$ BEGIN RAISE NOTICE 'look'; END $$").catch((error: unknown) => error)
+        expect((yield* Effect.promise(() => thrown)).message).toBe("the handler's")
+        for (const listener of own) process.on("uncaughtException", listener)
+        expect(yield* Effect.promise(() => noticed)).toBeInstanceOf(Error)
+        expect(yield* seen).toEqual([])
+      })
+    ))
+
   test("thousands of statements behind a ROLLBACK of the client's are all refused", () =>
     DbConnection.withConnection(
       Effect.gen(function* () {
@@ -1073,6 +1131,26 @@ describe("raw", () => {
         })
       ),
     { settleTimeout: 200 }
+  )
+
+  proxied("a statement that ends while its cancel pauses leaves no timer behind", (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const { sql } = yield* DbConnection
+        yield* DbConnection.raw
+        const timers = () => process.getActiveResourcesInfo().filter((_) => _ === "Timeout").length
+        const before = timers()
+        const held = at.holdAt((_) => _.text === "SELECT 1", { forward: false })
+        const fiber = yield* Effect.fork(sql.unsafe("SELECT 1"))
+        yield* Effect.promise(() => held)
+        const left = yield* Effect.fork(Fiber.interrupt(fiber))
+        // By now it pauses for longer than the rest of this test takes.
+        yield* until("it has been asked for often", () => at.cancels.length > 4)
+        at.resume()
+        yield* Fiber.join(left)
+        expect(timers()).toBeLessThanOrEqual(before)
+      })
+    )
   )
 
   proxied("a cancel that comes too late hits nothing that follows", (at) =>

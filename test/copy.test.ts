@@ -1,7 +1,11 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Chunk, Deferred, Effect, Fiber, Option, Stream } from "effect"
 import { DbEngine, DbError, DbLayer, DbQuery, DbSession } from "effect-db"
+import type { Duplex } from "node:stream"
+import Pg from "pg"
+import { Command, type Pipeline } from "../src/internal/pipeline.js"
 import { testDatabase, untilActivity } from "./support/database.js"
+import { pipelineOn } from "./support/pipelines.js"
 import { expectAtRest, quietly } from "./support/programs.js"
 
 const database = testDatabase()
@@ -138,6 +142,8 @@ describe("COPY", () => {
 
   for (const [what, text] of [
     ["behind a comment", "/* all; of */ COPY -- them\n entries FROM STDIN"],
+    ["behind comments in comments", "/* a /* b */ ; */ COPY entries FROM STDIN"],
+    ["by the other name that the server takes for it", "COPY entries FROM STDOUT"],
     ["into a table with a semicolon in its name", 'COPY "a;b" FROM STDIN']
   ] as const) {
     it.live(`COPY FROM STDIN ${what} without a source is the same error, and can't be tried again`, () =>
@@ -154,14 +160,46 @@ describe("COPY", () => {
     )
   }
 
-  it.live("a commented COPY FROM STDIN leaves its siblings what they do", () =>
+  for (const text of [
+    "/* data */ COPY entries FROM STDIN",
+    "/* a /* b */ ; */ COPY entries FROM STDIN",
+    'COPY "a;b" FROM STDIN',
+    'COPY "a;(b" ("x;)y") FROM STDIN WITH (DELIMITER \';\')',
+    "COPY public.from FROM STDIN",
+    "COPY entries FROM STDOUT",
+    "COPY entries TO STDOUT"
+  ]) {
+    it.live(`${text} as a statement is refused, and leaves its siblings what they do`, () =>
+      run(
+        Effect.gen(function* () {
+          const { sql } = yield* DbEngine
+          const insert = (id: number) => sql`INSERT INTO entries VALUES (${id})`
+          const copy = Effect.flip(sql.unsafe(text))
+          const [, error] = yield* DbSession.autocommit(Effect.all([insert(1), copy, insert(2)], { concurrency: 3 }))
+          expect(DbError.reason(error)).toMatchObject({ _tag: "InvalidInput" })
+          expect(DbError.reason(error)?.hint).toContain(text.includes(" TO ") ? "DbQuery.copyTo" : "DbQuery.copyFrom")
+          expect(yield* count).toBe(2)
+        })
+      )
+    )
+  }
+
+  it.live("what only looks like a COPY is run", () =>
     run(
       Effect.gen(function* () {
         const { sql } = yield* DbEngine
-        const insert = (id: number) => sql`INSERT INTO entries VALUES (${id})`
-        const copy = Effect.flip(sql.unsafe("/* data */ COPY entries FROM STDIN"))
-        yield* DbSession.autocommit(Effect.all([insert(1), copy, insert(2)], { concurrency: 3 }))
-        expect(yield* count).toBe(2)
+        for (const said of [
+          "'; COPY entries FROM STDIN'",
+          "E'\\'; COPY entries FROM STDIN'",
+          "$a$'; COPY entries FROM STDIN$a$",
+          '1 AS "\'; COPY entries FROM STDIN"'
+        ]) {
+          expect(yield* sql.unsafe(`SELECT ${said}`)).toHaveLength(1)
+        }
+        yield* sql`CREATE TABLE IF NOT EXISTS stdin (id int)`
+        yield* sql`COPY (SELECT id FROM stdin) TO '/dev/null'`
+        const rows = DbQuery.copyTo(sql`COPY (SELECT id FROM stdin) TO STDOUT`)
+        expect(Chunk.toReadonlyArray(yield* Stream.runCollect(rows))).toEqual([])
       })
     )
   )
@@ -202,4 +240,66 @@ describe("COPY", () => {
       })
     )
   )
+})
+
+// As a server of another make, or with strings of another kind, may take a text.
+describe("a COPY that the text does not tell of", () => {
+  /** A pipeline on the socket of a logged-in client: nothing looks at its texts. */
+  const onServer = (name: string, body: (pipeline: Pipeline, send: Send) => Promise<void>): void =>
+    it(name, async () => {
+      const client = new Pg.Client({ connectionString: database.url })
+      client.on("error", () => {})
+      await client.connect()
+      await client.query("DROP TABLE IF EXISTS entries; CREATE TABLE entries (id int PRIMARY KEY, name text)")
+      const { stream } = (client as unknown as { readonly connection: { readonly stream: Duplex } }).connection
+      stream.removeAllListeners("data")
+      const pipeline = pipelineOn(stream)
+      stream.on("data", pipeline.onData)
+      stream.on("close", () => pipeline.die(new Error("closed"), "read"))
+      const send: Send = (text, solo) =>
+        new Promise((resolve) =>
+          pipeline.submit(
+            new Command(text, [], "array", solo, false, false, undefined, (error, result) =>
+              resolve(error?.reason._tag ?? result!.rows)
+            )
+          )
+        )
+      await body(pipeline, send).finally(() => stream.destroy())
+    })
+  type Send = (text: string, solo: boolean) => Promise<unknown>
+
+  for (const solo of [true, false]) {
+    onServer(`FROM STDIN alone ${solo ? "outside" : "inside"} of a transaction`, async (pipeline, send) => {
+      expect(await send("COPY entries FROM STDIN", solo)).toBe("InvalidInput")
+      expect(await send("SELECT 1", solo)).toEqual([[1]])
+      expect(pipeline.dead).toBeUndefined()
+    })
+  }
+
+  onServer("FROM STDIN among others of its transaction: that has failed, typed", async (_, send) => {
+    await send("BEGIN", false)
+    const others = [send("SELECT 1", false), send("COPY entries FROM STDIN", false), send("SELECT 2", false)]
+    expect(await Promise.all(others)).toEqual([[[1]], "InvalidInput", "InvalidInput"])
+    // Older servers go on, newer ones end the connection.
+    expect(["ConnectionError", []]).toContainEqual(await send("ROLLBACK", true))
+  })
+
+  onServer(
+    "FROM STDIN before what is no part of its transaction ends the connection, typed",
+    async (pipeline, send) => {
+      const others = [send("SELECT 1", true), send("COPY entries FROM STDIN", true), send("SELECT 2", true)]
+      expect(await Promise.all(others)).toEqual([[[1]], "ConnectionError", "ConnectionError"])
+      expect(pipeline.dead).toBeDefined()
+    }
+  )
+
+  onServer("TO STDOUT among others: what comes is dropped, and that is said", async (pipeline, send) => {
+    const others = [
+      send("INSERT INTO entries VALUES (1)", true),
+      send("COPY entries TO STDOUT", true),
+      send("SELECT 2", true)
+    ]
+    expect(await Promise.all(others)).toEqual([[], "InvalidInput", [[2]]])
+    expect(pipeline.dead).toBeUndefined()
+  })
 })

@@ -12,7 +12,18 @@ import { vi } from "vitest"
 import { Unit } from "../src/internal/unit.js"
 import { testDatabase } from "./support/database.js"
 import { latch, open, until } from "./support/until.js"
-import { blockAside, committed, insert, no, outcome, programsOn, reason, refused, sleep } from "./support/programs.js"
+import {
+  type Around,
+  blockAside,
+  committed,
+  insert,
+  no,
+  outcome,
+  programsOn,
+  reason,
+  refused,
+  sleep
+} from "./support/programs.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -323,6 +334,26 @@ describe('tx.end("commit") through what is no block of withTransaction', () => {
       expect(yield* reason(work)).toBe("TransactionAborted")
       expect(yield* rows).toEqual([])
     }))
+
+  const elsewhere: Readonly<Record<string, Around>> = {
+    isolated: (effect) => DbSession.isolated(effect),
+    requiresNew: (effect) => withTransaction(effect, { propagation: "requiresNew" }),
+    notSupported: (effect) => withTransaction(effect, { propagation: "notSupported" }),
+    "a session for a scope": (effect) => Effect.scoped(Effect.zipRight(DbSession.scoped(), effect)) as never,
+    "a session by hand": (effect) => Effect.scoped(Effect.flatMap(DbSession.make(), (_) => _.use(effect))) as never,
+    "isolated, and notSupported in it": (effect) =>
+      DbSession.isolated(withTransaction(withTransaction(effect, { propagation: "notSupported" })))
+  }
+  for (const [name, around] of Object.entries(elsewhere)) {
+    test(`a block is from inside of ${name} as well`, () =>
+      Effect.gen(function* () {
+        const kept = yield* withTransaction((tx) =>
+          Effect.zipRight(insert(1), withTransaction(Effect.zipRight(insert(2), around(tx.end("commit", "x")))))
+        )
+        expect(kept).toBe("x")
+        expect(yield* rows).toEqual([1, 2])
+      }))
+  }
 
   test("a joining autocommit is", () =>
     Effect.gen(function* () {

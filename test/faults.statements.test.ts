@@ -293,6 +293,25 @@ describe("transactions", () => {
     )
   }
 
+  for (const text of ["COMMIT", "END", "COMMIT AND CHAIN", "PREPARE TRANSACTION 'x'"]) {
+    wired(database, `FAULTS 47: so is a ${text} that fails: the next statement does not commit by itself`, one, (at) =>
+      Effect.gen(function* () {
+        const work = withTransaction(
+          run("INSERT INTO late VALUES (1), (1)").pipe(
+            Effect.zipRight(Effect.ignore(run(text))),
+            Effect.zipRight(Effect.ignore(insert(2)))
+          )
+        )
+        const reason = yield* reasonOf(work)
+        expect(reason._tag).toBe("TransactionAborted")
+        expect(reason.message).toContain("behind its back")
+        expect(yield* ids).toEqual([])
+        yield* run("SELECT 1")
+        expect(startups(at)).toBe(2)
+      })
+    )
+  }
+
   const endsNothing: ReadonlyArray<readonly [string, ReadonlyArray<number>]> = [
     ["ROLLBACK TO SAVEPOINT s", [2]],
     ["rollback work to s", [2]],

@@ -66,6 +66,27 @@ describe("27 afterCommit", () => {
       expect(yield* rows).toEqual([1])
     }))
 
+  test("one that would never end is ended by its own time limit, also when its fiber is interrupted, and the rest run", () =>
+    Effect.gen(function* () {
+      const begun = yield* Deferred.make<void>()
+      const log: Array<string> = []
+      const slow = Effect.zipRight(Deferred.succeed(begun, undefined), Effect.never)
+      const fiber = yield* Effect.fork(
+        DbSession.autocommit(
+          Effect.all([
+            DbSession.afterCommit(Effect.asVoid(Effect.timeoutOption(slow, "50 millis"))),
+            DbSession.afterCommit(Effect.sync(() => log.push("next"))),
+            insert(1)
+          ])
+        )
+      )
+      yield* Deferred.await(begun)
+      expect(yield* rows).toEqual([1])
+      expect(yield* used).toBe(0)
+      yield* Fiber.interrupt(fiber)
+      expect(log).toEqual(["next"])
+    }))
+
   for (const [name, around] of outerForms) {
     test(
       `${name}: once, after the connection is back, and sees the committed row from a new session`,
@@ -375,6 +396,22 @@ describe("beforeCommit", () => {
         let ran = 0
         const hook = DbSession.beforeCommit(Effect.sync(() => ran++))
         yield* Effect.ignore(around(Effect.all([hook, insert(1), no])))
+        expect(ran).toBe(0)
+      }))
+
+    test(`${name}: nor where a success can only be rolled back`, () =>
+      Effect.gen(function* () {
+        let ran = 0
+        const hook = DbSession.beforeCommit(Effect.sync(() => ran++))
+        for (const mark of [
+          DbTransaction.setRollbackOnly,
+          Effect.ignore(withTransaction(no, { propagation: "required" })),
+          Effect.ignore(DbSession.autocommit(no)),
+          Effect.ignore(refused)
+        ]) {
+          const exit = yield* Effect.exit(around(Effect.all([hook, insert(1), mark])))
+          expect(outcome(exit)).toMatch(/TransactionAborted$/)
+        }
         expect(ran).toBe(0)
       }))
   }

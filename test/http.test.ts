@@ -841,6 +841,17 @@ describe("HttpApi", () => {
       expect(yield* fetching(`${url}/free`)).toEqual({ status: 200, text: "0" })
       expect((yield* DbEngine.stats).total).toBe(0)
     }))
+
+  test("as a layer of the api it has the same rule", () =>
+    Effect.gen(function* () {
+      yield* withLate
+      const sessions = HttpApiBuilder.middleware<DbEngine>(DbHttp.middleware(), { withContext: true })
+      const url = yield* listening(Layer.provide(HttpApiBuilder.serve(), Layer.merge(Api, sessions)))
+      expect(yield* post(url, { id: 3 })).toEqual({ status: 201, text: "3" })
+      const statuses = yield* Effect.forEach(["taken", "dies", "late", "free"], (path) => status(`${url}/${path}`))
+      expect(statuses).toEqual([409, 500, 500, 200])
+      expect(yield* rows).toEqual([3])
+    }))
 })
 
 describe("a web handler", () => {

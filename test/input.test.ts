@@ -1,5 +1,34 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Data, Effect, Either, Exit, FastCheck as fc, Option, Redacted } from "effect"
+import {
+  BigDecimal,
+  Cause,
+  Chunk,
+  Cron,
+  Data,
+  DateTime,
+  Duration,
+  Effect,
+  Either,
+  Exit,
+  FastCheck as fc,
+  FiberId,
+  HashMap,
+  HashSet,
+  List,
+  MutableHashMap,
+  MutableHashSet,
+  MutableList,
+  MutableQueue,
+  MutableRef,
+  Option,
+  Order,
+  RedBlackTree,
+  Redacted,
+  Secret,
+  SortedMap,
+  SortedSet,
+  Trie
+} from "effect"
 import { inspect } from "node:util"
 import { runInNewContext } from "node:vm"
 // @ts-expect-error: neither pg nor its types describe this file
@@ -185,9 +214,93 @@ describe("encodeParams", () => {
     [{ then: () => "hunter2" }, "Parameter $1 is a Promise. Await it first."],
     [new Map([["hunter2", 1]]), "Parameter $1 is a Map. Use Object.fromEntries(it) or [...it]."],
     [Redacted.make("hunter2"), "Parameter $1 is Redacted. Pass Redacted.value(it) if the database shall have it."],
-    [[1, Option.none()], "Parameter $1 is an array with an Option. Use Option.getOrNull(it)."]
+    [[1, Option.none()], "Parameter $1 is an array with an Option. Use Option.getOrNull(it)."],
+    [Secret.fromString("hunter2"), "Parameter $1 is Redacted. Pass Redacted.value(it) if the database shall have it."],
+    [Chunk.of("hunter2"), "Parameter $1 is a Chunk. Use Chunk.toReadonlyArray(it)."],
+    [Chunk.empty(), "Parameter $1 is a Chunk. Use Chunk.toReadonlyArray(it)."],
+    [List.of("hunter2"), "Parameter $1 is a List. Use List.toArray(it)."],
+    [List.empty(), "Parameter $1 is a List. Use List.toArray(it)."],
+    [HashSet.make("hunter2"), "Parameter $1 is a HashSet. Use [...it]."],
+    [HashMap.make(["hunter2", 1]), "Parameter $1 is a HashMap. Use Object.fromEntries(it) or [...it]."],
+    [SortedSet.make(Order.string)("hunter2"), "Parameter $1 is a SortedSet. Use [...it]."],
+    [
+      SortedMap.make(Order.string)(["hunter2", 1]),
+      "Parameter $1 is a SortedMap. Use Object.fromEntries(it) or [...it]."
+    ],
+    [
+      RedBlackTree.make(Order.string)(["hunter2", 1]),
+      "Parameter $1 is a RedBlackTree. Use Object.fromEntries(it) or [...it]."
+    ],
+    [Trie.make(["hunter2", 1]), "Parameter $1 is a Trie. Use Object.fromEntries(it) or [...it]."],
+    [MutableHashSet.make("hunter2"), "Parameter $1 is a MutableHashSet. Use [...it]."],
+    [MutableHashMap.make(["hunter2", 1]), "Parameter $1 is a MutableHashMap. Use Object.fromEntries(it) or [...it]."],
+    [MutableList.make("hunter2"), "Parameter $1 is a MutableList. Use [...it]."],
+    [MutableQueue.unbounded(), "Parameter $1 is a MutableQueue. Use [...it]."],
+    [MutableRef.make("hunter2"), "Parameter $1 is a MutableRef. Use MutableRef.get(it)."],
+    [
+      Duration.seconds(1),
+      "Parameter $1 is a Duration. Use Duration.toMillis(it); an interval is `${Duration.toSeconds(it)} seconds`."
+    ],
+    [Cause.fail("hunter2"), "Parameter $1 is a Cause. Use Cause.pretty(it)."],
+    [DateTime.zoneMakeOffset(0), "Parameter $1 is a TimeZone. Use DateTime.zoneToString(it)."],
+    [DateTime.zoneUnsafeMakeNamed("Europe/Berlin"), "Parameter $1 is a TimeZone. Use DateTime.zoneToString(it)."],
+    [Cron.unsafeParse("* * * * *"), "Parameter $1 is a Cron. Convert it to a value that PostgreSQL has a type for."],
+    [FiberId.none, "Parameter $1 is a FiberId. Use FiberId.threadName(it)."],
+    [[[1, Chunk.of(1)]], "Parameter $1 is an array with an array with a Chunk. Use Chunk.toReadonlyArray(it)."],
+    [{ toPostgres: () => HashSet.make("hunter2") }, "Parameter $1 is a HashSet. Use [...it]."],
+    [
+      { a: [Redacted.make("hunter2")] },
+      "Parameter $1 is an object with a Redacted in it. Pass Redacted.value(it) if the database shall have it."
+    ]
   ])("says of %o, of which JSON would make something else, what to give instead", (value, message) => {
     assert.strictEqual(refusal(encodeParams([value])).message, message)
+  })
+
+  it("sends what PostgreSQL has one type for as a value of it, in arrays and from toPostgres too", () => {
+    const half = BigDecimal.make(50n, 2)
+    const noon = DateTime.unsafeMake("2024-01-01T12:00:00Z")
+    assert.deepStrictEqual(
+      encoded(
+        half,
+        [half, null, [half]],
+        { toPostgres: () => half },
+        noon,
+        [1, noon],
+        DateTime.unsafeMakeZoned(noon, { timeZone: "Asia/Tokyo" })
+      ),
+      [
+        "0.5",
+        '{"0.5",NULL,{"0.5"}}',
+        "0.5",
+        "2024-01-01T12:00:00.000Z",
+        '{"1","2024-01-01T12:00:00.000Z"}',
+        "2024-01-01T21:00:00.000+09:00"
+      ]
+    )
+  })
+
+  it("leaves the array that it was given as it was", () => {
+    const given = [BigDecimal.make(1n, 0), "a"]
+    const before = [...given]
+    encoded(given)
+    assert.deepStrictEqual(given, before)
+  })
+
+  it("sends objects of classes as JSON, what they make of Effect's types included", () => {
+    class Point extends Data.Class<{ readonly x: number }> {}
+    assert.deepStrictEqual(encoded(new Point({ x: 1 }), Data.struct({ y: 2 }), { some: Option.some(1) }), [
+      '{"x":1}',
+      '{"y":2}',
+      '{"some":{"_id":"Option","_tag":"Some","value":1}}'
+    ])
+  })
+
+  it("sends a text that only looks like a Redacted", () => {
+    assert.deepStrictEqual(encoded("<redacted>", { a: "<redacted>", b: [1] }, ["<redacted>", 1n]), [
+      "<redacted>",
+      '{"a":"<redacted>","b":[1]}',
+      '{"<redacted>","1"}'
+    ])
   })
 
   it("sends the fields of an error of Effect's, which is an effect as well", () => {

@@ -1,6 +1,8 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Effect, Redacted } from "effect"
 import { Database, DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
+import type { DbOptions } from "effect-db"
+import { resolve } from "../src/DbOptions.js"
 import { testDatabase } from "./support/database.js"
 import { expectAtRest, quietly } from "./support/programs.js"
 
@@ -182,7 +184,11 @@ describe("options that can't be meant", () => {
 })
 
 describe("DbLayer.env", () => {
-  const names = ["DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE"]
+  const names = [
+    ...["DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGAPPNAME", "PGCONNECT_TIMEOUT"],
+    ...["PGOPTIONS", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGCHANNELBINDING", "PGSSLNEGOTIATION"],
+    ...["PGSSLCRL", "PGSERVICE", "PGGSSENCMODE"]
+  ]
   /** Of these names the process has those variables and no others. */
   const withVariables = <A, E, R>(variables: Record<string, string>, effect: Effect.Effect<A, E, R>) =>
     Effect.acquireUseRelease(
@@ -245,6 +251,81 @@ describe("DbLayer.env", () => {
       })
     )
   }
+
+  it.live("PGAPPNAME and PGOPTIONS are those of each connection, unless the url or an option says otherwise", () =>
+    Effect.gen(function* () {
+      const setting = (name: string) =>
+        Effect.flatMap(DbEngine, ({ sql }) => sql<{ value: string }>`SELECT current_setting(${name}) AS value`).pipe(
+          Effect.map(([row]) => row!.value)
+        )
+      const said = (layer: typeof DbLayer.env) =>
+        Effect.all([setting("application_name"), setting("work_mem")]).pipe(Effect.provide(quietly(layer)), (effect) =>
+          withVariables({ ...all, PGAPPNAME: "shop", PGOPTIONS: "-c work_mem=6MB" }, effect)
+        )
+      expect(yield* said(DbLayer.env)).toEqual(["shop", "6MB"])
+      expect(yield* said(DbLayer({ url: database.url }))).toEqual(["shop", "6MB"])
+      const url = `${database.url}?application_name=till&options=${encodeURIComponent("-c work_mem=7MB")}`
+      expect(yield* said(DbLayer({ url }))).toEqual(["till", "7MB"])
+      expect(yield* said(DbLayer({ url: `${database.url}?fallback_application_name=till` }))).toEqual(["shop", "6MB"])
+      expect(yield* said(DbLayer({ applicationName: "desk" }))).toEqual(["desk", "6MB"])
+    })
+  )
+
+  it.live("PGCONNECT_TIMEOUT is seconds; 0 and less is no limit, and what is no number is InvalidInput", () =>
+    Effect.gen(function* () {
+      const millis = (value: string, options: DbOptions = {}) =>
+        withVariables(
+          { PGCONNECT_TIMEOUT: value },
+          Effect.map(resolve(options), ({ connectMillis }) => connectMillis)
+        )
+      expect(yield* millis("7")).toBe(7000)
+      expect(yield* millis("")).toBe(5000)
+      expect(yield* millis("0")).toBe(yield* millis("-1"))
+      expect(yield* millis("0")).toBeGreaterThan(1e9)
+      expect(yield* millis("7", { url: `${database.url}?connect_timeout=3` })).toBe(3000)
+      expect(yield* millis("7", { connectTimeout: "2 seconds" })).toBe(2000)
+      const error = yield* Effect.flip(millis("s3cret"))
+      expect(error).toMatchObject({ reason: { _tag: "InvalidInput" } })
+      expect(error.message).toContain("PGCONNECT_TIMEOUT")
+      expect(error.message).not.toContain("s3cret")
+    })
+  )
+
+  it.live(
+    "the other variables stand in for the url's parameters, and a value that can't be meant is InvalidInput",
+    () =>
+      Effect.gen(function* () {
+        const variables = {
+          PGTARGETSESSIONATTRS: "read-write",
+          PGLOADBALANCEHOSTS: "random",
+          PGCHANNELBINDING: "require"
+        }
+        const meant = { attrs: "read-write", loadBalance: true, channelBinding: "require" }
+        expect(yield* withVariables(variables, resolve({}))).toMatchObject(meant)
+        for (const name of [...Object.keys(variables), "PGSSLNEGOTIATION"]) {
+          const error = yield* Effect.flip(withVariables({ [name]: "s3cret" }, resolve({})))
+          expect(error).toMatchObject({ reason: { _tag: "InvalidInput" } })
+          expect(error.message).toContain(name)
+          expect(error.message).not.toContain("s3cret")
+        }
+      })
+  )
+
+  it.live("variables that ask for more safety or for another server, and are not read, are told of", () =>
+    Effect.gen(function* () {
+      const ignored = (variables: Record<string, string>) =>
+        withVariables(
+          variables,
+          Effect.map(resolve({}), ({ ignored }) => ignored)
+        )
+      expect(yield* ignored({ PGSSLCRL: "/crl.pem", PGSERVICE: "shop", PGGSSENCMODE: "require" })).toEqual([
+        "PGSSLCRL",
+        "PGSERVICE",
+        "PGGSSENCMODE"
+      ])
+      expect(yield* ignored({ PGSSLCRL: "", PGGSSENCMODE: "prefer" })).toEqual([])
+    })
+  )
 
   it.live("one that is no number is an error of the configuration", () =>
     Effect.map(Effect.flip(where({ ...all, PGPORT: "abc" })), (error) => {

@@ -1115,6 +1115,24 @@ describe("changeHost", () => {
       expect(engine.host).toEqual({ host: "db-4", port: 6004 })
     })
   )
+
+  it.scopedLive("a host that can't be one is InvalidInput, and the engine keeps its own", () =>
+    Effect.gen(function* () {
+      const engine = yield* DbEngine.make({ host: "db-1", port: 6001 })
+      for (const target of [
+        [],
+        { host: "" },
+        { host: "db-2\0" },
+        { host: "db-2", port: 0 },
+        { host: "db-2", port: 1.5 },
+        { host: "db-2", port: 65_536 },
+        [{ host: "db-2" }, { host: "db\n3" }]
+      ]) {
+        expect((yield* reasonOf(engine.changeHost(target)))._tag).toBe("InvalidInput")
+      }
+      expect(engine.host).toEqual({ host: "db-1", port: 6001 })
+    })
+  )
 })
 
 describe("FAULTS 12: closing an engine", () => {

@@ -1,7 +1,7 @@
 import { describe, it } from "@effect/vitest"
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
-import { Chunk, Deferred, Effect, Fiber, Option, Redacted, Stream } from "effect"
+import { BigDecimal, Chunk, DateTime, Deferred, Effect, Fiber, Option, Redacted, Stream } from "effect"
 import { DbConnection, DbEngine, DbError, DbQuery, DbSession, withTransaction } from "effect-db"
 import type { DbSql } from "effect-db"
 import { expect } from "vitest"
@@ -984,6 +984,64 @@ describe("sql.json", () => {
     }))
 })
 
+describe("a value of Effect's that PostgreSQL has one type for", () => {
+  const at = (text: string, zone: string) => DateTime.unsafeMakeZoned(text, { timeZone: zone })
+  const numbers = ["0", "-0.5", "1.50", "100", "12345678901234567890.123456789", "1e-20", "1e18", "-1e40"]
+
+  test("is sent as it: a BigDecimal as its digits, which an integer column takes too", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const text of numbers) {
+        const number = BigDecimal.unsafeFromString(text)
+        expect(yield* sql`SELECT ${number}::numeric = ${text}::numeric AS same`).toEqual([{ same: true }])
+      }
+      const large = BigDecimal.make(1n, -18)
+      expect(yield* sql`SELECT ${large}::bigint AS v`).toEqual([{ v: "1000000000000000000" }])
+      expect(yield* sql`SELECT ${BigDecimal.make(700n, 2)}::int AS v`).toEqual([{ v: 7 }])
+      expect(yield* sql`SELECT ${[[BigDecimal.make(15n, 1)], [large]]}::numeric[]::text AS v`).toEqual([
+        { v: "{{1.5},{1000000000000000000}}" }
+      ])
+    }))
+
+  test("is sent as it: a DateTime as its moment, with the offset of its zone", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      for (const time of [
+        DateTime.unsafeMake("2024-03-01T12:00:00.123Z"),
+        at("2024-03-01T12:00:00.123Z", "America/New_York"),
+        at("2024-03-01T12:00:00.123Z", "Asia/Kathmandu"),
+        DateTime.unsafeMakeZoned("2024-03-01T12:00:00Z", { timeZone: -3_600_000 }),
+        at("1900-01-01T00:00:00Z", "Europe/Amsterdam"),
+        DateTime.unsafeMake("+012345-01-01T00:00:00.000Z"),
+        DateTime.unsafeMake("0000-06-01T00:00:00.000Z"),
+        DateTime.unsafeMake("-000043-03-15T00:00:00.000Z"),
+        at("-000043-03-15T00:00:00.000Z", "+02:00")
+      ]) {
+        const millis = sql`SELECT (extract(epoch FROM ${time}::timestamptz) * 1000)::bigint AS v`
+        expect(yield* millis).toEqual([{ v: String(DateTime.toEpochMillis(time)) }])
+        const all = sql`SELECT (extract(epoch FROM (${[time, null]}::timestamptz[])[1]) * 1000)::bigint AS v`
+        expect(yield* all).toEqual([{ v: String(DateTime.toEpochMillis(time)) }])
+      }
+      const evening = at("2024-03-02T01:00:00Z", "America/New_York")
+      expect(yield* sql`SELECT ${evening}::date::text AS day, ${DateTime.toUtc(evening)}::date::text AS utc`).toEqual([
+        { day: "2024-03-01", utc: "2024-03-02" }
+      ])
+    }))
+
+  test("is sent as it in the rows of an insert and an update", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      yield* sql`ALTER TABLE t ADD price numeric, ADD made timestamptz`
+      const price = BigDecimal.unsafeFromString("19.90")
+      const made = at("2024-03-01T12:00:00Z", "Europe/Berlin")
+      yield* sql`INSERT INTO t ${sql.insert({ id: 1, price, made } as never)}`
+      yield* sql`INSERT INTO t ${sql.insert({ id: 2, price: null, made: null })}`
+      yield* sql`UPDATE t SET ${sql.update({ price, made } as never)} WHERE id = 2`
+      const row = { price: "19.9", made: new Date("2024-03-01T12:00:00Z") }
+      expect(yield* sql`SELECT price, made FROM t`).toEqual([row, row])
+    }))
+})
+
 describe("bad input is refused before the wire", () => {
   const circular: Record<string, unknown> = {}
   circular.self = circular
@@ -1043,6 +1101,55 @@ describe("bad input is refused before the wire", () => {
       })
     )
   }
+
+  test("a Redacted anywhere in JSON is refused, whose secret would be lost", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const deep = { users: [{ password: Redacted.make("secret"), id: 1 }] }
+      for (const statement of [
+        sql`SELECT ${deep as never}::jsonb`,
+        sql`SELECT ${[deep] as never}::jsonb[]`,
+        sql`SELECT ${sql.json(deep)}::jsonb`,
+        sql`INSERT INTO t ${sql.insert({ id: 1, note: sql.json(deep) })}`
+      ]) {
+        const error = yield* Effect.flip(statement)
+        expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+        expect(error.message).toContain("an object with a Redacted in it. Pass Redacted.value(it)")
+      }
+      const said = { text: "<redacted>", at: [1n].length }
+      expect(yield* sql`SELECT ${sql.json(said)}::jsonb AS v`).toEqual([{ v: said }])
+      expect(yield* committed(database)).toEqual([])
+    }))
+
+  test(
+    "what has a toJSON is in JSON what that gives, with names transformed too",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const value = { madeAt: DateTime.unsafeMake(0), some: Option.some(1) }
+        expect(yield* sql`SELECT ${sql.json(value)}::jsonb AS v`).toEqual([
+          { v: { made_at: "1970-01-01T00:00:00.000Z", some: { _id: "Option", _tag: "Some", value: 1 } } }
+        ])
+        const error = yield* Effect.flip(sql`SELECT ${sql.json({ madeBy: Redacted.make("secret") })}::jsonb`)
+        expect(error.message).toContain("an object with a Redacted in it.")
+      }),
+    { transformQueryNames: (name) => name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`) }
+  )
+
+  test("a Chunk in a helper is refused, and in sql.json", () =>
+    Effect.gen(function* () {
+      const sql = yield* client
+      const note = Chunk.of("secret")
+      for (const statement of [
+        sql`INSERT INTO t ${sql.insert({ id: 1, note } as never)}`,
+        sql`UPDATE t SET ${sql.update({ note } as never)}`,
+        sql`SELECT ${sql.json(note)}::jsonb`
+      ]) {
+        const error = yield* Effect.flip(statement)
+        expect(DbError.reason(error)?._tag).toBe("InvalidInput")
+        expect(error.message).toContain("a Chunk. Use Chunk.toReadonlyArray(it).")
+      }
+    }))
 
   test("an Option in a helper is refused, and in sql.json", () =>
     Effect.gen(function* () {

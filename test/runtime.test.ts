@@ -12,10 +12,14 @@ import {
   withTransaction
 } from "effect-db"
 import { AsyncLocalStorage } from "node:async_hooks"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { createServer, type AddressInfo } from "node:net"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import { Worker } from "node:worker_threads"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
+import { threadOptions } from "../src/internal/remote.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { committed, conflict, insert, pid, place, quietly, refused, seen, type Services } from "./support/programs.js"
 import { until } from "./support/until.js"
@@ -878,6 +882,73 @@ describe("runSync", () => {
     await left
     expect(db.runSync(DbEngine.stats).total).toBe(0)
     expect(db.runSync(seen)).toEqual([1])
+  })
+
+  describe("whose thread ends while it waits", () => {
+    /** Code that the thread loads before its own: it ends the thread in place of sending a text that says so. */
+    const fatal = `
+      const { Socket } = require("node:net")
+      const { write } = Socket.prototype
+      Socket.prototype.write = function (chunk, ...rest) {
+        const text = Buffer.isBuffer(chunk) || chunk instanceof Uint8Array ? Buffer.from(chunk).toString("latin1") : ""
+        if (text.includes("end the thread")) process.exit(1)
+        const kept = []
+        while (text.includes("fill the memory")) kept.push([...kept.slice(0, 100)])
+        return write.call(this, chunk, ...rest)
+      }`
+    const dying = async (program: (db: Db) => Promise<void>, options: DbOptions = {}): Promise<void> => {
+      const folder = mkdtempSync(join(tmpdir(), "effect-db-thread-"))
+      const file = join(folder, "fatal.cjs")
+      writeFileSync(file, fatal)
+      const before = { ...threadOptions }
+      Object.assign(threadOptions, { execArgv: ["--require", file], resourceLimits: { maxOldGenerationSizeMb: 32 } })
+      try {
+        await onRuntime(database, program, options)
+      } finally {
+        Object.assign(threadOptions, { resourceLimits: undefined }, before)
+        rmSync(folder, { recursive: true })
+      }
+    }
+
+    for (const [what, how] of [
+      ["by itself", "end the thread"],
+      ["out of memory", "fill the memory"]
+    ] as const) {
+      it(`${what} fails with a ConnectionError, and the next call has another one`, () =>
+        dying(async (db) => {
+          const error = thrown(() =>
+            db.runSync(DbSession.autocommit(Effect.zipRight(insert(1), statement(`SELECT '${how}'`))))
+          )
+          expect(DbError.reason(error)).toMatchObject({
+            _tag: "ConnectionError",
+            phase: "read",
+            code: "ERR_WORKER_EXIT"
+          })
+          expect(db.runSync(DbEngine.stats)).toMatchObject({ total: 0, pending: 0 })
+          db.runSync(insert(2))
+          expect(db.runSync(seen)).toEqual([2])
+        }))
+    }
+
+    it("a fiber of the same call that waits for a connection gets one of another thread", () =>
+      dying(
+        (db) => {
+          const ends = Effect.exit(statement("SELECT 'end the thread'"))
+          db.runSync(Effect.all([ends, insert(1), insert(2)], { concurrency: "unbounded", discard: true }))
+          expect(db.runSync(seen)).toEqual([1, 2])
+          return Promise.resolve()
+        },
+        { maxConnections: 1 }
+      ))
+  })
+
+  it("whose thread can't begin fails with a ConnectionError", async () => {
+    const before = { ...threadOptions }
+    Object.assign(threadOptions, { execArgv: ["--require", "/nowhere/at/all.cjs"] })
+    const db = DbRuntime.make(quietly(DbLayer({ url: database.url, acquireTimeout: 500 })))
+    expect(reasonThrown(() => db.runSync(insert(1)))).toMatch(/^(?:ConnectionError|AcquireTimeout)$/)
+    await db.close()
+    Object.assign(threadOptions, before)
   })
 
   it("a layer that needs the event loop has to be built before", async () => {

@@ -621,6 +621,30 @@ describe("a batch that waits for its turn in a sandbox", () => {
     ))
 })
 
+describe("a statement of a sandbox that has no session", () => {
+  let onRow = (): unknown => undefined
+  test(
+    "and is interrupted when its answer is there already holds up nobody",
+    () =>
+      DbTest.sandbox(
+        Effect.gen(function* () {
+          const { sql } = yield* DbEngine
+          for (const text of ["SELECT 'x'::text", "SELECT 'x'::text, 1 / (i - 2) FROM generate_series(1, 2) AS i"]) {
+            const reader: Fiber.Fiber<unknown, unknown> = yield* Effect.fork(sql.unsafe(text))
+            onRow = () => Effect.runFork(Fiber.interrupt(reader))
+            yield* Fiber.await(reader)
+            onRow = () => undefined
+            // Its savepoint may still be on its way to its end.
+            yield* Effect.all([insert(1), isolated(insert(2))], { concurrency: 2 })
+            expect(yield* seen).toEqual([1, 2])
+            yield* sql`DELETE FROM t`
+          }
+        })
+      ),
+    { types: { getTypeParser: () => (text: string) => (onRow(), Number(text)) } as never, blockTimeout: "2 seconds" }
+  )
+})
+
 test("a stream in a sandbox fetches fewer rows when they are wide", () =>
   Effect.gen(function* () {
     const wide = Effect.flatMap(DbEngine, ({ sql }) =>

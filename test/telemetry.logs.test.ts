@@ -2,14 +2,16 @@
  * What is written into the log, and what into the statements themselves.
  */
 import { describe, expect, it } from "@effect/vitest"
-import { DbConnection, DbEngine, DbLayer, DbSession, withTransaction } from "effect-db"
+import { DbConnection, DbEngine, DbLayer, DbQuery, DbSession, withTransaction } from "effect-db"
 import type { DbOptions } from "effect-db"
-import { Deferred, Effect, Fiber } from "effect"
+import * as OtelTracer from "@effect/opentelemetry/Tracer"
+import { BasicTracerProvider } from "@opentelemetry/sdk-trace-base"
+import { Deferred, Effect, Fiber, Layer, Stream } from "effect"
 import { testDatabase } from "./support/database.js"
-import { expectAtRest, programsOn, proxiedOn, reason, whileFull } from "./support/programs.js"
+import { expectAtRest, programsOn, proxiedOn, reason, table, whileFull } from "./support/programs.js"
 import { pending, until } from "./support/until.js"
 import type { Services } from "./support/programs.js"
-import { collected, sameSpan, type Line } from "./support/observed.js"
+import { collected, resource, sameSpan, type Line } from "./support/observed.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -25,7 +27,7 @@ const logged = (
     Effect.suspend(() => {
       const [lines, logger] = collected()
       // The engine logs as well: its layer is built under the same logger.
-      return Effect.zipLeft(program(lines), expectAtRest(database)).pipe(
+      return Effect.zipLeft(Effect.zipRight(database.query(table), program(lines)), expectAtRest(database)).pipe(
         Effect.provide(DbLayer({ url: database.url, ...options })),
         Effect.provide(logger)
       )
@@ -84,10 +86,81 @@ describe("slowStatement", () => {
     { slowStatement: "80 millis" }
   )
 
+  const slow = (lines: ReadonlyArray<Line>): ReadonlyArray<string> =>
+    warnings(lines).map((_) => _.replace(/\d+ ms/g, "… ms"))
+
+  logged(
+    "adds up what the server takes for a stream, of which no fetch is slow by itself",
+    (lines) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        // Of 20 rows and of 40.
+        const rows = sql`SELECT pg_sleep(0.01), ${"secret-1"}::text, 'secret-2' FROM generate_series(1, 60)`.stream
+        const read = yield* Stream.runCount(rows).pipe(DbSession.autocommit({ name: "export" }))
+        expect(read).toBe(60)
+        expect(slow(lines)).toEqual([
+          'effect-db: a stream of "export" took … ms, after … ms until it was sent: SELECT pg_sleep(0.01), $1::text, ? FROM generate_series(1, 60)'
+        ])
+        expect(Number(/took (\d+) ms/.exec(warnings(lines)[0]!)![1])).toBeGreaterThanOrEqual(600)
+        expect(JSON.stringify(lines)).not.toContain("secret-")
+      }),
+    { slowStatement: "550 millis" }
+  )
+
+  logged(
+    "does not count what the reader of a stream takes",
+    (lines) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const rows = sql`SELECT id FROM generate_series(1, 60) AS id`.stream
+        yield* Stream.runForEachChunk(rows, () => Effect.sleep("600 millis"))
+        expect(warnings(lines)).toEqual([])
+      }),
+    { slowStatement: "1 second" }
+  )
+
+  logged(
+    "logs a stream that fails or is left, and one that has no cursor",
+    (lines) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        yield* Effect.ignore(Stream.runDrain(sql`SELECT 1 / (length(pg_sleep(0.1)::text) * 0)`.stream))
+        yield* Stream.runDrain(Stream.take(sql`SELECT pg_sleep(0.005) FROM generate_series(1, 30)`.stream, 1))
+        const made = sql`INSERT INTO t (id) SELECT 1 FROM pg_sleep(0.1) RETURNING id`.stream
+        yield* DbConnection.withConnection(Stream.runDrain(made))
+        expect(warnings(lines).map((_) => /a stream of "(\w+).* sent: (\w+)/.exec(_)?.slice(1))).toEqual([
+          ["implicit", "SELECT"],
+          ["implicit", "SELECT"],
+          ["connection", "INSERT"]
+        ])
+      }),
+    { slowStatement: "80 millis" }
+  )
+
+  logged(
+    "takes COPY as a whole, in and out",
+    (lines) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        const source = Stream.fromEffect(Effect.delay(Effect.succeed("1\tsecret-1\n"), "100 millis"))
+        yield* DbQuery.copyFrom(sql`COPY t (id, note) FROM STDIN`, source).pipe(
+          DbSession.autocommit({ name: "import" })
+        )
+        yield* Stream.runDrain(DbQuery.copyTo(sql`COPY (SELECT pg_sleep(0.1), 'secret-2') TO STDOUT`))
+        expect(slow(lines)).toEqual([
+          'effect-db: a statement of "import" took … ms, after … ms until it was sent: COPY t (id, note) FROM STDIN',
+          'effect-db: a statement of "implicit statement" took … ms, after … ms until it was sent: COPY (SELECT pg_sleep(?), ?) TO STDOUT'
+        ])
+        expect(JSON.stringify(lines)).not.toContain("secret-")
+      }),
+    { slowStatement: "80 millis" }
+  )
+
   logged("is off by default", (lines) =>
     Effect.gen(function* () {
       const { sql } = yield* DbEngine
       yield* sql`SELECT pg_sleep(0.1)`
+      yield* Stream.runDrain(sql`SELECT pg_sleep(0.1)`.stream)
       expect(warnings(lines)).toEqual([])
     })
   )
@@ -147,6 +220,37 @@ describe("sqlCommenter", () => {
         yield* sql`SELECT ${2}::int`
         expect(names()).toEqual([["named", "SELECT $1::int"]])
         expect(via.flights()).toBe(2)
+      }),
+    { sqlCommenter: true }
+  )
+
+  const traceId = "d4cda95b652f4a1592b449d5929fda1b"
+  const elsewhere = (traceState?: string) =>
+    OtelTracer.makeExternalSpan({ traceId, spanId: "00f067aa0ba902b7", traceFlags: 1, traceState })
+  const otel = OtelTracer.layer.pipe(
+    Layer.provide(Layer.succeed(OtelTracer.OtelTracerProvider, new BasicTracerProvider())),
+    Layer.provide(resource)
+  )
+
+  proxied(
+    "has the trace state of a span from elsewhere, under OpenTelemetry's tracer and any other",
+    (via) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const state = "tracestate='congo%3Dt61rcWkgMzE%2Crojo%3D00f067aa0ba902b7'"
+        const parent = elsewhere("congo=t61rcWkgMzE,rojo=00f067aa0ba902b7")
+        const under = Effect.withParentSpan(Effect.withSpan(sql`SELECT 1`, "outer"), parent)
+        via.reset()
+        yield* Effect.withTracer(under, sameSpan(true))
+        yield* Effect.provide(under, otel)
+        const [any, opentelemetry] = via.statements()
+        expect(any).toBe(`SELECT 1 /*traceparent='00-${traceId}-6e0c63257de34c92-01',${state}*/`)
+        expect(opentelemetry!.replace(/-[\da-f]{16}-01/, "-it-01")).toBe(
+          `SELECT 1 /*traceparent='00-${traceId}-it-01',${state}*/`
+        )
+        via.reset()
+        yield* Effect.provide(Effect.withParentSpan(sql`SELECT 1`, elsewhere()), otel)
+        expect(via.statements()[0]).toMatch(/^SELECT 1 \/\*traceparent='[^']*'\*\/$/)
       }),
     { sqlCommenter: true }
   )

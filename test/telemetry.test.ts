@@ -403,6 +403,16 @@ describe("spans of sessions and transactions", () => {
       ])
     }))
 
+  test("are none for a scope form: its statements and its COMMIT are in the span around the scope", () =>
+    Effect.gen(function* () {
+      const { spans } = yield* traced(
+        Effect.scoped(Effect.flatMap(DbSession.scoped(), ({ sql }) => sql`INSERT INTO t (id) VALUES (1)`)).pipe(
+          Effect.withSpan("request")
+        )
+      )
+      expect(tree(spans)).toEqual({ request: { "INSERT t": {}, COMMIT: {} } })
+    }))
+
   test("of parallel sessions hold the statements of their own fibers", () =>
     Effect.gen(function* () {
       const { spans } = yield* traced(

@@ -135,6 +135,24 @@ describe("DbTest.sandbox", () => {
     )
   )
 
+  it.live("checks deferred constraints at the end of a statement that has no session", () =>
+    sandboxed(
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const refused = [
+          yield* Effect.flip(sql`INSERT INTO users VALUES ('ada', 'nobody')`),
+          yield* Effect.flip(DbSession.batch([sql`INSERT INTO users VALUES ('ada', 'nobody')`, sql`SELECT 1`]))
+        ]
+        expect(refused.map((_) => DbError.reason(_)?._tag)).toEqual(["ForeignKeyViolation", "ForeignKeyViolation"])
+        yield* DbSession.batch([
+          sql`INSERT INTO users VALUES ('ada', 'bob')`,
+          sql`INSERT INTO users VALUES ('bob', NULL)`
+        ])
+        expect(yield* names).toBe("ada bob")
+      })
+    )
+  )
+
   it.live("a swallowed error is TransactionAborted, as without a sandbox", () =>
     sandboxed(
       Effect.gen(function* () {

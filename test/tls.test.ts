@@ -98,21 +98,28 @@ const recording = Effect.acquireRelease(
   ({ close }) => Effect.sync(close)
 )
 
-/** The variable is read when the engine is made. */
-const withSslMode = <A, E, R>(mode: string, effect: Effect.Effect<A, E, R>) =>
+/** The variables are read when the engine is made. */
+const withVariables = <A, E, R>(variables: Record<string, string>, effect: Effect.Effect<A, E, R>) =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
-      const before = process.env["PGSSLMODE"]
-      process.env["PGSSLMODE"] = mode
+      const before = Object.keys(variables).map((name) => [name, process.env[name]] as const)
+      Object.assign(process.env, variables)
       return before
     }),
     () => effect,
     (before) =>
       Effect.sync(() => {
-        if (before === undefined) delete process.env["PGSSLMODE"]
-        else process.env["PGSSLMODE"] = before
+        for (const [name, value] of before) {
+          if (value === undefined) delete process.env[name]
+          else process.env[name] = value
+        }
       })
   )
+
+const withSslMode = <A, E, R>(mode: string, effect: Effect.Effect<A, E, R>) =>
+  withVariables({ PGSSLMODE: mode }, effect)
+
+const tlsRefused = "What the url or the environment says of TLS can't be done."
 
 const test = <A, E>(name: string, program: () => Effect.Effect<A, E, Scope.Scope>) =>
   it.scopedLive(name, () => Effect.suspend(program))
@@ -302,6 +309,34 @@ describe.skipIf(!hasOpenssl)(`TLS${hasOpenssl ? "" : ": openssl is not installed
       expect(yield* withSslMode("", on({}, secured))).toBe(false)
     }))
 
+  test("a PGSSLMODE that is none is InvalidInput, not a connection without TLS", () =>
+    Effect.gen(function* () {
+      const reason = yield* reasonOf(withSslMode("verfy-full", on({}, secured)))
+      expect(reason).toMatchObject({ _tag: "InvalidInput", message: tlsRefused })
+      expect(yield* withSslMode("allow", on({}, secured))).toBe(false)
+      expect(yield* withSslMode("verfy-full", on({ ssl: { ca } }, secured))).toBe(true)
+    }))
+
+  test("PGSSLROOTCERT is the authority of PGSSLMODE and of the url's sslmode, and asks for TLS by itself", () =>
+    Effect.gen(function* () {
+      const trusted = { PGSSLROOTCERT: caFile }
+      const url = (query: string) => ({ url: `${urlOf(server)}?${query}` })
+      expect(yield* withVariables(trusted, on({}, secured))).toBe(true)
+      expect(yield* withVariables({ ...trusted, PGSSLMODE: "verify-full" }, on({}, secured))).toBe(true)
+      expect(yield* withVariables(trusted, on(url("sslmode=verify-full"), secured))).toBe(true)
+      expect(yield* withVariables({ ...trusted, PGSSLMODE: "disable" }, on({}, secured))).toBe(false)
+      for (const query of ["sslmode=disable", "ssl=false"]) {
+        expect(yield* withVariables(trusted, on(url(query), secured))).toBe(false)
+      }
+      expect(yield* withVariables(trusted, on({ ssl: false }, secured))).toBe(false)
+      const missing = { PGSSLROOTCERT: "/nowhere/s3cret.crt" }
+      const reason = yield* reasonOf(withVariables(missing, on({}, secured)))
+      expect(reason).toMatchObject({ _tag: "InvalidInput", message: tlsRefused })
+      yield* withVariables({ PGSSLROOTCERT: "system" }, expectRefused({}))
+      // It says nothing of a mode.
+      yield* withVariables({ PGSSLMODE: "require" }, expectRefused(url("uselibpqcompat=true")))
+    }))
+
   test("sslnegotiation=direct is TLS from the first byte, for a CancelRequest and for health too", () =>
     Effect.gen(function* () {
       const query = `sslmode=verify-full&sslrootcert=${encodeURIComponent(caFile)}&sslnegotiation=direct`
@@ -349,7 +384,7 @@ describe.skipIf(!hasOpenssl)(`TLS${hasOpenssl ? "" : ": openssl is not installed
       yield* expectRefused({ url: `${urlOf(server)}?sslrootcert=system` })
       for (const query of ["sslrootcert=/nowhere/s3cret.crt", "sslmode=verify-ca&uselibpqcompat=true", "ssl=s3cret"]) {
         const reason = yield* reasonOf(on({ url: `${urlOf(server)}?${query}` }, secured))
-        expect(reason).toMatchObject({ _tag: "InvalidInput", message: "What the url says of TLS can't be done." })
+        expect(reason).toMatchObject({ _tag: "InvalidInput", message: tlsRefused })
       }
     }))
 

@@ -644,6 +644,20 @@ describe("21 ending a block early", () => {
       }))
   }
 
+  for (const how of ["commit", "rollback"] as const) {
+    test(`where the whole can't be interrupted, as in a finalizer, no handler traps a ${how} either`, () =>
+      Effect.gen(function* () {
+        const log: Array<string> = []
+        const handler = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+          Effect.catchAllCause(effect, () => Effect.sync(() => log.push("trapped") as never))
+        yield* Effect.void.pipe(
+          Effect.ensuring(Effect.map(Effect.orDie(three(how, handler, log)), (value) => log.push(value)))
+        )
+        expect(log).toEqual(["value of 2"])
+        expect(yield* rows).toEqual(how === "commit" ? [1, 2, 3, 4] : [1, 4])
+      }))
+  }
+
   test("ensuring in between runs, once, and does not trap it", () =>
     Effect.gen(function* () {
       let ran = 0
@@ -719,6 +733,22 @@ describe("21 ending a block early", () => {
       yield* withTransaction(Effect.zipRight(insert(3), Effect.ignore(marked)))
       expect(yield* reason(DbTransaction.setRollbackOnly)).toBe("NoSession")
       expect(yield* rows).toEqual([3])
+    }))
+
+  test("setRollbackOnly of a block that has ended is TransactionClosed, and marks nothing", () =>
+    Effect.gen(function* () {
+      yield* withTransaction(
+        Effect.gen(function* () {
+          const inner = yield* withTransaction((tx) => Effect.as(insert(1), tx))
+          const byHand = yield* DbSession.begin()
+          yield* byHand.commit
+          expect(yield* reason(inner.setRollbackOnly)).toBe("TransactionClosed")
+          expect(yield* reason(byHand.setRollbackOnly)).toBe("TransactionClosed")
+        })
+      )
+      const outer = yield* withTransaction((tx) => Effect.as(insert(2), tx))
+      expect(yield* reason(outer.setRollbackOnly)).toBe("TransactionClosed")
+      expect(yield* rows).toEqual([1, 2])
     }))
 })
 

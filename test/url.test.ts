@@ -316,7 +316,7 @@ describe("the parameters of a url", () => {
       expect(yield* warnings("application_name=shop&sslmode=disable&channel_binding=prefer")).toEqual([])
       const prisma = yield* warnings("schema=s3cret&connection_limit=5&pgbouncer=true&sslmode=disable")
       expect(prisma).toHaveLength(1)
-      expect(prisma[0]).toContain("parameters of its url: schema, connection_limit, pgbouncer.")
+      expect(prisma[0]).toContain("of its url or variables of the environment: schema, connection_limit, pgbouncer.")
       expect(prisma[0]).not.toContain("s3cret")
       expect(yield* warnings("client_encoding=latin1")).toHaveLength(1)
     })

@@ -22,7 +22,7 @@ import { globalValue } from "effect/GlobalValue"
 import * as Stream from "effect/Stream"
 import { DbError } from "../DbError.js"
 import type { EngineCore } from "./engine.js"
-import type { Frame } from "./frame.js"
+import type { Around, Frame } from "./frame.js"
 import type { Stacked, StackNode } from "./lease.js"
 import type { Slot } from "./slot.js"
 import type { Writes } from "./writes.js"
@@ -32,6 +32,8 @@ export interface Entry {
   readonly slot: Slot | undefined
   /** The innermost block around the fiber, of the slot's session. */
   readonly frame: Frame | undefined
+  /** The blocks around that one's session, or around where there is none. */
+  readonly around?: Around | undefined
   readonly stack: StackNode | undefined
   /** A connection for the statements of its own effect, which nobody shares. */
   readonly orphan: Stacked | undefined

@@ -4,14 +4,15 @@
  */
 import { DbError } from "../DbError.js"
 import type { Command, Group, Step } from "./command.js"
-import { copyRefused, noCopyData } from "./input.js"
+import { copyRefused } from "./input.js"
 import type { PreparedStatements } from "./prepared.js"
 import { Backend, cstringEnd, endsAt, lastString, ProtocolViolation, readServerMessage } from "./protocol.js"
 import type { ServerMessage } from "./protocol.js"
 import { makeResult, makeShape, noShape, readFields } from "./rows.js"
 import type { Result, TypeParsers } from "./rows.js"
 import { leavesByText } from "./remains.js"
-import { isStalePlan, isStatementTimeout, withoutLiterals } from "./sqlState.js"
+import { isStalePlan, isStatementTimeout } from "./sqlState.js"
+import { withoutLiterals } from "./sqlText.js"
 
 /** What happens besides the answers to statements. @internal */
 export interface AnswersOptions {
@@ -30,7 +31,7 @@ export interface AnswersOptions {
 
 /** What the receiving half asks of the sending one. @internal */
 export interface Sender {
-  readonly copyIn: (command: Command | undefined, simple: boolean) => void
+  readonly copyIn: (group: Group, step: Step) => void
   readonly copyOut: (command: Command | undefined, chunk: Buffer) => void
   /** Whether 57014 may have been meant for somebody else, by a cancel that has hit nobody yet: it hits once. */
   readonly takeStray: () => boolean
@@ -138,8 +139,10 @@ export class Answers {
         return
       }
       case Backend.CopyInResponse:
-        return this.sender.copyIn(step?.command, group?.simple === true)
+        if (step?.command === undefined) throw new ProtocolViolation("a COPY that nobody asked for")
+        return this.sender.copyIn(group!, step)
       case Backend.CopyOutResponse:
+        if (step !== undefined && step.command?.copy?.onData === undefined) step.copies = "out"
         return
       case Backend.CopyDone:
         return endsAt(start, end)
@@ -203,7 +206,7 @@ export class Answers {
       return
     }
     this.advance(group)
-    const settle = () => command.settle(parseFailure(step), result, undefined)
+    const settle = () => command.settle(failureOf(step), result, undefined)
     // An implicit transaction commits at the Sync, and can fail there.
     if (group.solo || endsTransaction.test(tag)) group.deferred.push(settle)
     else settle()
@@ -228,7 +231,7 @@ export class Answers {
       const results = step.results ?? []
       this.advance(group)
       step.command.settle(
-        parseFailure(step),
+        failureOf(step),
         results[results.length - 1] ?? makeResult("", [], []),
         results.length > 1 ? results : undefined
       )
@@ -264,9 +267,11 @@ export class Answers {
     // Of a name of ours the server speaks when it is bound; later, of one that the text has used.
     const ours = named && step?.prepared !== undefined && !step.bound
     const theirs = named && (step?.bound === true || group?.simple === true)
+    // It was waiting for data, and got something else: whatever it calls that.
+    const noData = !fatal && step?.copies === "in"
     // Outside a transaction nothing is lost with the old plan: it is made again. Inside, the block has failed.
     const healed = ours && group !== undefined && this.status === "I" && isUndone(group, group.at)
-    this.options.onServerError?.(message, healed || theirs)
+    this.options.onServerError?.(message, healed || theirs || noData)
     if (group === undefined || step === undefined) {
       // Between statements only the end of the connection is announced; its close follows. An error after
       // the last answer of a group belongs to its Sync: a deferred constraint of an implicit transaction.
@@ -276,7 +281,6 @@ export class Answers {
     // Its end may be announced after the error of a statement, which says more about that statement.
     if (group.error !== undefined && !group.undone) return
     const command = step.command
-    const noData = message.code === "57014" && message.message?.includes(noCopyData) === true
     const hit = message.code === "57014" && !noData && !isStatementTimeout(message)
     let canceled = false
     for (const { command } of group.steps) {
@@ -290,7 +294,7 @@ export class Answers {
     group.undone = healed || (stray && isUndone(group, group.at + 1))
     if (command !== undefined && (step.bound || group.simple)) this.options.onHalf?.(command)
     group.error = noData
-      ? copyRefused()
+      ? copyRefused("in")
       : DbError.fromServer(message, {
           statement: command?.text ?? step.control?.text,
           names: step.control?.params,
@@ -363,9 +367,9 @@ const isUndone = (group: Group, steps: number): boolean =>
     .slice(0, steps)
     .every(({ command }) => command === undefined || (repeatable.test(command.text) && !leavesByText(command.text)))
 
-const parseFailure = (step: Step): DbError | undefined =>
+const failureOf = (step: Step): DbError | undefined =>
   step.failure === undefined
-    ? undefined
+    ? step.copies && copyRefused(step.copies)
     : DbError.make("UnknownError", {
         message: "A type parser threw while it read a value of the result. The statement itself was executed.",
         hint: "Check the `types` option: a parser gets the text of the value and must not throw.",

@@ -14,7 +14,7 @@ import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { conflict, joinable, refuse } from "./conflict.js"
 import { goneFrom, unitOf } from "./execute.js"
-import { atTurn, framesAbove } from "./frame.js"
+import { aroundOf, atTurn, framesAbove } from "./frame.js"
 import type { Frame, FrameKind } from "./frame.js"
 import { attemptsOf, blockSpan } from "./observe.js"
 import type { Attempts } from "./observe.js"
@@ -243,7 +243,7 @@ export const withTransaction = (engine: EngineCore, body: Body, options: BlockOp
       case "requiresNew":
         return open()
       case "notSupported":
-        return Ambient.locally(without(), engine, (_) => ({ ..._, ...Ambient.nowhere }))
+        return Ambient.locally(without(), engine, (_) => ({ ..._, ...Ambient.nowhere, around: aroundOf(_) }))
       default: {
         const inside = Effect.suspend(() => {
           const at = unitOf(slot, entry.frame)

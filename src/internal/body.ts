@@ -10,7 +10,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import { DbError } from "../DbError.js"
 import * as Ambient from "./ambient.js"
-import { framesAbove } from "./frame.js"
+import { aroundOf, framesAbove } from "./frame.js"
 import type { Ending, Frame } from "./frame.js"
 import { settle } from "./session.js"
 import type { Slot } from "./slot.js"
@@ -55,11 +55,14 @@ export class Block {
       }
       const ending: Ending = { commits: how === "commit", value, failure: undefined }
       this.ending = ending
-      // The blocks around the caller end the same way: those of other fibers are not finished.
-      const from = Ambient.entry(caller, this.unit.engine).frame
-      for (const frame of framesAbove(from?.isWithin(this.frame) === true ? from : this.frame)) {
-        if (!frame.isWithin(this.frame)) break
-        frame.ending ??= ending
+      // The blocks around the caller end the same way, also from a session of its own or from none: those of other
+      // fibers are not finished.
+      this.frame.ending ??= ending
+      for (let at = aroundOf(Ambient.entry(caller, this.unit.engine)); at !== undefined; at = at.next) {
+        for (const frame of framesAbove(at.frame)) {
+          if (!frame.isWithin(this.frame)) break
+          frame.ending ??= ending
+        }
       }
       const fiber = this.fiber
       if (fiber !== undefined) fiber.unsafeInterruptAsFork(fiber.id())
@@ -104,8 +107,9 @@ export const runBody = (
 ): Effect.Effect<any, any, any> => {
   const timed = (effect: Effect.Effect<any, any, any>) => limited(effect, block.frame.name, options.timeout)
   if (Effect.isEffect(body)) return timed(body)
+  // Where the block can't be interrupted, as in a finalizer, its body is: nobody but `block.end` knows its fiber.
   return Effect.suspend(() =>
-    Effect.fork(timed(call(body, block))).pipe(
+    Effect.fork(Effect.interruptible(timed(call(body, block)))).pipe(
       Effect.tap((fiber) => Effect.sync(() => block.setFiber(fiber))),
       Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.join(fiber), () => Fiber.interrupt(fiber)))
     )

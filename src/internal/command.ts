@@ -118,6 +118,8 @@ export interface Step {
   results: Array<Result> | undefined
   /** What a type parser threw. */
   failure: { readonly cause: unknown } | undefined
+  /** A COPY that nobody has data for, or takes those of: whatever the server says about it, this is what it comes to. */
+  copies: "in" | "out" | undefined
 }
 
 /** What one Sync ends. @internal */

@@ -18,7 +18,7 @@ import type { Command, CopyHandler } from "./command.js"
 import { executeSpec } from "./execute.js"
 import { observeOwn } from "./observe.js"
 import type { Pipeline } from "./pipeline.js"
-import { codeOf } from "./queryText.js"
+import { copiesOf } from "./queryText.js"
 import type { Result } from "./rows.js"
 import { ViewConnection } from "./sqlClient.js"
 import { compileOf, isRefused, makeSpec } from "./statement.js"
@@ -26,7 +26,7 @@ import { compileOf, isRefused, makeSpec } from "./statement.js"
 const refuse = (message: string, hint: string): DbError => DbError.make("InvalidInput", { message, hint })
 
 /** Runs the statement of one of our clients with a handler for its data. */
-const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Effect.Effect<Result, SqlError> =>
+const run = (statement: Statement<any>, way: "in" | "out", copy: CopyHandler): Effect.Effect<Result, SqlError> =>
   Effect.scoped(
     Effect.flatMap((statement as unknown as { acquirer: Effect.Effect<unknown, SqlError> }).acquirer, (connection) =>
       Effect.withFiberRuntime<Result, SqlError>((fiber) => {
@@ -42,7 +42,8 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
         const path = Ambient.searchPath(Ambient.entry(fiber, engine))
         const spec = makeSpec(text, [], "array", { several: false, prepare: false, copy, path })
         if (isRefused(spec)) return Effect.fail(spec)
-        if (!pattern.test(codeOf(text))) {
+        const copies = copiesOf(text)
+        if (copies[0] !== way || copies.slice(1).some((_) => _ !== undefined)) {
           return Effect.fail(
             refuse(
               "The statement is not the COPY that this function is for.",
@@ -55,7 +56,7 @@ const run = (statement: Statement<any>, pattern: RegExp, copy: CopyHandler): Eff
             refuse("COPY takes no parameters.", "Put names in with sql(name), constants with sql.literal.")
           )
         }
-        return observeOwn(engine, { text, stream: true }, (watch) =>
+        return observeOwn(engine, { text }, (watch) =>
           executeSpec(fiber, engine, connection.bound, { ...spec, watch }, (result) => result)
         )
       })
@@ -106,7 +107,7 @@ export const copyIn = <E, R>(
       )
       // At once, so that it keeps its place among the statements of other fibers.
       const start = Effect.map(Effect.runtime<never>(), (runtime) =>
-        Runtime.runFork(runtime)(Effect.interruptible(run(statement, /^\s*copy\b[\s\S]*\bfrom\s+stdin\b/i, copy)))
+        Runtime.runFork(runtime)(Effect.interruptible(run(statement, "in", copy)))
       )
       return Effect.flatMap(start, (copying) => {
         let broken: Cause.Cause<E> | undefined = undefined
@@ -164,7 +165,7 @@ export const copyOut = (statement: Statement<any>): Stream.Stream<Uint8Array, Sq
       }
       let end: Exit.Exit<Result, SqlError> | undefined = undefined
       const fiber = yield* Effect.forkScoped(
-        Effect.onExit(run(statement, /^\s*copy\b[\s\S]*\bto\s+stdout\b/i, { onData, stop }), (exit) =>
+        Effect.onExit(run(statement, "out", { onData, stop }), (exit) =>
           Effect.sync(() => {
             // The connection may be somebody else's by now, who has to hear what is said on it.
             pipeline?.stream.resume()

@@ -1,11 +1,14 @@
 /**
- * Our statements while `pg`'s client has the socket: one at a time, through its public `query`.
+ * Our statements while `pg`'s client has the socket: one at a time, through its public `query`. And the socket as that
+ * client hears it.
  */
+import type { EventEmitter } from "node:events"
 import type * as Pg from "pg"
 import { DbError } from "../DbError.js"
 import { State } from "./command.js"
 import type { Command } from "./command.js"
 import { deadline } from "./deadline.js"
+import { Backend, ProtocolViolation, Reader } from "./protocol.js"
 import { inRounds } from "./rounds.js"
 import { makeResult } from "./rows.js"
 import type { Field } from "./rows.js"
@@ -24,6 +27,48 @@ const copyRefused = (): DbError =>
     hint: "That client has the socket, and would drop the data. Use another connection, or pg-copy-streams with the client; nothing was sent."
   })
 
+/** No established connection is told these again: `pg` would answer with the password. */
+const refuseLogin = (type: number): void => {
+  if (type === Backend.Authentication || type === Backend.BackendKeyData || type === Backend.NegotiateProtocol) {
+    throw new ProtocolViolation("a login that nobody asked for")
+  }
+}
+
+/**
+ * A listener of `pg`'s for the data of the socket, told only what a server sends. At the rest it throws, out of the
+ * socket, where nobody would catch it, or waits for the end of a message that has none: the connection fails instead.
+ * @internal
+ */
+export const guarded = (
+  connection: EventEmitter,
+  listener: (chunk: Buffer) => void,
+  die: (cause: unknown) => void
+): ((chunk: Buffer) => void) => {
+  const reader = new Reader(refuseLogin)
+  let handling = 0
+  const emit = connection.emit
+  connection.emit = (...args) => {
+    handling++
+    const heard = emit.apply(connection, args)
+    handling--
+    return heard
+  }
+  return (chunk) => {
+    handling = 0
+    try {
+      reader.push(chunk)
+      listener(chunk)
+    } catch (cause) {
+      const theirs = handling > 0
+      die(cause)
+      // Its parser would take what it was about for the next message, too.
+      connection.emit("error", cause)
+      // What a handler of the user's throws is to be seen.
+      if (theirs) throw cause
+    }
+  }
+}
+
 /** @internal */
 export class ForeignQueue {
   private readonly queue: Array<Command> = []
@@ -31,6 +76,8 @@ export class ForeignQueue {
   private current: Command | undefined = undefined
   /** A CancelRequest is on its way: what is sent now could be hit by it. */
   private canceling = false
+  /** Ends the asking for a cancel, and its timers. */
+  private stopAsking: (() => void) | undefined = undefined
 
   constructor(
     private readonly wire: Wire,
@@ -74,21 +121,22 @@ export class ForeignQueue {
   }
 
   private cancel(command: Command): void {
-    const stop = deadline(this.settleMillis, () => {
-      if (!command.settled) this.wire.destroy(new Error("the server did not confirm the cancellation in time"))
-    })
+    const stop = deadline(this.settleMillis, () =>
+      this.wire.destroy(new Error("the server did not confirm the cancellation in time"))
+    )
+    this.stopAsking = stop
     let pause = 50
     const attempt = (): void => {
-      if (command.settled) return stop()
       this.canceling = true
       this.wire.cancel(() => {
         this.canceling = false
-        if (command.settled) {
-          stop()
-          return this.next()
-        }
+        if (command.settled) return this.next()
         // It may have arrived before the statement did, or not at all: ask again until it is answered.
-        setTimeout(attempt, pause)
+        const again = setTimeout(attempt, pause)
+        this.stopAsking = () => {
+          stop()
+          clearTimeout(again)
+        }
         pause *= 2
       })
     }
@@ -127,6 +175,8 @@ export class ForeignQueue {
 
   private settle(command: Command, error: unknown, result: Pg.QueryArrayResult | undefined): void {
     command.state = State.Settled
+    this.stopAsking?.()
+    this.stopAsking = undefined
     if (error !== null && error !== undefined) {
       if (!isServerError(error) || connectionIsLost(error)) this.wire.doomed ??= "it failed while pg had it"
       command.done(

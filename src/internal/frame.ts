@@ -280,3 +280,20 @@ export const framesIn = (frame: Frame): ReadonlyArray<Frame> => {
   for (let at: Frame | undefined = frame; at !== undefined; at = at.child) frames.push(at)
   return frames
 }
+
+/** Blocks around a fiber that are not of its session. @internal */
+export interface Around {
+  readonly frame: Frame
+  readonly next: Around | undefined
+}
+
+/** Those where another session, or none, takes the place of the fiber's. What is over is not kept alive. @internal */
+export const aroundOf = (place: {
+  readonly frame: Frame | undefined
+  readonly around?: Around | undefined
+}): Around | undefined => {
+  let next = place.around
+  while (next?.frame.ended === true) next = next.next
+  const { frame } = place
+  return frame === undefined || frame.ended ? next : { frame, next }
+}

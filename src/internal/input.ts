@@ -2,13 +2,11 @@
  * What is refused before the wire. Checks never throw, and their errors name the place, never the value.
  */
 import * as Effect from "effect/Effect"
-import * as Either from "effect/Either"
-import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
 import { types } from "node:util"
 // @ts-expect-error: neither pg nor its types describe this file
 import { prepareValue as untypedPrepareValue } from "pg/lib/utils.js"
 import { DbError } from "../DbError.js"
+import { entries, hidesRedacted, items, noType, redactedInside, sentAs, Unfit } from "./dataTypes.js"
 
 const prepareValue = untypedPrepareValue as (value: unknown) => string | Buffer | null
 
@@ -118,12 +116,17 @@ const bytesOf = (values: ReadonlyArray<null | string | Buffer>): number =>
   )
 
 const convert = (value: unknown, i: number): null | string | Buffer | DbError => {
-  let bad: Unfit | undefined
+  let bad: Unfit
   try {
-    const plain = unwrap(value)
-    bad = unfit(plain)
-    // pg sends what JSON has no text for (an object whose toJSON gives undefined) as null
-    if (bad === undefined) return prepareValue(plain) ?? null
+    const fitted = fit(unwrap(value))
+    if (!(fitted instanceof Unfit)) {
+      // pg sends what JSON has no text for (an object whose toJSON gives undefined) as null
+      const out = prepareValue(fitted) ?? null
+      if (typeof out !== "string" || !hidesRedacted(out, fitted)) return out
+      bad = redactedInside
+    } else {
+      bad = fitted
+    }
   } catch (cause) {
     return DbError.make("InvalidInput", {
       message: `Parameter $${i + 1} cannot be converted: its conversion throws`,
@@ -138,10 +141,17 @@ const convert = (value: unknown, i: number): null | string | Buffer | DbError =>
 /** What `sql.json` was given, as the text that is sent: a bare array would become one of PostgreSQL's. */
 export const encodeJson = (value: unknown, named: (value: unknown) => unknown): string | null | DbError => {
   if (value === null || value === undefined) return null
-  let bad: Unfit | undefined
+  let bad: Unfit
   try {
-    bad = unfit(value)
-    if (bad === undefined) return JSON.stringify(named(value)) ?? null
+    const fitted = fit(value)
+    if (!(fitted instanceof Unfit)) {
+      // the value as it is: what is in it is what JSON makes of it
+      const text = JSON.stringify(named(value)) ?? null
+      if (text === null || !hidesRedacted(text, value)) return text
+      bad = redactedInside
+    } else {
+      bad = fitted
+    }
   } catch (cause) {
     return DbError.make("InvalidInput", {
       message: "The value of sql.json cannot be converted: its conversion throws",
@@ -171,55 +181,50 @@ const unwrap = (value: unknown): unknown => {
   return plain
 }
 
-interface Unfit {
-  readonly what: string
-  readonly hint: string
-}
-
-/** What `pg` would turn into text all the same: "NaN-NaN-...", a function's source, "<redacted>", {}. */
-const unfit = (value: unknown): Unfit | undefined => {
+/** What is given to `pg`; not what it would turn into text all the same: "NaN-NaN-...", a function's source, {}. */
+const fit = (value: unknown): unknown => {
   switch (typeof value) {
     case "function":
     case "symbol":
-      return { what: `a ${typeof value}`, hint: noType }
+      return new Unfit(`a ${typeof value}`, noType)
     case "object":
-      if (value === null) return undefined
-      if (types.isDate(value)) {
-        return Number.isNaN(value.getTime()) ? { what: "an invalid Date", hint: noType } : undefined
-      }
-      if (Array.isArray(value)) {
-        for (const item of value) {
-          if (item === null || typeof item === "string" || typeof item === "number") continue
-          const bad = unfit(unwrap(item))
-          if (bad !== undefined) return { what: `an array with ${bad.what}`, hint: bad.hint }
-        }
-        return undefined
-      }
-      return ArrayBuffer.isView(value) ? undefined : unfitObject(value)
+      if (value === null) return value
+      if (types.isDate(value)) return Number.isNaN(value.getTime()) ? new Unfit("an invalid Date", noType) : value
+      if (Array.isArray(value)) return fitItems(value)
+      return ArrayBuffer.isView(value) ? value : fitObject(value)
     default:
-      return undefined
+      return value
   }
 }
 
-const noType = "Convert it to a value that PostgreSQL has a type for."
+/** The same array, unless something else is sent for an item. */
+const fitItems = (array: ReadonlyArray<unknown>): unknown => {
+  let others: Array<unknown> | undefined
+  for (let i = 0; i < array.length; i++) {
+    const item = array[i]
+    if (item === null || typeof item === "string" || typeof item === "number") continue
+    const plain = unwrap(item)
+    const fitted = fit(plain)
+    if (fitted instanceof Unfit) return new Unfit(`an array with ${fitted.what}`, fitted.hint)
+    if (fitted !== plain) (others ??= [...array])[i] = fitted
+  }
+  return others ?? array
+}
 
 /** What JSON makes nothing of, or something that nobody has meant. */
-const unfitObject = (value: object): Unfit | undefined => {
+const fitObject = (value: object): unknown => {
   if (typeof (value as { readonly then?: unknown }).then === "function") {
-    return { what: "a Promise", hint: "Await it first." }
+    return new Unfit("a Promise", "Await it first.")
   }
-  if (Object.getPrototypeOf(value) === Object.prototype) return undefined
-  if (Redacted.isRedacted(value)) {
-    return { what: "Redacted", hint: "Pass Redacted.value(it) if the database shall have it." }
-  }
-  // The first two are effects as well; so is an error, which JSON has the fields of.
-  if (Option.isOption(value)) return { what: "an Option", hint: "Use Option.getOrNull(it)." }
-  if (Either.isEither(value)) return { what: "an Either", hint: "Use Either.getOrThrow(it), or yield* it first." }
+  if (Object.getPrototypeOf(value) === Object.prototype) return value
+  const sent = sentAs(value)
+  if (sent !== value) return sent
+  // So is an error, which JSON has the fields of.
   if (Effect.isEffect(value) && !(value instanceof Error)) {
-    return { what: "an Effect that was not run", hint: "yield* it first." }
+    return new Unfit("an Effect that was not run", "yield* it first.")
   }
-  if (types.isMap(value)) return { what: "a Map", hint: "Use Object.fromEntries(it) or [...it]." }
-  return types.isSet(value) ? { what: "a Set", hint: "Use [...it]." } : undefined
+  if (types.isMap(value)) return new Unfit("a Map", entries)
+  return types.isSet(value) ? new Unfit("a Set", items) : value
 }
 
 const kind = (u: unknown): string =>
@@ -285,12 +290,14 @@ export const checkStartupValue = (name: string, value: unknown): DbError | undef
   return undefined
 }
 
-/** What the server is told instead of data; it says so again in its error. @internal */
-export const noCopyData = "COPY FROM STDIN needs DbQuery.copyFrom"
-
-/** @internal */
-export const copyRefused = (): DbError =>
-  DbError.make("InvalidInput", {
-    message: "COPY ... FROM STDIN was run as a statement, which has no data to give.",
-    hint: "Use DbQuery.copyFrom(statement, source)."
-  })
+/** A COPY that was run as a statement. @internal */
+export const copyRefused = (way: "in" | "out"): DbError =>
+  way === "in"
+    ? DbError.make("InvalidInput", {
+        message: "COPY ... FROM STDIN was run as a statement, which has no data to give.",
+        hint: "Use DbQuery.copyFrom(statement, source)."
+      })
+    : DbError.make("InvalidInput", {
+        message: "COPY ... TO STDOUT was run as a statement, which takes no data.",
+        hint: "Use DbQuery.copyTo(statement)."
+      })

@@ -2,7 +2,7 @@
  * Whether a text of the user's has ended the transaction that it ran in, by its tags.
  */
 import type { Result } from "./rows.js"
-import { withoutLiterals } from "./sqlState.js"
+import { withoutLiterals } from "./sqlText.js"
 
 const rollbackTo = /\brollback\s*(?:(?:work|transaction)\s*)?to\b/gi
 const prepareTransaction = /\bprepare\s+transaction\b/i

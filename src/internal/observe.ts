@@ -18,7 +18,7 @@ import type { Control, Watch } from "./command.js"
 import type { EngineCore } from "./engine.js"
 import { topOf } from "./lease.js"
 import { describeSql, withComment } from "./queryText.js"
-import { hasTracer, isTraced } from "./telemetry.js"
+import { hasTracer, isTraced, traceContext } from "./telemetry.js"
 import type { Spec } from "./statement.js"
 import type { TransactionOptions } from "./transactionSql.js"
 import type { Host } from "./wire.js"
@@ -35,8 +35,6 @@ export interface Observed {
   readonly summary?: string | undefined
   /** How many statements, where they are several in one. */
   readonly batch?: number | undefined
-  /** It is open for as long as somebody reads: not slow. */
-  readonly stream?: boolean | undefined
 }
 
 const databaseOf = (engine: EngineCore): string => {
@@ -66,7 +64,11 @@ const holderOf = (fiber: Runtime, engine: EngineCore): string => {
 export class Observation implements Watch {
   readonly pairs: Readonly<Record<string, string>> | undefined
   private readonly began = performance.now()
+  /** Of what has not been answered yet. */
   private sentAt: number | undefined = undefined
+  private waited = 0
+  /** From being sent to the answer; of a stream, of each of its fetches. */
+  private served = 0
   private host: Host
   private readonly clock: Clock.Clock
 
@@ -79,11 +81,12 @@ export class Observation implements Watch {
   ) {
     this.host = engine.config.target.hosts[0]!
     this.clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
-    this.pairs = span?.sampled === true ? traceparent(span) : undefined
+    this.pairs = span?.sampled === true && engine.config.comment?.trace === true ? traceContext(span) : undefined
   }
 
   readonly sent = (prefix: ReadonlyArray<Control>, host: Host): void => {
     this.sentAt = performance.now()
+    this.waited = this.sentAt - this.began
     this.host = host
     const { span } = this
     if (span === undefined) return
@@ -93,28 +96,40 @@ export class Observation implements Watch {
     span.event("sent", now)
   }
 
+  /** The next rows of a stream are asked for. */
+  fetching(): void {
+    this.sentAt = performance.now()
+  }
+
+  answered(): void {
+    if (this.sentAt !== undefined) this.served += performance.now() - this.sentAt
+    this.sentAt = undefined
+  }
+
   ended(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> {
-    const now = performance.now()
     const error = errorOf(exit)
-    const { engine, fiber, span, what } = this
+    const { engine, fiber, span } = this
     if (span !== undefined && error !== undefined) errorAttributes(span, error)
     if (engine.config.operationMetrics || hasTracer(fiber)) {
-      engine.operations.took(now - this.began, databaseOf(engine), this.summary, this.host, error)
+      const took = performance.now() - this.began
+      engine.operations.took(took, databaseOf(engine), this.summary, this.host, error)
     }
-    const took = this.sentAt === undefined ? 0 : now - this.sentAt
-    if (what.stream === true || took < engine.config.slowMillis) return Effect.void
-    return slow(engine.name, holderOf(fiber, engine), what, took, this.sentAt! - this.began)
+    return this.logIfSlow("statement", holderOf(fiber, engine))
   }
-}
 
-const slow = (database: string, holder: string, what: Observed, took: number, waited: number): Effect.Effect<void> => {
-  const text = describeSql(what.text).text
-  return Effect.annotateLogs(
-    Effect.logWarning(
-      `effect-db: a statement of "${holder}" took ${Math.round(took)} ms, after ${Math.round(waited)} ms until it was sent: ${text}`
-    ),
-    { "effect_db.database": database, "effect_db.holder": holder, "effect_db.duration": Math.round(took) }
-  )
+  logIfSlow(kind: "statement" | "stream", holder: string): Effect.Effect<void> {
+    this.answered()
+    const { engine, served, waited, what } = this
+    if (served < engine.config.slowMillis) return Effect.void
+    const took = Math.round(served)
+    const text = describeSql(what.text).text
+    return Effect.annotateLogs(
+      Effect.logWarning(
+        `effect-db: a ${kind} of "${holder}" took ${took} ms, after ${Math.round(waited)} ms until it was sent: ${text}`
+      ),
+      { "effect_db.database": engine.name, "effect_db.holder": holder, "effect_db.duration": took }
+    )
+  }
 }
 
 const errorOf = (exit: Exit.Exit<unknown, unknown>): DbError | undefined => {
@@ -132,11 +147,6 @@ const errorAttributes = (span: Tracer.Span, { reason }: DbError): void => {
   span.attribute("error.type", reason._tag)
   if (reason.sqlState !== undefined) span.attribute("db.response.status_code", reason.sqlState)
 }
-
-const traceparent = (span: Tracer.Span): Readonly<Record<string, string>> | undefined =>
-  /^[\da-f]{32}$/.test(span.traceId) && /^[\da-f]{16}$/.test(span.spanId)
-    ? { traceparent: `00-${span.traceId}-${span.spanId}-01` }
-    : undefined
 
 const attributesOf = (fiber: Runtime, engine: EngineCore, what: Observed, summary: string): Record<string, unknown> => {
   const host = engine.config.target.hosts[0]!
@@ -189,26 +199,32 @@ export const observeOwn = <A, E>(
 ): Effect.Effect<A, E> =>
   Effect.withFiberRuntime((fiber) => (isObserved(fiber, engine) ? observe(fiber, engine, what, run) : run(undefined)))
 
-/** A span that is open for as long as the scope: for rows that are read as they are wanted. @internal */
+/** Of rows that are read as they are wanted: a span that is open for as long as the scope, and what the server took. @internal */
 export const observeScoped = (
   fiber: Runtime,
   engine: EngineCore,
   text: string
 ): Effect.Effect<{ readonly watch: Observation; readonly failed: (error: unknown) => void }, never, Scope.Scope> => {
-  const what: Observed = { text, stream: true }
+  const what: Observed = { text }
   const summary = summaryOf(what)
-  return Effect.map(
-    Effect.makeSpanScoped(summary === "" ? "postgresql" : summary, {
-      ...client,
-      attributes: attributesOf(fiber, engine, what, summary)
-    }),
-    (span) => ({
-      watch: new Observation(fiber, engine, what, summary, span),
-      failed: (error) => {
-        if (error instanceof DbError) errorAttributes(span, error)
-      }
-    })
-  )
+  // Another fiber may read the last of it, and outlive the session.
+  const holder = holderOf(fiber, engine)
+  const span = isTraced(fiber)
+    ? Effect.makeSpanScoped(summary === "" ? "postgresql" : summary, {
+        ...client,
+        attributes: attributesOf(fiber, engine, what, summary)
+      })
+    : Effect.succeed(undefined)
+  return Effect.flatMap(span, (span) => {
+    const watch = new Observation(fiber, engine, what, summary, span)
+    const failed = (error: unknown): void => {
+      if (span !== undefined && error instanceof DbError) errorAttributes(span, error)
+    }
+    return Effect.as(
+      Effect.addFinalizer(() => Effect.suspend(() => watch.logIfSlow("stream", holder))),
+      { watch, failed }
+    )
+  })
 }
 
 /**
@@ -219,7 +235,7 @@ export const observeScoped = (
 export const withExtras = (engine: EngineCore, spec: Spec, watch: Observation | undefined): Spec => {
   const { comment } = engine.config
   if (comment === undefined) return { ...spec, watch }
-  const pairs = comment.trace ? watch?.pairs : undefined
+  const pairs = watch?.pairs
   const text = withComment(spec.text, { ...comment.tags, ...pairs })
   return { ...spec, text, prepare: spec.prepare && (pairs === undefined || text === spec.text), watch }
 }

@@ -14,10 +14,9 @@ import { after, later } from "./blocking.js"
 import { State } from "./command.js"
 import type { Command, Control, Group, Step } from "./command.js"
 import { deadline } from "./deadline.js"
-import { noCopyData } from "./input.js"
 import { PreparedStatements } from "./prepared.js"
 import type { Probe } from "./probe.js"
-import { Reader, Writer } from "./protocol.js"
+import { ProtocolViolation, Reader, Writer } from "./protocol.js"
 import type { Host } from "./wire.js"
 
 export { Command } from "./command.js"
@@ -86,7 +85,7 @@ export class Pipeline {
   ) {
     this.prepared = new PreparedStatements(options.preparedStatements)
     this.answers = new Answers(options, this.prepared, {
-      copyIn: (command, simple) => this.copyIn(command, simple),
+      copyIn: (group, step) => this.copyIn(group, step),
       copyOut: (command, chunk) => command?.copy?.onData?.(chunk, this),
       takeStray: () => this.strays > 0 && this.strays-- > 0
     })
@@ -338,7 +337,8 @@ export class Pipeline {
       rows: [],
       bytes: 0,
       results: undefined,
-      failure: undefined
+      failure: undefined,
+      copies: undefined
     }
     group.steps.push(step)
     this.answers.inFlight++
@@ -395,12 +395,19 @@ export class Pipeline {
     this.prepared.forgetAll()
   }
 
-  private copyIn(command: Command | undefined, simple: boolean): void {
-    const onIn = command?.copy?.onIn
-    if (onIn !== undefined && !command!.abandoned) return onIn(this, command!)
-    this.writer.copyFail(onIn === undefined ? noCopyData : "the copy was interrupted")
-    // The Sync that was already sent was swallowed by the copy mode.
-    if (!simple) this.writer.sync()
+  private copyIn(group: Group, step: Step): void {
+    const command = step.command!
+    const onIn = command.copy?.onIn
+    if (onIn !== undefined && !command.abandoned) return onIn(this, command)
+    if (onIn === undefined) step.copies = "in"
+    // The copy mode swallows a Sync, and fails at any other message. Behind one of its own group an older server goes on
+    // at the Sync of that; a newer one ends the connection.
+    if (group.at < group.steps.length - 1) return
+    // One of another group has no answer, or one that is not its own.
+    if (this.answers.groups.length > 1) throw new ProtocolViolation("a COPY waits for data among other statements")
+    this.writer.copyFail(onIn === undefined ? "there is no data" : "the copy was interrupted")
+    // The Sync that was already sent was swallowed.
+    if (!group.simple) this.writer.sync()
     this.write()
   }
 

@@ -2,7 +2,8 @@
  * A statement's text as it may be shown to those who watch: its literals masked, and a summary of few words. The rules
  * are OpenTelemetry's, those of the comment sqlcommenter's.
  */
-import { maskSql, withoutLiterals, withoutNumbers } from "./sqlState.js"
+import { maskSql, withoutNumbers } from "./sqlState.js"
+import { withoutLiterals } from "./sqlText.js"
 
 /** What is told of a text. @internal */
 export interface Described {
@@ -14,6 +15,40 @@ export interface Described {
 
 /** What the server reads as commands and names: the text with its literals emptied, and a space for each comment. @internal */
 export const codeOf = (text: string): string => withoutLiterals(text, "''", " ")
+
+/** Which way the data of a COPY go between the server and its client: from it or to it. @internal */
+export type Copies = "in" | "out" | undefined
+
+const copyTokens = /[\p{L}_][\p{L}\p{N}_$]*|\S/gu
+
+/** What each statement of a text copies. @internal */
+export const copiesOf = (text: string): ReadonlyArray<Copies> => {
+  const found: Array<Copies> = []
+  if (!/\bcopy\b/i.test(text)) return found
+  // In parentheses are columns, options, and a query with a FROM of its own.
+  let depth = 0
+  let copying = false
+  let way = ""
+  let before = ";"
+  for (const [token] of withoutLiterals(text, "'", " ", '"').matchAll(copyTokens)) {
+    const word = token.toLowerCase()
+    if (depth === 0 && before === ";" && word !== ";") {
+      found.push(undefined)
+      copying = word === "copy"
+      way = ""
+    } else if (depth === 0 && copying && way !== "") {
+      // The server takes either for the other.
+      if (word === "stdin" || word === "stdout") found[found.length - 1] = way === "from" ? "in" : "out"
+      copying = false
+    } else if (depth === 0 && copying && before !== "." && (word === "from" || word === "to")) {
+      way = word
+    }
+    if (word === "(") depth++
+    else if (word === ")") depth = Math.max(0, depth - 1)
+    before = word
+  }
+  return found
+}
 
 const known = new Map<string, Described>()
 const knownTexts = 1024

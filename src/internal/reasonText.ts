@@ -221,7 +221,11 @@ export const socketSentences: Record<string, readonly [what: string, hint: strin
   EPIPE: ["the other side had already closed the connection", "See the server's log; a proxy may have closed it."],
   ENOENT: ["there is no such socket file", "Start PostgreSQL, or check the directory given as host and the port."],
   EACCES: ["the socket may not be opened", "Check the permissions of the socket file."],
-  EMFILE: ["this process has too many open files", "Raise the limit of open files, or close what is leaked."]
+  EMFILE: ["this process has too many open files", "Raise the limit of open files, or close what is leaked."],
+  ERR_WORKER_EXIT: [
+    "the thread that holds the connections of runSync has ended",
+    "Look for what ends it: its memory, or a module that the process preloads. The next call starts another."
+  ]
 }
 
 /** Why TLS failed. */

@@ -5,7 +5,7 @@
 import * as Redacted from "effect/Redacted"
 import { EventEmitter } from "node:events"
 import { MessageChannel, receiveMessageOnPort, Worker } from "node:worker_threads"
-import type { MessagePort } from "node:worker_threads"
+import type { MessagePort, WorkerOptions } from "node:worker_threads"
 import { DbError } from "../DbError.js"
 import { bell, sources } from "./blocking.js"
 import type { Source } from "./blocking.js"
@@ -15,7 +15,7 @@ import type { dial } from "./wire.js"
 
 const work = `
 const { workerData } = require("node:worker_threads")
-const { bell, from, port } = workerData
+const { bell, from, life, port } = workerData
 const pg = () => require("node:module").createRequire(from)("pg")
 const clients = new Map()
 
@@ -117,6 +117,23 @@ port.on("message", (message) => {
 })
 `
 
+/**
+ * That this thread has ended is heard from its port by others, in their event loops: not by the one that stands still. So
+ * a third has no other work.
+ */
+const guard = `
+const { bell, life, watch } = require("node:worker_threads").workerData
+life.on("message", () => {})
+life.once("close", () => {
+  watch.postMessage("ended")
+  Atomics.add(bell, 0, 1)
+  Atomics.notify(bell, 0)
+})
+`
+
+/** Of the thread that does the work: tests let it end by them. */
+export const threadOptions: Pick<WorkerOptions, "execArgv" | "resourceLimits"> = { execArgv: [] }
+
 type Message =
   | { readonly id: number; readonly type: "failed"; readonly message: string; readonly cause: object }
   | {
@@ -177,22 +194,37 @@ class RemoteStream extends EventEmitter {
 class Relay implements Source {
   private readonly streams = new Map<number, RemoteStream>()
   private readonly port: MessagePort
+  /** Here comes that the worker has ended. */
+  private readonly watch: MessagePort
   private readonly worker: Worker
+  private readonly watcher: Worker
 
   constructor() {
-    const { port1, port2 } = new MessageChannel()
-    this.port = port1
+    const data = new MessageChannel()
+    const end = new MessageChannel()
+    this.port = data.port1
+    this.watch = end.port1
+    const life = new MessageChannel()
     this.worker = new Worker(work, {
+      ...threadOptions,
+      eval: true,
+      workerData: { bell, from: import.meta.url, life: life.port1, port: data.port2 },
+      transferList: [data.port2, life.port1]
+    })
+    this.watcher = new Worker(guard, {
       eval: true,
       execArgv: [],
-      workerData: { bell, from: import.meta.url, port: port2 },
-      transferList: [port2]
+      workerData: { bell, life: life.port2, watch: end.port2 },
+      transferList: [life.port2, end.port2]
     })
     // While this thread runs freely, what is idle is looked after as well, and keeps no process running.
     this.port.on("message", this.dispatch)
     this.port.unref()
+    this.watch.on("message", this.ended)
+    this.watch.unref()
     this.worker.unref()
-    this.worker.on("error", this.lost)
+    this.worker.on("error", this.ended)
+    this.watcher.unref()
     sources.add(this)
   }
 
@@ -209,6 +241,14 @@ class Relay implements Source {
   readonly pending = (): boolean => [...this.streams.values()].some((stream) => stream.pending)
 
   readonly receive = (): boolean => {
+    // Asked first: what the thread has said before its end is there by now.
+    const over = receiveMessageOnPort(this.watch) !== undefined
+    const received = this.drain()
+    if (over) this.ended()
+    return received || over
+  }
+
+  private drain(): boolean {
     let received = false
     for (;;) {
       const next = receiveMessageOnPort(this.port) as { readonly message: Message } | undefined
@@ -226,24 +266,36 @@ class Relay implements Source {
   }
 
   /** The thread has ended, and its sockets with it. */
-  private readonly lost = (cause: Error): void => {
+  private readonly ended = (): void => {
+    this.drain()
+    // Whoever dials because of it gets another thread.
+    this.leave()
+    const code = "ERR_WORKER_EXIT"
+    const cause = Object.assign(new Error("the thread has ended"), { code })
     for (const stream of [...this.streams.values()]) {
+      stream.wire?.pipeline.die(cause, "read")
       for (let left = stream.canceled.length; left > 0; left--) this.dispatch({ id: stream.id, type: "canceled" })
       this.dispatch(
         stream.wire === undefined
-          ? { id: stream.id, type: "failed", message: cause.message, cause: {} }
+          ? { id: stream.id, type: "failed", message: cause.message, cause: { code } }
           : { id: stream.id, type: "close" }
       )
     }
   }
 
+  private leave(): void {
+    if (relay === this) relay = undefined
+  }
+
   forget(stream: RemoteStream): void {
     this.streams.delete(stream.id)
     if (this.streams.size > 0) return
-    relay = undefined
+    this.leave()
     sources.delete(this)
     this.port.close()
+    this.watch.close()
     void this.worker.terminate()
+    void this.watcher.terminate()
   }
 }
 

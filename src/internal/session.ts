@@ -13,7 +13,7 @@ import type { Entry } from "./ambient.js"
 import { never, timer } from "./deadline.js"
 import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
-import { atTurn } from "./frame.js"
+import { aroundOf, atTurn } from "./frame.js"
 import type { Frame } from "./frame.js"
 import { releasedStack, topOf } from "./lease.js"
 import type { Root } from "./lease.js"
@@ -58,6 +58,7 @@ export const inSlot =
     ...entry,
     slot,
     frame,
+    around: entry.slot === slot ? entry.around : aroundOf(entry),
     orphan: entry.slot === slot ? entry.orphan : undefined,
     stack: entry.slot === slot ? entry.stack : { of: slot, next: entry.stack }
   })
@@ -69,7 +70,14 @@ export const outOf =
     entry.slot === slot ? { ...entry, ...placeIn(before) } : entry
 
 /** Where in the database a fiber is. @internal */
-export const placeIn = ({ frame, orphan, slot, stack }: Entry): Pick<Entry, "frame" | "orphan" | "slot" | "stack"> => ({
+export const placeIn = ({
+  around,
+  frame,
+  orphan,
+  slot,
+  stack
+}: Entry): Pick<Entry, "around" | "frame" | "orphan" | "slot" | "stack"> => ({
+  around,
   frame,
   orphan,
   slot,
@@ -91,7 +99,8 @@ const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
     : Effect.forEach(
         hooks,
         (hook) =>
-          Effect.catchAllCause(undisturbed(hook), (cause) =>
+          // By nobody but itself, such as its own time limit.
+          Effect.catchAllCause(undisturbed(Effect.interruptible(hook)), (cause) =>
             Effect.logError(
               "effect-db: a hook after the end of a transaction failed; the transaction is not affected",
               cause
@@ -123,10 +132,11 @@ const hasBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): boolean =>
   (unit.frame.beforeCommit?.size ?? 0) > 0 ||
   (frame?.beforeCommit?.size ?? 0) > 0
 
-/** Runs what has to run inside, before COMMIT. Nothing is committed when there is nothing open. @internal */
+/** Runs what has to run inside, before COMMIT: not where nothing is open, or what is can only be rolled back. @internal */
 export const runBefore = (slot: Slot, unit: Unit, frame: Frame | undefined): Effect.Effect<void, SqlError> =>
   Effect.suspend(() => {
-    if (!hasBefore(slot, unit, frame) || !unit.open || unit.aborted) return Effect.void
+    if (!hasBefore(slot, unit, frame) || !unit.open) return Effect.void
+    if (unit.refusal(frame ?? unit.frame) !== undefined) return Effect.void
     const option = slot.options.beforeCommit
     const first = option === undefined ? Effect.void : slot.engine.provide(option)
     const all = Effect.zipRight(first as Effect.Effect<unknown, SqlError>, runHooks(committing(unit, frame)))

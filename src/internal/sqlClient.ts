@@ -29,7 +29,7 @@ import type { Observation } from "./observe.js"
 import type { Result } from "./rows.js"
 import { checkRecords } from "./records.js"
 import { compileOf, isRefused } from "./statement.js"
-import { isTraced, unseenSpan } from "./telemetry.js"
+import { unseenSpan } from "./telemetry.js"
 
 /**
  * The client that every noun offers.
@@ -137,7 +137,7 @@ export class ViewConnection implements Connection {
     return Stream.unwrapScoped(
       Effect.withFiberRuntime<Stream.Stream<any, SqlError>, never, Scope.Scope>((fiber) => {
         const engine = this.at(fiber)
-        return isTraced(fiber)
+        return isObserved(fiber, engine)
           ? Effect.map(observeScoped(fiber, engine, shown(text)), ({ failed, watch }) =>
               Stream.tapError(this.streamOf(engine, this.bound, text, params, watch), (error) =>
                 Effect.sync(() => failed(error))
@@ -369,11 +369,11 @@ interface CompilerParts {
   readonly onCustom: Parameters<typeof Statement.makeCompiler>[0]["onCustom"]
 }
 
-/** With other names, as PgClient gives them; of an array it looks at the first item alone. */
+/** With other names, as PgClient gives them; of an array it looks at the first item alone, and into what has a `toJSON`. */
 const withKeys = (value: unknown, transform: (name: string) => string): unknown =>
   Array.isArray(value)
     ? value.map((item) => withKeys(item, transform))
-    : value?.constructor === Object
+    : value?.constructor === Object && typeof (value as { readonly toJSON?: unknown }).toJSON !== "function"
       ? Object.fromEntries(Object.entries(value).map(([key, of]) => [transform(key), withKeys(of, transform)]))
       : value
 

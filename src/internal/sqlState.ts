@@ -4,6 +4,7 @@
  */
 import * as Predicate from "effect/Predicate"
 import type { ConnectionPhase, ReasonTag, ServerFields } from "./reasons.js"
+import { withoutLiterals } from "./sqlText.js"
 import {
   conditionName,
   hintsByState,
@@ -119,9 +120,6 @@ export const connectionIsLost = (
 // text that may be shown
 // -----------------------------------------------------------------------------
 
-const sqlParts =
-  /--[^\n]*|\/\*[\s\S]*?(?:\*\/|$)|"[^"]*(?:"|$)|\b[eE]'(?:[^'\\]|\\[\s\S]|'')*(?:'|$)|'[^']*(?:''[^']*)*(?:'|$)|(?<![\w$])\$([\p{L}_][\p{L}\p{N}_]*)?\$[\s\S]*?(?:\$\1\$|$)/gu
-
 const maxStatement = 1000
 
 /** A statement's text for those who watch: literals masked (`PASSWORD '...'` is one), comments dropped, length bounded. */
@@ -136,12 +134,6 @@ const numbers = /"[^"]*(?:"|$)|(?<![\p{L}\p{N}_$])(?:0[xob][\da-f_]+|(?:\d[\d_]*
 /** Parameters ($1) and names with digits stay. */
 export const withoutNumbers = (text: string): string =>
   text.replace(numbers, (part) => (part.startsWith('"') ? part : "?"))
-
-/** A text without its literals and comments. Of nested comments the end is left. */
-export const withoutLiterals = (text: string, literal = "'...'", comment = ""): string =>
-  text.replace(sqlParts, (part) =>
-    part.startsWith('"') ? part : part.startsWith("--") || part.startsWith("/*") ? comment : literal
-  )
 
 /** The UTF-16 offset of the server's position, which counts characters from one. */
 const offsetOf = (statement: string, position: number): number => {

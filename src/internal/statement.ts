@@ -3,7 +3,7 @@
  */
 import { DbError } from "../DbError.js"
 import { checkText, copyRefused, encodeParams } from "./input.js"
-import { codeOf } from "./queryText.js"
+import { copiesOf } from "./queryText.js"
 import type { Command, CopyHandler, Watch } from "./command.js"
 
 /** A statement, checked and encoded. @internal */
@@ -44,19 +44,16 @@ const longestKept = 16384
 // Others run once, or can't be planned: a name would only fill the cache.
 const planned = /^\s*(?:select|insert|update|delete|with|values|merge|table)\b/i
 
-// The server would wait for data, and take for data what is sent behind it.
-const copiesIn = /(?:^|;)\s*copy\b[^;]*\bfrom\s+stdin\b/i
-
-/** A comment may stand in front of anything, and hold anything. */
-const isCopyIn = (text: string): boolean => /\bcopy\b/i.test(text) && copiesIn.test(codeOf(text))
-
 const look = (text: string): Known => {
   const refused = checkText(text)
   if (refused !== undefined) return { refused, copies: undefined, several: false, prepare: false }
   const semicolon = text.indexOf(";")
+  const copies = copiesOf(text)
+  // The server would wait for data, and take for data what is sent behind it; or it would send some, to nobody.
+  const way = copies.find((_) => _ === "in") ?? copies.find((_) => _ === "out")
   const fact: Known = {
     refused: undefined,
-    copies: isCopyIn(text) ? copyRefused() : undefined,
+    copies: way === undefined ? undefined : copyRefused(way),
     // A semicolon in a literal makes it simple as well: slower, not wrong.
     several: semicolon !== -1 && text.slice(semicolon + 1).trim() !== "",
     prepare: text.length < longestKept && planned.test(text)

@@ -70,9 +70,16 @@ export const streamRows = (
 ): Stream.Stream<any, SqlError> =>
   Stream.unwrapScoped(
     Effect.withFiberRuntime<Stream.Stream<any, SqlError>, SqlError, Scope.Scope>((fiber) => {
+      const timed = <A>(rows: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
+        watch === undefined
+          ? rows
+          : Effect.ensuring(
+              rows,
+              Effect.sync(() => watch.answered())
+            )
       const run = (text: string, params: ReadonlyArray<unknown>, at: Bound) =>
         Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) =>
-          execute(fiber, engine, at, text, params, "object", false, (result) => result.rows, watch)
+          timed(execute(fiber, engine, at, text, params, "object", false, (result) => result.rows, watch))
         )
       const entry = Ambient.entry(fiber, engine)
       const bound = boundIn(given, entry)
@@ -136,13 +143,18 @@ export const streamRows = (
         const made = (text: string, prepare: boolean): Spec | DbError =>
           makeSpec(text, [], "object", { several: false, prepare, path })
         let sent = false
-        const watch = { sent: () => void (sent = true) }
+        const sending = {
+          sent: () => {
+            sent = true
+            watch?.fetching()
+          }
+        }
         let wrote = false
         const fetchOne = Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) => {
           sent = false
           const fetch = made(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`, false)
           if (isRefused(fetch)) return Effect.fail(fetch)
-          const spec: Spec = { ...fetch, cursor: of, weigh, watch }
+          const spec: Spec = { ...fetch, cursor: of, weigh, watch: sending }
           if (session !== undefined) return executeSpec(fiber, engine, at, spec, (result) => result.rows)
           const asked = made(hasWritten, true)
           if (isRefused(asked)) return Effect.fail(asked)
@@ -153,7 +165,7 @@ export const streamRows = (
         })
         let next: Fiber.RuntimeFiber<ReadonlyArray<any>, SqlError> | undefined = undefined
         const fetch = Effect.uninterruptible(
-          Effect.map(Effect.forkDaemon(Effect.interruptible(fetchOne)), (fiber) => {
+          Effect.map(Effect.forkDaemon(Effect.interruptible(timed(fetchOne))), (fiber) => {
             next = fiber
           })
         )

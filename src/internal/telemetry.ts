@@ -25,6 +25,33 @@ export const isTraced = (fiber: Fiber.RuntimeFiber<any, any>): boolean =>
 export const unseenSpan = (): Tracer.Span =>
   nativeTracer.span("sql.execute", Option.none(), Context.empty(), [], BigInt(0), "client")
 
+interface TraceState {
+  readonly serialize?: () => unknown
+}
+
+/** What `@effect/opentelemetry` keeps of a span from elsewhere. */
+const givenTraceState = Context.GenericTag<TraceState>("@effect/opentelemetry/Tracer/OtelTraceState")
+
+/** Of OpenTelemetry's own span, which has that of its parent or its sampler's; else of the parent from elsewhere. */
+const stateOf = (span: Tracer.AnySpan): TraceState | undefined => {
+  const { span: own } = span as {
+    readonly span?: { readonly spanContext?: () => { readonly traceState?: TraceState } }
+  }
+  if (typeof own?.spanContext === "function") return own.spanContext().traceState
+  if (span._tag === "ExternalSpan") return Option.getOrUndefined(Context.getOption(span.context, givenTraceState))
+  return Option.isSome(span.parent) ? stateOf(span.parent.value) : undefined
+}
+
+/** The span in the headers of W3C's trace context; nothing, where it can't be named so. @internal */
+export const traceContext = (span: Tracer.Span): Readonly<Record<string, string>> | undefined => {
+  if (!/^[\da-f]{32}$/.test(span.traceId) || !/^[\da-f]{16}$/.test(span.spanId)) return undefined
+  const traceparent = `00-${span.traceId}-${span.spanId}-01`
+  const tracestate = stateOf(span)?.serialize?.()
+  return typeof tracestate === "string" && /^[\x20-\x7e]+$/.test(tracestate)
+    ? { traceparent, tracestate }
+    : { traceparent }
+}
+
 // The conventions' own advice, in seconds.
 const boundaries = MetricBoundaries.fromIterable([0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10])
 

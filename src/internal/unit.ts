@@ -250,8 +250,10 @@ export class Unit implements PathState {
     }
     // BEGIN itself failed, or nothing was sent.
     if (!this.begun || !command.sent) return error
-    // The tags of what came before the error are not told, but the status after it is.
-    if (command.simple && wire.status === "I") return this.left(wire, "one of several", command.text, error)
+    // The tags of what came before the error are not told, but the status after it is: also of a COMMIT that fails.
+    if (wire.status === "I" && (command.simple || error.reason.sqlState !== undefined)) {
+      return this.left(wire, command.simple ? "one of several" : "one that failed", command.text, error)
+    }
     if (error.reason.sqlState === undefined && error.reason._tag !== "TransactionAborted") return error
     this.aborted = true
     const told = (command.canceled ? frame.overdue : undefined) ?? error

@@ -70,15 +70,69 @@ const hostsOf = (authority: string, parameters: UrlParts["parameters"]): UrlPart
   }))
 }
 
-/** What the url says of TLS, as `pg` takes it; `undefined`: nothing. Throws where a file can't be read. */
+/** As for libpq, an empty one is none. */
+export const env = (name: string): string | undefined => process.env[name] || undefined
+
+/** Those of libpq's variables that say what a parameter of the url does. */
+const variables = Object.entries({
+  application_name: "PGAPPNAME",
+  connect_timeout: "PGCONNECT_TIMEOUT",
+  options: "PGOPTIONS",
+  target_session_attrs: "PGTARGETSESSIONATTRS",
+  load_balance_hosts: "PGLOADBALANCEHOSTS",
+  channel_binding: "PGCHANNELBINDING",
+  sslnegotiation: "PGSSLNEGOTIATION"
+})
+
+const files = Object.entries({ sslrootcert: "PGSSLROOTCERT", sslcert: "PGSSLCERT", sslkey: "PGSSLKEY" })
+
+const found = (names: ReadonlyArray<readonly [string, string]>): ReadonlyArray<readonly [string, string]> =>
+  names.flatMap(([name, variable]) => {
+    const value = env(variable)
+    return value === undefined ? [] : [[name, value] as const]
+  })
+
+/** The parameters of the url, before those of the environment. */
+export const withEnvironment = (parameters: UrlParts["parameters"]): UrlParts["parameters"] =>
+  new Map([...found(variables), ...parameters])
+
+/** As `pg` reads it, which takes any other word for none; `undefined`: nothing. */
+const modeOfEnvironment = (): string | undefined => {
+  const mode = env("PGSSLMODE")
+  switch (mode) {
+    case undefined:
+    case "allow":
+      return undefined
+    case "disable":
+    case "no-verify":
+      return mode
+    case "prefer":
+    case "require":
+    case "verify-ca":
+    case "verify-full":
+      return "verify-full"
+    default:
+      throw new Error("PGSSLMODE")
+  }
+}
+
+/**
+ * What the url says of TLS, as `pg` takes it, or else the environment. Its files are those of a url that names none, but
+ * for one with `ssl`, which libpq does not know. Throws where a file can't be read.
+ */
 export const sslOf = (parameters: UrlParts["parameters"]): boolean | ConnectionOptions | undefined => {
   const given = new Map([...parameters].filter(([name]) => tlsParameters.includes(name)))
+  const silent = [...given.keys()].every((name) => name === "uselibpqcompat")
+  const mode = silent ? modeOfEnvironment() : given.get("sslmode")
+  if (mode !== undefined) given.set("sslmode", mode)
+  if (!given.has("ssl") && mode !== "disable") {
+    for (const [name, file] of found(files)) if (!given.has(name)) given.set(name, file)
+  }
   // Node's own authorities.
   if (given.get("sslrootcert") === "system") {
     given.delete("sslrootcert")
     given.set("sslmode", "verify-full")
   }
-  if (given.size === 0) return undefined
   const ssl: unknown = ConnectionString.parse(`postgres://?${new URLSearchParams([...given])}`).ssl
   switch (ssl) {
     case "false":
@@ -87,24 +141,7 @@ export const sslOf = (parameters: UrlParts["parameters"]): boolean | ConnectionO
       return { rejectUnauthorized: false }
     default:
       if (typeof ssl === "string") throw new Error("ssl")
-      return ssl as boolean | ConnectionOptions | undefined
-  }
-}
-
-/** As `pg` reads it: what sockets of our own go by as well. */
-export const sslOfEnvironment = (): boolean | ConnectionOptions | undefined => {
-  switch (process.env["PGSSLMODE"]) {
-    case "disable":
-      return false
-    case "prefer":
-    case "require":
-    case "verify-ca":
-    case "verify-full":
-      return true
-    case "no-verify":
-      return { rejectUnauthorized: false }
-    default:
-      return Pg.defaults.ssl
+      return (ssl as boolean | ConnectionOptions | undefined) ?? Pg.defaults.ssl
   }
 }
 
@@ -113,3 +150,15 @@ export const ignoredOf = (parameters: UrlParts["parameters"]): ReadonlyArray<str
   [...parameters]
     .filter(([name, value]) => !known.has(name) || (name === "client_encoding" && !/^(?:utf-?8|auto)$/i.test(value)))
     .map(([name]) => name)
+
+/** They ask for more safety than there would be, or for another server. */
+const notRead = [
+  ...["PGREQUIRESSL", "PGREQUIREAUTH", "PGREQUIREPEER", "PGSSLCERTMODE", "PGSSLCRL", "PGSSLCRLDIR"],
+  ...["PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION", "PGSERVICE", "PGHOSTADDR"]
+]
+
+/** Names of variables that libpq would take notice of. */
+export const ignoredVariables = (): ReadonlyArray<string> => [
+  ...notRead.filter((name) => env(name) !== undefined),
+  ...(env("PGGSSENCMODE") === "require" ? ["PGGSSENCMODE"] : [])
+]

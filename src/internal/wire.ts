@@ -13,7 +13,7 @@ import { sendCancel } from "./cancel.js"
 import { demandBinding, unbound } from "./channelBinding.js"
 import { deadline } from "./deadline.js"
 import { DirectSocket } from "./directSocket.js"
-import { ForeignQueue } from "./foreign.js"
+import { ForeignQueue, guarded } from "./foreign.js"
 import { neutral, neutrally } from "./neutral.js"
 import { Pipeline } from "./pipeline.js"
 import type { Command } from "./pipeline.js"
@@ -28,12 +28,10 @@ export interface Host {
 
 /** The parts of `pg`'s client that its types leave out. */
 interface Internals {
-  readonly connection: {
+  readonly connection: EventEmitter & {
     readonly stream: Duplex & { readonly bytesWritten: number }
     parsedStatements: Record<string, string>
     attachListeners(stream: Duplex): void
-    emit(event: "error", cause: unknown): void
-    on(event: "parameterStatus", f: (message: { parameterName: string; parameterValue: string }) => void): void
     end(): void
   }
   readonly processID: number
@@ -77,7 +75,7 @@ export class Wire {
   private socketOpen = true
   /** What it was cut off from is being told to stop. */
   private stopping = false
-  private readonly pgData: ReadonlyArray<(...args: Array<any>) => void>
+  private readonly pgData: ReadonlyArray<(chunk: Buffer) => void>
   private foreign: ForeignQueue | undefined = undefined
 
   constructor(
@@ -120,8 +118,10 @@ export class Wire {
       }
     })
     // pg's parser would see every message as well: it gets the socket back for `raw` only.
-    this.pgData = stream.listeners("data") as Array<(...args: Array<any>) => void>
-    for (const listener of this.pgData) stream.removeListener("data", listener)
+    this.pgData = (stream.listeners("data") as Array<(chunk: Buffer) => void>).map((listener) => {
+      stream.removeListener("data", listener)
+      return guarded(internals.connection, listener, (cause) => this.destroy(cause))
+    })
     this.read(true)
     // These may come from a write, and that from anybody.
     stream.on("drain", neutrally(this.pipeline.onDrain))
@@ -343,7 +343,7 @@ export const dial = (
     parameters.set(message.parameterName, message.parameterValue)
   })
   if (config.channelBinding === "require") {
-    demandBinding(internals.connection as unknown as EventEmitter, () => finish(unbound(), undefined))
+    demandBinding(internals.connection, () => finish(unbound(), undefined))
   }
   let finished = false
   const finish = (error: DbError | undefined, wire: Wire | undefined): void => {

@@ -2,7 +2,7 @@
  * Which texts begin or end transactions by themselves: what a sandbox has to know before the server does.
  */
 import { DbError } from "../DbError.js"
-import { withoutLiterals } from "../internal/sqlState.js"
+import { withoutLiterals } from "../internal/sqlText.js"
 
 /** What a sandbox can play, when it is all of a text. */
 export type End = "BEGIN" | "COMMIT" | "ROLLBACK"

@@ -1,7 +1,7 @@
 /**
  * What a text does to the transaction that it runs in: its savepoints, and the settings that end with it.
  */
-import { withoutLiterals } from "../internal/sqlState.js"
+import { withoutLiterals } from "../internal/sqlText.js"
 
 const name = `("(?:[^"]|"")+"|[^\\s";]+)`
 const step = new RegExp(

@@ -62,6 +62,11 @@ export class Sandbox {
     return this.stack[this.stack.length - 1]
   }
 
+  /** More than one transaction is open. */
+  get shared(): boolean {
+    return this.stack.length > 1
+  }
+
   /** What the settings were that open transactions have changed, the last one first: a role may allow them. */
   get before(): ReadonlyArray<readonly [name: string, value: string]> {
     const all = new Map<string, string>()

@@ -225,6 +225,8 @@ export class VirtualWire {
       for (const one of commands) this.withdraw(one)
       return false
     }
+    // Answered, and its savepoint is being ended: what has come of it is known in a moment.
+    if (clone.settled) return true
     if (this.sandbox.real.interrupt(clone)) return true
     // Taken back before it was sent, and with it the savepoint that it would have brought along.
     if (clone.settled) {
@@ -273,18 +275,20 @@ export class VirtualWire {
   }
 
   /** Deferred constraints are checked at COMMIT: in a savepoint of their own, which takes the mode back again. */
-  private commit(command: Command): void {
+  private keep(as: string, done: (error: DbError | undefined) => void): void {
     const check = `${this.savepoint}_check`
-    const text = `SAVEPOINT ${check};SET CONSTRAINTS ALL IMMEDIATE;ROLLBACK TO SAVEPOINT ${check};RELEASE SAVEPOINT ${this.savepoint}${this.restore()}`
-    this.sandbox.control(text, "COMMIT", (error) => {
-      if (error === undefined) {
-        this.close()
-        return this.finish(command, undefined, "COMMIT")
-      }
-      this.undo("", () => {
-        const aborted = error.reason.sqlState === "25P02"
-        this.finish(command, aborted ? undefined : error, "ROLLBACK")
-      })
+    const text = `SAVEPOINT ${check};SET CONSTRAINTS ALL IMMEDIATE;ROLLBACK TO SAVEPOINT ${check};${this.release()}`
+    this.sandbox.control(text, as, (error) => {
+      if (error !== undefined) return this.undo("", () => done(error))
+      this.close()
+      done(undefined)
+    })
+  }
+
+  private commit(command: Command): void {
+    this.keep("COMMIT", (error) => {
+      const aborted = error?.reason.sqlState === "25P02"
+      this.finish(command, aborted ? undefined : error, error === undefined ? "COMMIT" : "ROLLBACK")
     })
   }
 
@@ -309,17 +313,16 @@ export class VirtualWire {
     })
   }
 
-  private restore(): string {
-    return [...this.before]
+  private release(): string {
+    const restored = [...this.before]
       .reverse()
-      .map(([name, value]) => `;SELECT set_config('${name.replace(/'/g, "''")}', '${value.replace(/'/g, "''")}', true)`)
-      .join("")
+      .map(([name, value]) => `SELECT set_config('${name.replace(/'/g, "''")}', '${value.replace(/'/g, "''")}', true)`)
+    return [`RELEASE SAVEPOINT ${this.savepoint}`, ...restored].join(";")
   }
 
   /** An implicit statement, or a batch: a transaction of its own. */
   private alone(commands: ReadonlyArray<Command>): void {
     const last = commands[commands.length - 1]
-    const { savepoint } = this
     const owner = this.owner(commands, () => {
       this.begun = true
       return this.opening("")
@@ -327,7 +330,9 @@ export class VirtualWire {
     this.forward(commands, owner, (command, settle) => {
       if (command !== last) return settle()
       if (this.sandbox.real.status === "E") return this.undo("", settle)
-      this.sandbox.must(`RELEASE SAVEPOINT ${savepoint}${this.restore()}`, "", () => {
+      // The check is of all that is open: what others still have to bring along is not the fault of this one.
+      if (!this.sandbox.shared) return this.keep("", settle)
+      this.sandbox.must(this.release(), "", () => {
         this.close()
         settle()
       })
@@ -355,7 +360,7 @@ export class VirtualWire {
   private forward(
     commands: ReadonlyArray<Command>,
     owner: Owner,
-    after: (command: Command, settle: () => void) => void
+    after: (command: Command, settle: (failed?: DbError) => void) => void
   ): void {
     const batch: Array<Command> = []
     commands.forEach((command, at) => {
@@ -370,11 +375,11 @@ export class VirtualWire {
         at === 0 ? owner : undefined,
         (error, result, multiple) => {
           if (error === undefined) follow(this.savepoints, command.text)
-          after(command, () => {
+          after(command, (failed = error) => {
             command.state = settled
             this.over(command)
             // What the end of the sandbox has cancelled.
-            command.done(error === undefined ? undefined : (this.sandbox.over ?? error), result, multiple)
+            command.done(failed === undefined ? undefined : (this.sandbox.over ?? failed), result, multiple)
           })
           this.sandbox.end()
         }

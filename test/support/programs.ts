@@ -45,7 +45,8 @@ export const expectAtRest = (database: { readonly url: string }): Effect.Effect<
     )
   })
 
-const table = `DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY, note text)`
+/** An empty table `t`. */
+export const table = `DROP TABLE IF EXISTS t CASCADE; CREATE TABLE t (id int PRIMARY KEY, note text)`
 
 // One engine after the other for the same database is what the library warns of, and what a test wants.
 export const quietly = <A, E, R>(layer: Layer.Layer<A, E, R>): Layer.Layer<A, E, R> =>
