@@ -66,8 +66,13 @@ export const onDatabase =
 /** Tests on the file's database: `test("what is promised", program, options)`. */
 export const programsOn =
   (database: TestDatabase) =>
-  <A, E>(name: string, program: () => Effect.Effect<A, E, Services | Scope.Scope>, options: DbOptions = {}): void => {
-    it.scopedLive(name, () => onDatabase(database, options)(Effect.suspend(program)))
+  <A, E>(
+    name: string,
+    program: () => Effect.Effect<A, E, Services | Scope.Scope>,
+    options: DbOptions = {},
+    millis?: number
+  ): void => {
+    it.scopedLive(name, () => onDatabase(database, options)(Effect.suspend(program)), millis)
   }
 
 /** As `programsOn`, through a proxy that the program is given. */
