@@ -220,12 +220,16 @@ const start = (engine: EngineCore, bound: Bound, entry: Entry, spec: Spec, done:
   }
 }
 
+/** Lost before its answer, it may have been committed: who asks gets a position that is late enough. */
+const inDoubt = (error: DbError | undefined): boolean =>
+  error?.reason._tag === "ConnectionError" && error.reason.phase === "read" && !error.reason.isRetryable
+
 /** A statement without a session is its own commit. */
 const counted = (entry: Entry, spec: Spec, done: Done): Done => {
   const { writes } = entry
   if (writes === undefined) return done
   return (error, result, multiple) => {
-    if (result !== undefined) writes.committed(mayWrite(result.command, spec.text))
+    if (result !== undefined || inDoubt(error)) writes.committed(mayWrite(result?.command ?? "", spec.text))
     done(error, result, multiple)
   }
 }
@@ -312,7 +316,8 @@ export const executeGroup = (
     let failure: DbError | undefined = undefined
     const done: Done = (error) => {
       failure ??= error
-      if (failure === undefined) entry.writes?.committed(specs.some(({ text }) => mayWrite("", text)))
+      if (failure === undefined || inDoubt(failure))
+        entry.writes?.committed(specs.some(({ text }) => mayWrite("", text)))
       resume(failure === undefined ? Effect.succeed(results) : Effect.fail(failure))
     }
     const last = specs.length - 1
