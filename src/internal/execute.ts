@@ -20,6 +20,7 @@ import type { Root } from "./lease.js"
 import { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
+import type { Run } from "./run.js"
 import { isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
 import type { Slot } from "./slot.js"
@@ -465,15 +466,19 @@ export const executeTogether = (
     const errors: Array<DbError | undefined> = []
     let open = specs.length
     const batch: Array<Command> = []
-    const runs = specs.map((spec, i) =>
-      at.unit.run(at.frame, { ...spec, batch, more: i < specs.length - 1 }, (error, result) => {
+    const runs: Array<Run> = []
+    specs.forEach((spec, i) => {
+      const run = at.unit.run(at.frame, { ...spec, batch, more: i < specs.length - 1 }, (error, result) => {
         errors[i] = error
+        // Each has a time limit for its turn: one that is over is over for those that would have their turn yet.
+        if (error !== undefined) for (const run of runs) run.abandon(error)
         if (result !== undefined) results[i] = result
         if (--open > 0) return
         const first = errors.find((_) => _ !== undefined)
         resume(first === undefined ? Effect.succeed(results) : Effect.fail(first))
       })
-    )
+      runs.push(run)
+    })
     // The last first: those behind are taken back or marked, and the one that runs is waited for.
     return { interrupt: Effect.forEach([...runs].reverse(), (run) => run.interrupt, { discard: true }) }
   })
