@@ -335,8 +335,6 @@ const commitQuiet = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> => 
 }
 
 const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effect<void, DbError> => {
-  // The savepoints go with the transaction.
-  unit.pending = []
   let sent = false
   return send(unit, {
     text: "COMMIT",
@@ -436,7 +434,6 @@ const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>
       unit.over()
       return Effect.void
     }
-    unit.pending = []
     return send(unit, { text: "ROLLBACK", solo: true }).pipe(
       Effect.matchEffect({
         onSuccess: () => Effect.sync(() => unit.over()),

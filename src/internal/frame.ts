@@ -158,7 +158,7 @@ export class Frame implements Owner {
 
   /** A statement of this block has its turn at once. */
   get free(): boolean {
-    return !this.ended && this.waiters.length === 0 && !this.taken
+    return !this.ended && !this.taken
   }
 
   /**
@@ -239,7 +239,7 @@ export class Frame implements Owner {
 
   /** Whoever waits has its turn, as long as nothing stands in the way. */
   serve(): void {
-    while (this.waiters.length > 0 && !this.ended && !this.taken) {
+    while (this.waiters.length > 0 && !this.taken) {
       const waiter = this.waiters.next()!
       waiter.stop()
       waiter.done(undefined)

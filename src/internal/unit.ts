@@ -145,7 +145,7 @@ export class Unit implements PathState {
   /** The connection, when a statement of this block waits for nothing: a lease that was released has none. */
   wireFor(frame: Frame): Wire | undefined {
     const { lease } = this
-    return this.lost === undefined && lease.unit === this && frame.free && !lease.stale ? lease.wire : undefined
+    return this.lost === undefined && lease.unit === this && frame.free ? lease.wire : undefined
   }
 
   /** The connection, when no other session's transaction is open on it. */
@@ -157,15 +157,11 @@ export class Unit implements PathState {
     let stopBorrowing: () => void = () => {}
     const stopClaiming = this.lease.claim(this, (error) => {
       if (error !== undefined) return done(error, undefined)
-      stopBorrowing = this.lease.borrow((error, wire) => {
-        if (wire === undefined && !this.begun) this.lease.unclaim(this)
-        done(error, wire)
-      })
+      stopBorrowing = this.lease.borrow(done)
     })
     return () => {
       stopClaiming()
       stopBorrowing()
-      if (!this.begun && this.issued <= 1) this.lease.unclaim(this)
     }
   }
 
@@ -334,7 +330,7 @@ export class Unit implements PathState {
 
   runSettled(): void {
     if (this.issued === 0) for (const waiter of this.quiet.splice(0)) waiter()
-    if (!this.begun && !this.ended && this.issued === 0) this.lease.unclaim(this)
+    if (!this.begun && this.issued === 0) this.lease.unclaim(this)
   }
 
   dropWire(): void {
@@ -351,6 +347,7 @@ export class Unit implements PathState {
     this.path = undefined
     this.lost = this.late
     this.begunWith = undefined
+    // The savepoints went with the transaction.
     this.pending = []
     this.frame.failure = undefined
     this.frame.failedStatement = undefined
