@@ -12,6 +12,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { atomic, type DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
+import { lockedOutside } from "./support/outside.js"
 import { latch, open, soon, took, until } from "./support/until.js"
 import {
   blockAside,
@@ -605,6 +606,26 @@ describe("the time limit of a block that has no effect to interrupt", () => {
         expect(yield* rows).toEqual([1])
       }))
   }
+
+  test("is over with the block: what another fiber has on its way there goes on", () =>
+    Effect.gen(function* () {
+      const lock = yield* lockedOutside(database, 21)
+      yield* session(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const tx = yield* DbSession.savepoint({ timeout: 200 })
+          const waiting = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(21)`)
+          yield* lock.waitedFor
+          yield* tx.commit
+          // Longer than the block had.
+          yield* Effect.sleep(300)
+          yield* lock.release
+          yield* Fiber.join(waiting)
+          yield* insert(1)
+        })
+      )
+      expect(yield* rows).toEqual([1])
+    }))
 
   test("a session goes on after a savepoint that was too late", () =>
     Effect.gen(function* () {
