@@ -34,6 +34,41 @@ const rows = committed(database)
 
 const session = DbSession.autocommit
 
+test("the block around one that is over is told which of its statements has failed since", () =>
+  Effect.gen(function* () {
+    const lock = yield* lockedOutside(database, 20)
+    const error = yield* Effect.flip(
+      withTransaction(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const failing = sql`DO $$ BEGIN PERFORM pg_advisory_xact_lock(20); RAISE unique_violation; END $$`
+          const daemon = yield* withTransaction(Effect.zipLeft(Effect.forkDaemon(Effect.exit(failing)), lock.waitedFor))
+          yield* lock.release
+          yield* Fiber.join(daemon)
+        })
+      )
+    )
+    const told = DbError.reason(error)
+    expect(told).toMatchObject({ _tag: "TransactionAborted", statement: "DO '...'" })
+    expect(told?._tag === "TransactionAborted" && told.firstError?.reason._tag).toBe("UniqueViolation")
+  }))
+
+test("a statement of a session has its turn when the block in one by hand is over", () =>
+  Effect.gen(function* () {
+    yield* session(
+      Effect.gen(function* () {
+        const tx = yield* DbSession.savepoint()
+        const aside = yield* blockAside((body) => withTransaction(body))
+        const waiting = yield* Effect.fork(insert(1))
+        yield* Effect.yieldNow()
+        yield* aside.end
+        yield* Fiber.join(waiting)
+        yield* tx.commit
+      })
+    )
+    expect(yield* rows).toEqual([1])
+  }))
+
 describe("an inner block that fails while a daemon of it runs a statement", () => {
   type Fails = (body: Effect.Effect<void, never, DbSession>) => Effect.Effect<unknown, unknown, DbEngine | DbSession>
   const blocks: ReadonlyArray<readonly [name: string, fails: Fails]> = [
