@@ -278,7 +278,7 @@ const rollbackTo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
     Effect.match({
       onSuccess: () => {
         unit.path = null
-        unit.aborted = unit.frame.failure !== undefined || outerFailure(frame)
+        unit.aborted = outerFailure(frame)
         unit.pending.push(plain(Sql.release(frame.savepoint)))
       },
       onFailure: (error) => {
@@ -326,10 +326,7 @@ const commitQuiet = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> => 
   const marker = unit.wantsMarker?.(unit)
   if (marker === undefined) return sendCommit(unit, undefined)
   return Effect.matchEffect(marker.write, {
-    onSuccess: () => {
-      const again = unit.refusal(frame)
-      return again === undefined ? sendCommit(unit, marker) : failCommit(unit, again)
-    },
+    onSuccess: () => sendCommit(unit, marker),
     onFailure: (error) => failCommit(unit, error)
   })
 }
@@ -429,7 +426,6 @@ const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>
     if (unit.begun) unit.outcome = "rolled back"
     // A session whose time is over is lost for its fibers, but its transaction is open on the server.
     if (wire === undefined || wire.dead || !unit.begun || (unit.lost !== undefined && wire.status === "I")) {
-      if (unit.hasLost && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
       if (wire?.dead === true || unit.hasLost) unit.dropWire()
       unit.over()
       return Effect.void
