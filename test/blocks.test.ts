@@ -53,6 +53,23 @@ test("the block around one that is over is told which of its statements has fail
     expect(told?._tag === "TransactionAborted" && told.firstError?.reason._tag).toBe("UniqueViolation")
   }))
 
+test("a block that can't be rolled back, as its savepoint is gone, spoils the one around it, which is told why", () =>
+  Effect.gen(function* () {
+    const error = yield* Effect.flip(
+      withTransaction(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          yield* sql`SAVEPOINT mine`
+          yield* Effect.flip(withTransaction(Effect.all([insert(1), sql`ROLLBACK TO SAVEPOINT mine`, no])))
+          expect(yield* DbSession.state).toBe("failed")
+        })
+      )
+    )
+    const told = DbError.reason(error)
+    expect(told?._tag === "TransactionAborted" && told.firstError?.reason.sqlState).toBe("3B001")
+    expect(yield* rows).toEqual([])
+  }))
+
 test("a statement of a session has its turn when the block in one by hand is over", () =>
   Effect.gen(function* () {
     yield* session(
