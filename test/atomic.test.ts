@@ -70,6 +70,19 @@ describe("atomic in a session", () => {
       expect(found).toEqual([{ one: "1", two: "2" }])
     }))
 
+  test("that raises over a block by hand leaves nothing open", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          const tx = yield* DbSession.savepoint()
+          expect(yield* reason(atomic(insert(1), { currentTransaction: "raise" }))).toBe("PropagationError")
+          yield* insert(2)
+          yield* tx.commit
+        })
+      )
+      expect(yield* rows).toEqual([2])
+    }))
+
   test("and its hooks after it leave the block alone that has had its turn meanwhile", () =>
     DbSession.autocommit(
       Effect.gen(function* () {

@@ -70,6 +70,33 @@ test("a block that can't be rolled back, as its savepoint is gone, spoils the on
     expect(yield* rows).toEqual([])
   }))
 
+test("what has joined a block that is over, and fails, is not kept by the one around it", () =>
+  Effect.gen(function* () {
+    const [inserted, go] = yield* Effect.all([latch, latch])
+    const joined = withTransaction(Effect.all([insert(1), open(inserted), Deferred.await(go), no], { discard: true }), {
+      propagation: "required"
+    })
+    const work = Effect.gen(function* () {
+      const daemon = yield* withTransaction(
+        Effect.zipLeft(Effect.forkDaemon(Effect.exit(joined)), Deferred.await(inserted))
+      )
+      yield* open(go)
+      yield* Fiber.join(daemon)
+    })
+    expect(yield* reason(withTransaction(work))).toBe("TransactionAborted")
+    expect(yield* rows).toEqual([])
+  }))
+
+test("a block in a read-only one by hand can't have readOnly: false", () =>
+  session(
+    Effect.gen(function* () {
+      yield* insert(1)
+      const tx = yield* DbSession.savepoint({ readOnly: true })
+      expect(yield* reason(withTransaction(insert(2), { readOnly: false }))).toBe("PropagationError")
+      yield* tx.rollback
+    })
+  ))
+
 test("a statement of a session has its turn when the block in one by hand is over", () =>
   Effect.gen(function* () {
     yield* session(
