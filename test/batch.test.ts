@@ -11,7 +11,7 @@ import { coreOf } from "../src/DbEngine.js"
 import * as Ambient from "../src/internal/ambient.js"
 import { pid, proxiedOn, reason, seen } from "./support/programs.js"
 import { Analytics, twoDatabases } from "./support/twoDatabases.js"
-import { latch, open, until } from "./support/until.js"
+import { latch, open } from "./support/until.js"
 
 const { database, othersRows, rows, test } = twoDatabases()
 const proxied = proxiedOn(database)
@@ -42,23 +42,25 @@ describe("a batch that has waited for its turn for too long", () => {
       DbSession.autocommit(
         Effect.gen(function* () {
           const { sql } = yield* DbSession
-          const [inside, queued] = yield* Effect.all([latch, latch])
+          const inside = yield* latch
+          let told = false
           // It ends when the first of them has given up.
           const body = Effect.gen(function* () {
             yield* open(inside)
-            yield* Deferred.await(queued)
-            const all = yield* underWay
-            while ((yield* underWay) === all) yield* Effect.promise(() => new Promise(setImmediate))
+            for (let most = 0, left = 0; left >= most && !told; left = yield* underWay) {
+              most = left
+              yield* Effect.promise(() => new Promise(setImmediate))
+            }
           })
           const block = yield* Effect.fork(withTransaction(body))
           yield* Deferred.await(inside)
           const batch = DbSession.batch(Array.from({ length: 3000 }, (_, i) => sql`INSERT INTO t (id) VALUES (${i})`))
-          const waiting = yield* Effect.fork(reason(batch))
-          yield* until(
-            "the batch waits",
-            Effect.map(underWay, (all) => all > 0)
+          const waiting = yield* Effect.fork(
+            Effect.ensuring(
+              reason(batch),
+              Effect.sync(() => void (told = true))
+            )
           )
-          yield* open(queued)
           expect(yield* Fiber.join(waiting)).toBe("SessionBusy")
           yield* Fiber.join(block)
           expect(yield* seen).toEqual([])

@@ -692,12 +692,12 @@ describe("the time limit of a block that has no effect to interrupt", () => {
       yield* session(
         Effect.gen(function* () {
           const { sql } = yield* DbSession
-          const tx = yield* DbSession.savepoint({ timeout: 200 })
+          const tx = yield* DbSession.savepoint({ timeout: 1500 })
           const waiting = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(21)`)
           yield* lock.waitedFor
           yield* tx.commit
           // Longer than the block had.
-          yield* Effect.sleep(300)
+          yield* Effect.sleep(1600)
           yield* lock.release
           yield* Fiber.join(waiting)
           yield* insert(1)
