@@ -355,6 +355,21 @@ describe("idle connections", () => {
       })
   )
 
+  wired(
+    database,
+    "the minimum that is kept is of those that were there: none is closed to be opened again",
+    { minConnections: 2, idleTimeout: 60 },
+    (at) =>
+      Effect.gen(function* () {
+        const all = yield* barrier(4)
+        const each = DbConnection.withConnection(Effect.zipRight(run("SELECT 1"), all), { reuse: false })
+        yield* Effect.all([each, each, each, each], { concurrency: 4 })
+        yield* idle(2)
+        yield* pause(200)
+        expect(startups(at)).toBe(4)
+      })
+  )
+
   for (const [how, options, use] of [
     ["one use", {}, Effect.asVoid(run("SELECT 1"))],
     ['connect: "eager"', { connect: "eager" }, Effect.void]
