@@ -112,7 +112,10 @@ export interface EngineService {
    * of the pool: where all connections are lent, the server is asked on a socket of its own, without logging in.
    */
   readonly health: Effect.Effect<EngineHealth>
-  /** Closes idle connections now, and lent ones when they come back; those of `DbRuntime.runSync` too. */
+  /**
+   * Closes idle connections now, those that are being opened when they are there, and lent ones when they come back;
+   * those of `DbRuntime.runSync` too.
+   */
   readonly evictAll: Effect.Effect<void>
   /** Lends nothing until `resume`; whoever asks waits, up to `acquireTimeout`. */
   readonly suspend: Effect.Effect<void>

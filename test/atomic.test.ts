@@ -16,6 +16,7 @@ import {
   sessionForms,
   used
 } from "./support/programs.js"
+import { latch, open } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -57,6 +58,51 @@ describe("9 atomic", () => {
         expect(yield* rows).toEqual([1])
       }))
   }
+})
+
+describe("atomic in a session", () => {
+  test("has the session's settings besides its own", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbSession
+      const both = sql`SELECT current_setting('app.one', true) AS one, current_setting('app.two', true) AS two`
+      const settings = { "app.one": "1" }
+      const found = yield* DbSession.autocommit(atomic(both, { settings: { "app.two": "2" } }), { settings })
+      expect(found).toEqual([{ one: "1", two: "2" }])
+    }))
+
+  test("that raises over a block by hand leaves nothing open", () =>
+    Effect.gen(function* () {
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          const tx = yield* DbSession.savepoint()
+          expect(yield* reason(atomic(insert(1), { currentTransaction: "raise" }))).toBe("PropagationError")
+          yield* insert(2)
+          yield* tx.commit
+        })
+      )
+      expect(yield* rows).toEqual([2])
+    }))
+
+  test("and its hooks after it leave the block alone that has had its turn meanwhile", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const [hooked, inside, go] = yield* Effect.all([latch, latch, latch])
+        const first = yield* Effect.fork(
+          atomic(Effect.zipRight(DbSession.afterCommit(Deferred.await(hooked)), insert(1)))
+        )
+        yield* Effect.yieldNow()
+        const second = yield* Effect.fork(
+          atomic(Effect.all([insert(2), open(inside), Deferred.await(go)], { discard: true }))
+        )
+        yield* Deferred.await(inside)
+        yield* open(hooked)
+        yield* Fiber.join(first)
+        expect(yield* reason(DbSession.commit)).toBe("SessionBusy")
+        yield* open(go)
+        yield* Fiber.join(second)
+        expect(yield* rows).toEqual([1, 2])
+      })
+    ))
 })
 
 describe("12 an open transaction and atomic", () => {

@@ -4,11 +4,14 @@
 import { Statement } from "@effect/sql"
 import { PgClient } from "@effect/sql-pg"
 import { describe, expect } from "@effect/vitest"
-import { Effect, Option } from "effect"
+import { Deferred, Effect, Fiber, Option } from "effect"
 import { DbConnection, DbEngine, DbError, DbSchema, DbSession, type DbSql, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
-import { pid, proxiedOn, reason } from "./support/programs.js"
+import { coreOf } from "../src/DbEngine.js"
+import * as Ambient from "../src/internal/ambient.js"
+import { pid, proxiedOn, reason, seen } from "./support/programs.js"
 import { Analytics, twoDatabases } from "./support/twoDatabases.js"
+import { latch, open } from "./support/until.js"
 
 const { database, othersRows, rows, test } = twoDatabases()
 const proxied = proxiedOn(database)
@@ -26,6 +29,46 @@ const refusesEntry =
       expect(error?.message).toContain(`Entry ${at} of the batch`)
       expect([yield* rows, yield* othersRows]).toEqual([[], []])
     })
+
+/** How many statements of the ambient session are on their way, or wait for their turn. */
+const underWay = Effect.flatMap(DbEngine, (engine) =>
+  Effect.withFiberRuntime<number>((fiber) => Effect.succeed(Ambient.entry(fiber, coreOf(engine)).slot!.get().runs.size))
+)
+
+describe("a batch that has waited for its turn for too long", () => {
+  proxied(
+    "is not run in part, when the turn comes while its statements give up one after the other",
+    () =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const inside = yield* latch
+          let told = false
+          // It ends when the first of them has given up.
+          const body = Effect.gen(function* () {
+            yield* open(inside)
+            for (let most = 0, left = 0; left >= most && !told; left = yield* underWay) {
+              most = left
+              yield* Effect.promise(() => new Promise(setImmediate))
+            }
+          })
+          const block = yield* Effect.fork(withTransaction(body))
+          yield* Deferred.await(inside)
+          const batch = DbSession.batch(Array.from({ length: 3000 }, (_, i) => sql`INSERT INTO t (id) VALUES (${i})`))
+          const waiting = yield* Effect.fork(
+            Effect.ensuring(
+              reason(batch),
+              Effect.sync(() => void (told = true))
+            )
+          )
+          expect(yield* Fiber.join(waiting)).toBe("SessionBusy")
+          yield* Fiber.join(block)
+          expect(yield* seen).toEqual([])
+        })
+      ),
+    { blockTimeout: 300 }
+  )
+})
 
 describe("a statement that runs somewhere else is refused, and none of the batch is sent", () => {
   test("one of another database", () =>

@@ -12,6 +12,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { atomic, type DbEngine, DbError, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
+import { lockedOutside } from "./support/outside.js"
 import { latch, open, soon, took, until } from "./support/until.js"
 import {
   blockAside,
@@ -32,6 +33,85 @@ const test = programsOn(database)
 const rows = committed(database)
 
 const session = DbSession.autocommit
+
+test("the block around one that is over is told which of its statements has failed since", () =>
+  Effect.gen(function* () {
+    const lock = yield* lockedOutside(database, 20)
+    const error = yield* Effect.flip(
+      withTransaction(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const failing = sql`DO $$ BEGIN PERFORM pg_advisory_xact_lock(20); RAISE unique_violation; END $$`
+          const daemon = yield* withTransaction(Effect.zipLeft(Effect.forkDaemon(Effect.exit(failing)), lock.waitedFor))
+          yield* lock.release
+          yield* Fiber.join(daemon)
+        })
+      )
+    )
+    const told = DbError.reason(error)
+    expect(told).toMatchObject({ _tag: "TransactionAborted", statement: "DO '...'" })
+    expect(told?._tag === "TransactionAborted" && told.firstError?.reason._tag).toBe("UniqueViolation")
+  }))
+
+test("a block that can't be rolled back, as its savepoint is gone, spoils the one around it, which is told why", () =>
+  Effect.gen(function* () {
+    const error = yield* Effect.flip(
+      withTransaction(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          yield* sql`SAVEPOINT mine`
+          yield* Effect.flip(withTransaction(Effect.all([insert(1), sql`ROLLBACK TO SAVEPOINT mine`, no])))
+          expect(yield* DbSession.state).toBe("failed")
+        })
+      )
+    )
+    const told = DbError.reason(error)
+    expect(told?._tag === "TransactionAborted" && told.firstError?.reason.sqlState).toBe("3B001")
+    expect(yield* rows).toEqual([])
+  }))
+
+test("what has joined a block that is over, and fails, is not kept by the one around it", () =>
+  Effect.gen(function* () {
+    const [inserted, go] = yield* Effect.all([latch, latch])
+    const joined = withTransaction(Effect.all([insert(1), open(inserted), Deferred.await(go), no], { discard: true }), {
+      propagation: "required"
+    })
+    const work = Effect.gen(function* () {
+      const daemon = yield* withTransaction(
+        Effect.zipLeft(Effect.forkDaemon(Effect.exit(joined)), Deferred.await(inserted))
+      )
+      yield* open(go)
+      yield* Fiber.join(daemon)
+    })
+    expect(yield* reason(withTransaction(work))).toBe("TransactionAborted")
+    expect(yield* rows).toEqual([])
+  }))
+
+test("a block in a read-only one by hand can't have readOnly: false", () =>
+  session(
+    Effect.gen(function* () {
+      yield* insert(1)
+      const tx = yield* DbSession.savepoint({ readOnly: true })
+      expect(yield* reason(withTransaction(insert(2), { readOnly: false }))).toBe("PropagationError")
+      yield* tx.rollback
+    })
+  ))
+
+test("a statement of a session has its turn when the block in one by hand is over", () =>
+  Effect.gen(function* () {
+    yield* session(
+      Effect.gen(function* () {
+        const tx = yield* DbSession.savepoint()
+        const aside = yield* blockAside((body) => withTransaction(body))
+        const waiting = yield* Effect.fork(insert(1))
+        yield* Effect.yieldNow()
+        yield* aside.end
+        yield* Fiber.join(waiting)
+        yield* tx.commit
+      })
+    )
+    expect(yield* rows).toEqual([1])
+  }))
 
 describe("an inner block that fails while a daemon of it runs a statement", () => {
   type Fails = (body: Effect.Effect<void, never, DbSession>) => Effect.Effect<unknown, unknown, DbEngine | DbSession>
@@ -605,6 +685,26 @@ describe("the time limit of a block that has no effect to interrupt", () => {
         expect(yield* rows).toEqual([1])
       }))
   }
+
+  test("is over with the block: what another fiber has on its way there goes on", () =>
+    Effect.gen(function* () {
+      const lock = yield* lockedOutside(database, 21)
+      yield* session(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const tx = yield* DbSession.savepoint({ timeout: 1500 })
+          const waiting = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(21)`)
+          yield* lock.waitedFor
+          yield* tx.commit
+          // Longer than the block had.
+          yield* Effect.sleep(1600)
+          yield* lock.release
+          yield* Fiber.join(waiting)
+          yield* insert(1)
+        })
+      )
+      expect(yield* rows).toEqual([1])
+    }))
 
   test("a session goes on after a savepoint that was too late", () =>
     Effect.gen(function* () {

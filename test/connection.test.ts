@@ -451,6 +451,30 @@ describe("33 release for good", () => {
     }
   }
 
+  proxied("a session whose COMMIT is on its way when its connection is released has lost nothing", (proxy) =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const root = yield* acquire()
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            yield* insert(1)
+            proxy.pause("backend")
+            const sent = proxy.seen(({ text }) => text === "COMMIT")
+            const commit = yield* Effect.fork(DbSession.commit)
+            yield* Effect.promise(() => sent)
+            const release = yield* Effect.fork(root.release())
+            yield* Effect.yieldNow()
+            proxy.resume()
+            yield* Fiber.join(commit)
+            yield* Fiber.join(release)
+            expect(yield* DbSession.state).toBe("idle")
+          })
+        )
+        expect(yield* committed(database)).toEqual([1])
+      })
+    )
+  )
+
   test("while the hooks after its rollback run the session knows already, and nobody else is let in", () =>
     Effect.gen(function* () {
       const [begun, done] = yield* Effect.all([Deferred.make<void>(), Deferred.make<void>()])

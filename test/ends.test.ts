@@ -31,6 +31,27 @@ const rows = committed(database)
 
 const session = DbSession.autocommit
 
+test("a block that waits for its turn when the session ends is SessionClosed, and does not begin", () =>
+  Effect.gen(function* () {
+    let begun = false
+    const body = Effect.zipRight(
+      Effect.sync(() => void (begun = true)),
+      insert(2)
+    )
+    const waiting = yield* session(
+      Effect.gen(function* () {
+        yield* insert(1)
+        yield* blockAside((body) => withTransaction(body))
+        const waiting = yield* Effect.forkDaemon(reason(withTransaction(body)))
+        yield* Effect.yieldNow()
+        return waiting
+      })
+    )
+    expect(yield* Fiber.join(waiting)).toBe("SessionClosed")
+    expect(begun).toBe(false)
+    expect(yield* rows).toEqual([1])
+  }))
+
 describe("ends of a transaction that meet", () => {
   test("a commit takes no half of a block that a sibling opens while its hooks run", () =>
     Effect.gen(function* () {

@@ -206,6 +206,7 @@ describe("the connection dies", () => {
           yield* Effect.promise(() => cut)
           expect(error.reason).toMatchObject({ _tag: "ConnectionError", phase: "read" })
           expect([error.isRetryable, DbError.isRetryable(error)]).toEqual([false, false])
+          yield* untilActivity(database.url, (_) => _.total === 0)
           yield* run("SELECT 1")
           expect(yield* ids).toEqual(forward ? [1] : [])
         })

@@ -1,8 +1,10 @@
 /** Promises that a careless change would break without another test noticing: programs on a database. */
+import type { SqlError } from "@effect/sql/SqlError"
 import { Deferred, Effect, Fiber, Option, Stream } from "effect"
 import { atomic, DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
 import { describe, expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
+import type { PgProxy } from "./support/proxy.js"
 import {
   committed,
   conflict,
@@ -217,6 +219,28 @@ describe("commits", () => {
     )
   )
 
+  const batch = Effect.flatMap(DbEngine, ({ sql }) =>
+    DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, sql`SELECT 2`])
+  )
+  const writes: ReadonlyArray<readonly [string, Effect.Effect<unknown, SqlError, DbEngine | DbSession>]> = [
+    ["an implicit statement", insert(1)],
+    ["a batch", batch]
+  ]
+  for (const [name, write] of writes) {
+    proxied(`${name} without an answer may have written: there is a token`, (proxy) =>
+      Effect.gen(function* () {
+        void proxy.cutAfter(({ text }) => text.startsWith("INSERT"), { forward: true })
+        const [lost, token] = yield* DbSession.withCommitToken(reason(write))
+        expect(lost).toBe("ConnectionError")
+        yield* until(
+          "it is committed",
+          Effect.map(rows, (ids) => ids.length === 1)
+        )
+        expect(Option.isSome(token)).toBe(true)
+      })
+    )
+  }
+
   test("atomic that commits what is open first: the session's beforeCommit runs before that commit too", () =>
     DbSession.autocommit(
       Effect.gen(function* () {
@@ -239,6 +263,50 @@ describe("commits", () => {
         expect(yield* rows).toEqual([1, 2])
       }))
   }
+})
+
+describe("a BEGIN that was lost, with what rode behind it", () => {
+  const losing = <A, E, R>(proxy: PgProxy, effect: Effect.Effect<A, E, R>) =>
+    Effect.suspend(() => {
+      void proxy.cutAfter(({ text }) => text.startsWith("BEGIN"), { forward: false })
+      return Effect.map(reason(effect), (reason) => expect(reason).toBe("ConnectionError"))
+    })
+
+  proxied("its search path is set again", (proxy) =>
+    Effect.gen(function* () {
+      yield* database.query("CREATE SCHEMA IF NOT EXISTS s1")
+      yield* DbSession.autocommit(
+        withSchema(
+          Effect.gen(function* () {
+            yield* losing(proxy, schema)
+            expect(yield* schema).toBe("s1")
+          }),
+          "s1"
+        )
+      )
+    })
+  )
+
+  proxied("its savepoint is opened again", (proxy) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        yield* Effect.flip(withTransaction(Effect.zipRight(losing(proxy, insert(1)), Effect.zipRight(insert(2), no))))
+        yield* insert(3)
+        expect(yield* seen).toEqual([3])
+      })
+    )
+  )
+
+  proxied("its options are not those of the block that comes next", (proxy) =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        yield* losing(proxy, insert(1))
+        const { sql } = yield* DbSession
+        const level = sql`SELECT current_setting('transaction_isolation') AS level`
+        expect(yield* atomic(level, { isolation: "serializable" })).toEqual([{ level: "serializable" }])
+      })
+    )
+  )
 })
 
 describe("options of a block", () => {

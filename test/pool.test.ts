@@ -273,13 +273,19 @@ describe("thousands who wait for connections that are refused at once", () => {
     return [...new Set((yield* Fiber.join(fiber)).map(outcome))]
   })
 
-  it.scopedLive("are told by a password that fails, and no slot is lost", () =>
+  it.scopedLive("are told at once by a password that fails, and no slot is lost", () =>
     Effect.gen(function* () {
       let known = false
-      const password = Effect.suspend(() => (known ? Effect.succeed(database.password) : Effect.fail("unknown")))
-      const { context } = yield* wire(database, { password })
+      let attempts = 0
+      const password = Effect.suspend(() => {
+        attempts++
+        return known ? Effect.succeed(database.password) : Effect.fail("unknown")
+      })
+      const { context } = yield* wire(database, { password, maxConnections: 3 })
       yield* Effect.gen(function* () {
         expect(yield* told).toEqual(["AuthenticationError"])
+        // All by the same, not each by one of its own: that might lock the account.
+        expect(attempts).toBeLessThanOrEqual(3)
         expect(yield* stats).toMatchObject({ total: 0, pending: 0 })
         known = true
         expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
@@ -346,6 +352,21 @@ describe("idle connections", () => {
         yield* idle(3)
         yield* pause(100)
         expect((yield* stats).idle).toBe(3)
+      })
+  )
+
+  wired(
+    database,
+    "the minimum that is kept is of those that were there: none is closed to be opened again",
+    { minConnections: 2, idleTimeout: 60 },
+    (at) =>
+      Effect.gen(function* () {
+        const all = yield* barrier(4)
+        const each = DbConnection.withConnection(Effect.zipRight(run("SELECT 1"), all), { reuse: false })
+        yield* Effect.all([each, each, each, each], { concurrency: 4 })
+        yield* idle(2)
+        yield* pause(200)
+        expect(startups(at)).toBe(4)
       })
   )
 
@@ -467,6 +488,17 @@ describe("administration", () => {
       yield* untilStats("so is the lent one", (_) => _.total === 0)
       yield* run("SELECT 1")
       expect(startups(at)).toBe(3)
+    })
+  )
+
+  wired(database, "evictAll closes what is being opened, too: who waits for it gets another", {}, (at) =>
+    Effect.gen(function* () {
+      at.proxy.pause("backend")
+      const waiting = yield* forkUntil(at, ({ type }) => type === "startup", run("SELECT 1"))
+      yield* DbEngine.evictAll
+      at.proxy.resume()
+      yield* Fiber.join(waiting)
+      expect(startups(at)).toBe(2)
     })
   )
 

@@ -166,6 +166,7 @@ describe("a commit token", () => {
       const reads = [
         ids,
         withTransaction(ids),
+        withTransaction(run("SELECT 'INSERT'"), { readOnly: true }),
         Effect.ignore(withTransaction(Effect.zipRight(insert(7), Effect.fail("no"))))
       ]
       for (const read of reads) expect((yield* DbSession.withCommitToken(read))[1]).toEqual(Option.none())
@@ -174,6 +175,8 @@ describe("a commit token", () => {
         Effect.gen(function* () {
           expect((yield* DbSession.withCommitToken(insert(7)))[1]).toEqual(Option.none())
           expect((yield* DbSession.withCommitToken(DbSession.commit))[1]).not.toEqual(Option.none())
+          const read = Effect.zipRight(ids, DbSession.commit)
+          expect((yield* DbSession.withCommitToken(read))[1]).toEqual(Option.none())
           yield* DbSession.isolated(insert(8))
         })
       )

@@ -558,6 +558,16 @@ describe("verifyOutcome where the marker can't be written as it is", () => {
       expect((yield* rows).length).toBe(40)
     }))
 
+  test("a table of outcomes that was dropped fails one transaction, and is there for the next", () =>
+    Effect.gen(function* () {
+      const verified = (id: number) => withTransaction(insert(id), { verifyOutcome: true })
+      yield* verified(1)
+      yield* database.query("DROP TABLE effect_db_outcome")
+      yield* Effect.flip(verified(2))
+      yield* verified(3)
+      expect(yield* rows).toEqual([1, 3])
+    }))
+
   proxied("a transaction that has changed its search path finds the table all the same", (proxy) =>
     Effect.gen(function* () {
       const elsewhere = Effect.flatMap(DbSession, ({ sql }) => sql`SET LOCAL search_path = pg_catalog`)

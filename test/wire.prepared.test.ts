@@ -179,6 +179,21 @@ describe("statements that the server has forgotten or may not use any more", () 
     })
   )
 
+  wired(database, "26000 of a BEGIN is that of its statement, and the session goes on", one, () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        yield* withTransaction(run("SELECT id FROM t"))
+        yield* run(behindOurBack)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            expect((yield* reasonOf(run("SELECT id FROM t"))).sqlState).toBe("26000")
+            expect(yield* run("SELECT id FROM t")).toEqual([{ id: 1 }])
+          })
+        )
+      })
+    )
+  )
+
   wired(database, "26000 inside a transaction is typed, and the connection is destroyed afterwards", one, (at) =>
     Effect.gen(function* () {
       yield* run("SELECT id FROM t")

@@ -128,7 +128,7 @@ const waitQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
 /** Cancels what is on its way, which will be undone anyway, and waits for the server's word. */
 const cancelAll = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => {
-    for (const { value } of unit.runs.places) value.cancel()
+    for (const run of [...unit.runs]) run.cancel()
     if (unit.issued === 0) return Effect.void
     return Effect.async<void>((resume) => {
       const limit = unit.engine.config.settleMillis
@@ -294,7 +294,7 @@ const rollbackTo = (unit: Unit, frame: Frame): Effect.Effect<void> => {
     Effect.match({
       onSuccess: () => {
         unit.path = null
-        unit.aborted = unit.frame.failure !== undefined || outerFailure(frame)
+        unit.aborted = outerFailure(frame)
         unit.pending.push(plain(Sql.release(frame.savepoint)))
       },
       onFailure: (error) => {
@@ -342,17 +342,12 @@ const commitQuiet = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> => 
   const marker = unit.wantsMarker?.(unit)
   if (marker === undefined) return sendCommit(unit, undefined)
   return Effect.matchEffect(marker.write, {
-    onSuccess: () => {
-      const again = unit.refusal(frame)
-      return again === undefined ? sendCommit(unit, marker) : failCommit(unit, again)
-    },
+    onSuccess: () => sendCommit(unit, marker),
     onFailure: (error) => failCommit(unit, error)
   })
 }
 
 const sendCommit = (unit: Unit, marker: OutcomeMarker | undefined): Effect.Effect<void, DbError> => {
-  // The savepoints go with the transaction.
-  unit.pending = []
   let sent = false
   return send(unit, {
     text: "COMMIT",
@@ -447,12 +442,10 @@ const rollbackQuiet = (unit: Unit): Effect.Effect<void> =>
     if (unit.begun) unit.outcome = "rolled back"
     // A session whose time is over is lost for its fibers, but its transaction is open on the server.
     if (wire === undefined || wire.dead || !unit.begun || (unit.lost !== undefined && wire.status === "I")) {
-      if (unit.hasLost && wire !== undefined && !wire.dead) wire.doomed ??= "its transaction was lost"
       if (wire?.dead === true || unit.hasLost) unit.dropWire()
       unit.over()
       return Effect.void
     }
-    unit.pending = []
     return send(unit, { text: "ROLLBACK", solo: true }).pipe(
       Effect.matchEffect({
         onSuccess: () => Effect.sync(() => unit.over()),

@@ -20,6 +20,7 @@ import type { Root } from "./lease.js"
 import { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
+import type { Run } from "./run.js"
 import { isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
 import type { Slot } from "./slot.js"
@@ -220,12 +221,16 @@ const start = (engine: EngineCore, bound: Bound, entry: Entry, spec: Spec, done:
   }
 }
 
+/** Lost before its answer, it may have been committed: who asks gets a position that is late enough. */
+const inDoubt = (error: DbError | undefined): boolean =>
+  error?.reason._tag === "ConnectionError" && error.reason.phase === "read" && !error.reason.isRetryable
+
 /** A statement without a session is its own commit. */
 const counted = (entry: Entry, spec: Spec, done: Done): Done => {
   const { writes } = entry
   if (writes === undefined) return done
   return (error, result, multiple) => {
-    if (result !== undefined) writes.committed(mayWrite(result.command, spec.text))
+    if (result !== undefined || inDoubt(error)) writes.committed(mayWrite(result?.command ?? "", spec.text))
     done(error, result, multiple)
   }
 }
@@ -312,7 +317,8 @@ export const executeGroup = (
     let failure: DbError | undefined = undefined
     const done: Done = (error) => {
       failure ??= error
-      if (failure === undefined) entry.writes?.committed(specs.some(({ text }) => mayWrite("", text)))
+      if (failure === undefined || inDoubt(failure))
+        entry.writes?.committed(specs.some(({ text }) => mayWrite("", text)))
       resume(failure === undefined ? Effect.succeed(results) : Effect.fail(failure))
     }
     const last = specs.length - 1
@@ -460,15 +466,19 @@ export const executeTogether = (
     const errors: Array<DbError | undefined> = []
     let open = specs.length
     const batch: Array<Command> = []
-    const runs = specs.map((spec, i) =>
-      at.unit.run(at.frame, { ...spec, batch, more: i < specs.length - 1 }, (error, result) => {
+    const runs: Array<Run> = []
+    specs.forEach((spec, i) => {
+      const run = at.unit.run(at.frame, { ...spec, batch, more: i < specs.length - 1 }, (error, result) => {
         errors[i] = error
+        // Each has a time limit for its turn: one that is over is over for those that would have their turn yet.
+        if (error !== undefined) for (const run of runs) run.abandon(error)
         if (result !== undefined) results[i] = result
         if (--open > 0) return
         const first = errors.find((_) => _ !== undefined)
         resume(first === undefined ? Effect.succeed(results) : Effect.fail(first))
       })
-    )
+      runs.push(run)
+    })
     // The last first: those behind are taken back or marked, and the one that runs is waited for.
     return { interrupt: Effect.forEach([...runs].reverse(), (run) => run.interrupt, { discard: true }) }
   })

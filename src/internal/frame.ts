@@ -162,7 +162,7 @@ export class Frame implements Owner {
 
   /** A statement of this block has its turn at once. */
   get free(): boolean {
-    return !this.ended && this.waiters.length === 0 && !this.taken
+    return !this.ended && !this.taken
   }
 
   /**
@@ -220,7 +220,7 @@ export class Frame implements Owner {
     this.ended = true
     this.stopTimer?.()
     this.child?.seal()
-    if (this.waiters.length === 0 && this.unit.runs.length === 0) return
+    if (this.waiters.length === 0 && this.unit.runs.size === 0) return
     const error = this.closedError()
     for (const waiter of this.waiters.empty()) {
       waiter.stop()
@@ -243,7 +243,7 @@ export class Frame implements Owner {
 
   /** Whoever waits has its turn, as long as nothing stands in the way. */
   serve(): void {
-    while (this.waiters.length > 0 && !this.ended && !this.taken) {
+    while (this.waiters.length > 0 && !this.taken) {
       const waiter = this.waiters.next()!
       waiter.stop()
       waiter.done(undefined)

@@ -89,7 +89,10 @@ export const makeMarker = (unit: Unit): OutcomeMarker => {
   const { engine } = unit
   const table = tables.get(engine) ?? "effect_db_outcome"
   return {
-    write: sendLast(unit, `INSERT INTO ${table} (id) VALUES ($1)`, [id]),
+    write: Effect.tapError(sendLast(unit, `INSERT INTO ${table} (id) VALUES ($1)`, [id]), ({ reason }) =>
+      // It was dropped, or a failover has lost it: the next transaction makes it again.
+      Effect.sync(() => void (reason.sqlState === "42P01" && tables.delete(engine)))
+    ),
     settle: executeApart(engine, question(table), [id]).pipe(
       Effect.map((result) => ((result.rows[0] as ReadonlyArray<string>)[0] === "true" ? "aborted" : "committed")),
       // The server may be restarting: the question stays the same, and asking twice changes nothing.

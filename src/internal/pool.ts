@@ -171,7 +171,7 @@ export class Pool {
     )
   }
 
-  /** Closes idle connections now and lent ones when they come back. */
+  /** Closes idle connections now, those that are being opened when they are there, lent ones when they come back. */
   evictAll(): void {
     this.generation++
     this.endIdle(() => true)
@@ -213,13 +213,11 @@ export class Pool {
   retire(successor: Pool, done: () => void): void {
     const waiters = this.waiters.empty()
     this.close(done)
-    for (const waiter of waiters) {
-      waiter.stop()
-      successor.adopt(waiter)
-    }
+    for (const waiter of waiters) successor.adopt(waiter)
   }
 
   private adopt(waiter: Waiter): void {
+    waiter.stop()
     this.wanted = true
     this.join(waiter, Math.max(1, waiter.timeoutMillis - (Date.now() - waiter.since)))
   }
@@ -247,8 +245,7 @@ export class Pool {
   }
 
   private get room(): boolean {
-    const stats = this.stats
-    return stats.total < stats.max
+    return this.stats.total < this.options.config.max
   }
 
   /** The one used last: it is the likeliest to be alive, and the others may become old enough to be closed. */
@@ -389,8 +386,7 @@ export class Pool {
 
   private settled(): void {
     if (this.closed) {
-      const stats = this.stats
-      if (stats.total === 0) for (const done of this.drained.splice(0)) done()
+      if (this.stats.total === 0) for (const done of this.drained.splice(0)) done()
       return
     }
     this.options.metrics.changed()
@@ -434,6 +430,7 @@ export class Pool {
     let stop: () => void = () => {}
     let over = false
     const began = Date.now()
+    const { generation } = this
     const giveUp = () => {
       over = true
       stop()
@@ -450,7 +447,7 @@ export class Pool {
       this.lastError = undefined
       this.options.metrics.created(Date.now() - began)
       this.retry.reset()
-      wire.generation = this.generation
+      wire.generation = generation
       const { ttlMillis } = this.options.config
       wire.expiresAt = ttlMillis >= never ? Infinity : Date.now() + ttlMillis * (0.9 + Math.random() * 0.2)
       this.put(wire)
@@ -465,8 +462,11 @@ export class Pool {
     const busy = this.loans.size + this.between.size > 0
     const final = isFinal(error)
     if (waiter !== undefined && (final || (!isTemporary(error) && !busy))) {
-      this.forget(waiter)
-      waiter.done(error, undefined)
+      // A login that is tried again for each of those who wait may lock the account.
+      for (const { done, stop } of final ? this.waiters.empty() : [this.waiters.next()!]) {
+        stop()
+        done(error, undefined)
+      }
       return this.settled()
     }
     if (waiter === undefined && (final || this.options.config.min === 0)) return

@@ -5,7 +5,6 @@ import * as Effect from "effect/Effect"
 import { DbError } from "../DbError.js"
 import { stuckOn } from "./blocking.js"
 import type { Frame } from "./frame.js"
-import type { Place } from "./line.js"
 import { Command } from "./command.js"
 import type { Done } from "./command.js"
 import type { Result } from "./rows.js"
@@ -22,7 +21,6 @@ export class Run {
   /** It has had its turn: it belongs to the transaction that is open or comes next. */
   private issued = false
   settled = false
-  private readonly listed: Place<Run>
   /** The block that it runs in: of manual ones the innermost. */
   block: Frame
 
@@ -33,7 +31,7 @@ export class Run {
     private readonly done: Done
   ) {
     this.block = frame
-    this.listed = unit.runs.join(this)
+    unit.runs.add(this)
     const wire = unit.wireFor(frame)
     if (wire === undefined) this.queue()
     else {
@@ -106,7 +104,7 @@ export class Run {
   private settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
     if (this.settled) return
     this.settled = true
-    this.unit.runs.leave(this.listed)
+    this.unit.runs.delete(this)
     if (this.issued) this.unit.issued--
     if (this.command !== undefined) this.unit.submitted--
     this.done(error, result, multiple)

@@ -126,8 +126,7 @@ export const streamRows = (
           bytes = size
         }
         // A cursor is its transaction's, and goes with a block that is rolled back: asked for afterwards, it would make
-        // the transaction fail that is open then. Whoever asks for rows,
-        // what the query calls looks its names up where the cursor was declared.
+        // the transaction fail that is open then.
         const of = {
           get isGone() {
             return unit.transactions !== transactions || framesAbove(block).some((_) => _.undone)
@@ -140,6 +139,7 @@ export const streamRows = (
             if (session !== undefined && !unit.aborted && !of.isGone) unit.pending.push(plain(`CLOSE ${cursor}`))
           })
         )
+        // Whoever asks for rows, what the query calls looks its names up where the cursor was declared.
         const made = (text: string, prepare: boolean): Spec | DbError =>
           makeSpec(text, [], "object", { several: false, prepare, path })
         let sent = false

@@ -9,7 +9,6 @@ import { stuckOn } from "./blocking.js"
 import type { EngineCore } from "./engine.js"
 import { Frame } from "./frame.js"
 import type { Root } from "./lease.js"
-import { Line } from "./line.js"
 import type { Outcome } from "./observe.js"
 import type { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
@@ -47,7 +46,7 @@ export interface OutcomeMarker {
 export class Unit implements PathState {
   readonly frame: Frame
   /** What its fibers have asked for and not been told of yet. */
-  readonly runs = new Line<Run>()
+  readonly runs = new Set<Run>()
   /** How many of them have had their turn: they are on their way, or wait for the connection. */
   issued = 0
   /** How many of them have been handed to the pipeline. */
@@ -147,7 +146,7 @@ export class Unit implements PathState {
   /** The connection, when a statement of this block waits for nothing: a lease that was released has none. */
   wireFor(frame: Frame): Wire | undefined {
     const { lease } = this
-    return this.lost === undefined && lease.unit === this && frame.free && !lease.stale ? lease.wire : undefined
+    return this.lost === undefined && lease.unit === this && frame.free ? lease.wire : undefined
   }
 
   /** The connection, when no other session's transaction is open on it. */
@@ -159,15 +158,11 @@ export class Unit implements PathState {
     let stopBorrowing: () => void = () => {}
     const stopClaiming = this.lease.claim(this, (error) => {
       if (error !== undefined) return done(error, undefined)
-      stopBorrowing = this.lease.borrow((error, wire) => {
-        if (wire === undefined && !this.begun) this.lease.unclaim(this)
-        done(error, wire)
-      })
+      stopBorrowing = this.lease.borrow(done)
     })
     return () => {
       stopClaiming()
       stopBorrowing()
-      if (!this.begun && this.issued <= 1) this.lease.unclaim(this)
     }
   }
 
@@ -338,7 +333,7 @@ export class Unit implements PathState {
 
   runSettled(): void {
     if (this.issued === 0 && this.quiet.length > 0) for (const waiter of this.quiet.splice(0)) waiter()
-    if (!this.begun && !this.ended && this.issued === 0) this.lease.unclaim(this)
+    if (!this.begun && this.issued === 0) this.lease.unclaim(this)
   }
 
   dropWire(): void {
@@ -355,6 +350,7 @@ export class Unit implements PathState {
     this.path = undefined
     this.lost = this.late
     this.begunWith = undefined
+    // The savepoints went with the transaction.
     this.pending = []
     this.frame.failure = undefined
     this.frame.failedStatement = undefined
@@ -366,12 +362,12 @@ export class Unit implements PathState {
 
   /** A block ends: what was issued in it and has not been sent never happens. */
   abandonIn(block: Frame, error: DbError): void {
-    for (const { value } of this.runs.places) if (value.block.isWithin(block)) value.abandon(error)
+    for (const run of [...this.runs]) if (run.block.isWithin(block)) run.abandon(error)
   }
 
   /** What a block has on its way will be undone, or comes too late. */
   cancelIn(block: Frame, error?: DbError): void {
-    for (const { value } of this.runs.places) if (value.block.isWithin(block)) value.cancel(error)
+    for (const run of [...this.runs]) if (run.block.isWithin(block)) run.cancel(error)
   }
 
   /** Its time is over: it fails from now on, and what is on its way is cancelled. */
@@ -379,16 +375,16 @@ export class Unit implements PathState {
     if (this.ended) return
     this.late = error
     this.lost ??= error
-    for (const { value } of this.runs.places) value.cancel(error)
+    for (const run of [...this.runs]) run.cancel(error)
   }
 
   /** No new statements; what has not been sent fails. */
   shut(): void {
     this.ended = true
     this.frame.seal()
-    if (this.runs.length === 0) return
+    if (this.runs.size === 0) return
     const error = this.closedError()
-    for (const { value } of this.runs.places) value.abandon(error)
+    for (const run of [...this.runs]) run.abandon(error)
   }
 
   release(): void {
