@@ -142,9 +142,10 @@ export class Wire {
   /** Whether what arrives is for our pipeline. */
   private read(ours: boolean): void {
     const { onBytes, onData, stream } = this.pipeline
-    if (stream instanceof DirectSocket) stream.reader = ours ? onBytes : undefined
-    else if (ours) stream.on("data", onData)
+    // Also where the runtime is one that makes no use of the buffer.
+    if (ours) stream.on("data", onData)
     else stream.removeListener("data", onData)
+    if (stream instanceof DirectSocket) stream.reader = ours ? onBytes : undefined
   }
 
   private get internals(): Internals {
