@@ -26,7 +26,7 @@ import { engineFor } from "./internal/instead.js"
 import { Root, topOf, without } from "./internal/lease.js"
 import type { Stacked } from "./internal/lease.js"
 import { undoReleased } from "./internal/session.js"
-import { isBelowZero } from "./internal/transactionSql.js"
+import { checkBoolean, isBelowZero } from "./internal/transactionSql.js"
 import type { Wire } from "./internal/wire.js"
 
 export type { DbConnection } from "./Default.js"
@@ -241,7 +241,11 @@ const push =
   (entry: Ambient.Entry): Ambient.Entry => ({ ...entry, orphan: undefined, stack: { of: handle, next: entry.stack } })
 
 const refuse = (options: ConnectionOptions): DbError | undefined => {
-  if (options.timeout === undefined) return undefined
+  const wrong =
+    checkBoolean("reuse", options.reuse) ??
+    checkBoolean("lazy", options.lazy) ??
+    checkBoolean("reusable", options.reusable)
+  if (wrong !== undefined || options.timeout === undefined) return wrong
   return !isBelowZero(options.timeout) && Option.isSome(Duration.decodeUnknown(options.timeout))
     ? undefined
     : DbError.make("InvalidInput", {

@@ -174,6 +174,10 @@ const answer = (
   })
 }
 
+/** What the client gets: a web handler sends a response of the web as it is. */
+const statusOf = ({ body, status }: HttpServerResponse.HttpServerResponse): number =>
+  body._tag === "Raw" && body.body instanceof Response ? body.body.status : status
+
 /** What becomes of an app's errors: one whose errors are all the server's business stays so, as `HttpApiBuilder` asks. */
 type Failure<E> = [E] extends [never] ? never : E | SqlError
 
@@ -294,7 +298,7 @@ export const middleware =
   <E, R>(app: HttpApp.Default<E, R>): HttpApp.Default<Failure<E>, R | Engines<Name>> => {
     type App = Effect.Effect<HttpServerResponse.HttpServerResponse, E | SqlError, any>
     const tags = options.databases?.map((_) => Database.make(_.name).DbEngine) ?? [DefaultEngine]
-    const commits = options.commits ?? ((response) => response.status < 400)
+    const commits = options.commits ?? ((response) => statusOf(response) < 400)
     const { readYourWrites } = options
     const tokens = readYourWrites === true ? {} : readYourWrites === false ? undefined : readYourWrites
     const around = (slots: ReadonlyArray<Slot>, restore: Restore): App => {

@@ -36,7 +36,7 @@ import {
   undoOpen
 } from "./internal/session.js"
 import type { Slot } from "./internal/slot.js"
-import { validate } from "./internal/transactionSql.js"
+import { validateOwn } from "./internal/transactionSql.js"
 import type { IsolationLevel, TransactionOptions } from "./internal/transactionSql.js"
 import type { Unit, UnitState } from "./internal/unit.js"
 
@@ -308,7 +308,7 @@ export const beginManual = (
   savepoint: boolean
 ): Effect.Effect<ManualTransaction, SqlError> =>
   Effect.suspend(() => {
-    const refused = validate(options)
+    const refused = validateOwn(options)
     if (refused !== undefined) return Effect.fail(refused)
     return Effect.uninterruptibleMask((restore) => {
       const kind = () => (savepoint || unit.open || at.top.kind !== "session" ? "savepoint" : "transaction")
@@ -389,7 +389,7 @@ const endAs = (
 const scoped = (core: EngineCore, options: TransactionOptions): Effect.Effect<Transaction, SqlError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiberRuntime<Transaction, SqlError, Scope.Scope>((fiber) => {
-      const refused = validate(options)
+      const refused = validateOwn(options)
       if (refused !== undefined) return Effect.fail(refused)
       const entry = Ambient.entry(fiber, core)
       return Effect.flatMap(Effect.scope, (scope) => {

@@ -30,6 +30,13 @@ const refusesEntry =
       expect([yield* rows, yield* othersRows]).toEqual([[], []])
     })
 
+test("a batch that is no array is InvalidInput", () =>
+  Effect.gen(function* () {
+    for (const wrong of [{}, undefined, (yield* client)`SELECT 1`]) {
+      expect(yield* reason(DbSession.batch(wrong as never))).toBe("InvalidInput")
+    }
+  }))
+
 /** How many statements of the ambient session are on their way, or wait for their turn. */
 const underWay = Effect.flatMap(DbEngine, (engine) =>
   Effect.withFiberRuntime<number>((fiber) => Effect.succeed(Ambient.entry(fiber, coreOf(engine)).slot!.get().runs.size))

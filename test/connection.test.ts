@@ -685,6 +685,11 @@ describe("36 no connection becomes free in time", () => {
     })
   )
 
+  test("an option that is no boolean is InvalidInput, and is not taken for its default", () =>
+    Effect.forEach(["reuse", "lazy", "reusable"], (name) =>
+      Effect.scoped(Effect.map(reason(acquire({ [name]: "yes" })), (_) => expect(_).toBe("InvalidInput")))
+    ))
+
   test("a timeout that is no duration is InvalidInput", () =>
     Effect.forEach(["soon", -1, NaN], (timeout) =>
       Effect.scoped(Effect.map(reason(acquire({ timeout: timeout as never })), (_) => expect(_).toBe("InvalidInput")))

@@ -871,6 +871,14 @@ describe("a web handler", () => {
       expect(yield* rows).toEqual([1])
     }))
 
+  test("rolls back by the status of a response of the web, which is sent as it is", () =>
+    Effect.gen(function* () {
+      const response = new Response("no", { status: 500 })
+      const handler = yield* handling(Effect.as(insert(1), HttpServerResponse.raw(response)))
+      expect((yield* Effect.promise(() => handler(new Request("http://host/")))).status).toBe(500)
+      expect(yield* rows).toEqual([])
+    }))
+
   test("a kept session ends with the body, or with whoever stops reading it", () =>
     Effect.gen(function* () {
       const handler = yield* handling(

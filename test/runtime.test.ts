@@ -760,7 +760,7 @@ describe("runSync", () => {
 
     it("it tries again until acquireTimeout, which tells why", () =>
       limited(async (url) => {
-        const db = DbRuntime.make(quietly(DbLayer({ url, acquireTimeout: 200 })))
+        const db = DbRuntime.make(quietly(DbLayer({ url, acquireTimeout: 2000 })))
         const error = thrown(() => db.runSync(one))
         expect(DbError.reason(error)).toMatchObject({ _tag: "AcquireTimeout" })
         expect(String((error as Error).message)).toContain("too many connections")

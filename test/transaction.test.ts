@@ -1092,6 +1092,31 @@ describe("24 options", () => {
       expect((yield* DbEngine.stats).total).toBe(0)
     }))
 
+  for (const [name, option] of Object.entries({
+    propagation: "never",
+    currentTransaction: "raise",
+    retry: true,
+    verifyOutcome: false
+  })) {
+    test(`${name}, which only a block around an effect has, is InvalidInput for a session and a block by hand`, () =>
+      Effect.gen(function* () {
+        const wrong = { [name]: option } as never
+        const opened = [
+          DbSession.autocommit(insert(1), wrong),
+          DbSession.autocommit(DbSession.autocommit(insert(1), wrong)),
+          DbSession.isolated(insert(1), wrong),
+          DbSession.scoped(wrong),
+          DbSession.make(wrong),
+          DbTransaction.scoped(wrong),
+          DbSession.autocommit(DbSession.begin(wrong))
+        ]
+        for (const one of opened) {
+          expect(yield* reason(Effect.scoped(one as Effect.Effect<unknown, DbError, DbEngine>))).toBe("InvalidInput")
+        }
+        expect((yield* DbEngine.stats).total).toBe(0)
+      }))
+  }
+
   test("current tells depth, isolation, readOnly and name", () =>
     withTransaction(
       Effect.gen(function* () {

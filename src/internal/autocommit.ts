@@ -15,7 +15,7 @@ import { attemptsOf, blockSpan } from "./observe.js"
 import type { Attempts } from "./observe.js"
 import { makeSlot, timed } from "./session.js"
 import type { Slot, SlotOptions } from "./slot.js"
-import { validate } from "./transactionSql.js"
+import { validateOwn } from "./transactionSql.js"
 
 type AnyEffect = Effect.Effect<any, any, any>
 
@@ -25,7 +25,7 @@ export const autocommit = (engine: EngineCore, effect: AnyEffect, options: SlotO
     const entry = Ambient.entry(fiber, engine)
     const { slot } = entry
     if (slot === undefined) return own(engine, entry, effect, options, false, attemptsOf(fiber))
-    const refused = validate(options)
+    const refused = validateOwn(options)
     if (refused !== undefined) return Effect.fail(refused)
     const inside = joined(slot, entry, effect, options)
     return slot.needsGate ? Effect.zipRight(slot.prepare, inside) : inside

@@ -45,6 +45,12 @@ const refuseControl = (): DbError =>
     hint: "Leave BEGIN, COMMIT and ROLLBACK out of it; nothing was sent."
   })
 
+const refuseAll = (): DbError =>
+  DbError.make("InvalidInput", {
+    message: "The batch is not an array of statements.",
+    hint: "Give [sql`...`, sql`...`], neither run nor mapped; nothing was sent."
+  })
+
 const refuseEntry = (number: number): DbError =>
   DbError.make("InvalidInput", {
     message: `Entry ${number} of the batch is not a statement.`,
@@ -102,6 +108,7 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
   statements: Statements
 ): Effect.Effect<BatchResult<Statements>, SqlError> =>
   Effect.withFiberRuntime<any, SqlError>((fiber) => {
+    if (!Array.isArray(statements as unknown)) return Effect.fail(refuseAll())
     const entry = Ambient.entry(fiber, engine)
     for (const [at, statement] of statements.entries()) {
       const refused = outOfPlace(fiber, engine, entry, statement, at)

@@ -19,7 +19,7 @@ import { releasedStack, topOf } from "./lease.js"
 import type { Root } from "./lease.js"
 import { Slot } from "./slot.js"
 import type { SlotOptions } from "./slot.js"
-import { validate } from "./transactionSql.js"
+import { validateOwn } from "./transactionSql.js"
 import { undisturbed } from "./undisturbed.js"
 import type { Hook, Unit } from "./unit.js"
 
@@ -43,7 +43,7 @@ export const makeSlot = (
   options: SlotOptions,
   isolated: boolean
 ): Effect.Effect<Slot, DbError> => {
-  const outer = validate(options) ?? (isolated ? undefined : shareableRoot(entry))
+  const outer = validateOwn(options) ?? (isolated ? undefined : shareableRoot(entry))
   return outer instanceof DbError ? Effect.fail(outer) : Effect.succeed(newSlot(engine, entry, options, outer))
 }
 

@@ -214,6 +214,20 @@ export const validate = (options: TransactionOptions & BlockWords): DbError | un
   )
 }
 
+/** Of blocks around an effect, which can be run again or stand somewhere else: a session and a block by hand can't. */
+const ofBlocks = ["propagation", "currentTransaction", "retry", "verifyOutcome"] as const
+
+/** As `validate`, of a session or a block without a body. */
+export const validateOwn = (options: TransactionOptions & BlockWords): DbError | undefined => {
+  const name = ofBlocks.find((_) => options[_] !== undefined)
+  return name === undefined
+    ? validate(options)
+    : refuse(
+        `The option ${name} is not one of a session or of a block by hand`,
+        "Give it to withTransaction or atomic."
+      )
+}
+
 const levelOf = (isolation: IsolationLevel | undefined): IsolationLevel =>
   isolation === undefined || isolation === "read uncommitted" ? "read committed" : isolation
 
