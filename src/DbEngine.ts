@@ -170,8 +170,9 @@ const inBound = <A, E, R>(
   core: EngineCore,
   bound: Bound,
   effect: Effect.Effect<A, E, R>
-): Effect.Effect<A, E | SqlError, R> =>
-  Effect.withFiberRuntime((fiber) => {
+): Effect.Effect<A, E | SqlError, R> => {
+  if (bound === ambientBound) return effect
+  return Effect.withFiberRuntime((fiber) => {
     const entry = Ambient.entry(fiber, core)
     const at = boundIn(bound, entry)
     if (at._tag === "Ambient") return effect
@@ -188,6 +189,7 @@ const inBound = <A, E, R>(
       writes: entry.writes ?? entry.slot?.writes
     }))
   })
+}
 
 /** A connection that nobody reuses, until the scope closes. */
 const reserve = (core: EngineCore): Effect.Effect<Bound, DbError, Scope.Scope> =>

@@ -314,11 +314,12 @@ const outerFailure = (frame: Frame): boolean => {
 
 /** Commits and reports how it went. The caller has seen to it that no block is open, and may hold it. @internal */
 export const commit = (unit: Unit, frame: Frame, holds = false): Effect.Effect<void, DbError> =>
-  Effect.suspend(() => {
-    const end = () => commitOpen(unit, frame)
-    // The work of both: who asks second has lost it as well.
-    return holds ? held(unit, end()) : alone(unit, end, Effect.fail)
-  })
+  Effect.suspend(() => (holds ? held(unit, commitOpen(unit, frame)) : commitNow(unit, frame)))
+
+/** As `commit`, begun by the call. @internal */
+export const commitNow = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> =>
+  // The work of both: who asks second has lost it as well.
+  alone(unit, () => commitOpen(unit, frame), Effect.fail)
 
 const commitOpen = (unit: Unit, frame: Frame): Effect.Effect<void, DbError> => {
   if (unit.open && unit.issued === 0) return commitQuiet(unit, frame)

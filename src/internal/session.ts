@@ -289,8 +289,9 @@ const endUnit = (unit: Unit, block: Frame | undefined, success: boolean): Effect
   const end = () => {
     unit.shut()
     if (commits) {
-      const commit = endings.commit(unit, frame)
-      return left === undefined ? commit : Effect.zipRight(endings.undo(unit, left), commit)
+      return left === undefined
+        ? endings.commitNow(unit, frame)
+        : Effect.zipRight(endings.undo(unit, left), endings.commit(unit, frame))
     }
     const undone = endings.rollback(unit)
     return success && left?.holds === "shared" ? Effect.zipRight(undone, Effect.fail(leftOpen(unit, left))) : undone
