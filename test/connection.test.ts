@@ -12,6 +12,11 @@ import {
   DbSession,
   withTransaction
 } from "effect-db"
+import { Socket } from "node:net"
+import { Readable } from "node:stream"
+import { pipeline } from "node:stream/promises"
+import { from, to } from "pg-copy-streams"
+import QueryStream from "pg-query-stream"
 import { expect } from "vitest"
 import { testDatabase, untilActivity } from "./support/database.js"
 import { lockedOutside } from "./support/outside.js"
@@ -920,6 +925,31 @@ describe("raw", () => {
         expect(counted.rows).toEqual([{ n: 1 }])
       })
     ))
+
+  for (const [name, options] of Object.entries({ ours: {}, "of the user's": { stream: () => new Socket() } })) {
+    test(
+      `serves what reads and writes its stream in its own ways, a stream ${name}`,
+      () =>
+        DbConnection.withConnection(
+          Effect.flatMap(DbConnection.raw, (client) =>
+            Effect.promise(async () => {
+              const lines = Array.from({ length: 20_000 }, (_, i) => `${i}\n`)
+              await pipeline(Readable.from(lines), client.query(from("COPY t (id) FROM STDIN")))
+              const copied: Array<Buffer> = []
+              for await (const chunk of client.query(to("COPY t (id) TO STDOUT"))) copied.push(chunk as Buffer)
+              expect(Buffer.concat(copied).toString()).toBe(lines.join(""))
+              let read = 0
+              for await (const { id } of client.query(new QueryStream("SELECT id FROM t ORDER BY id"))) {
+                expect(id).toBe(read++)
+              }
+              expect(read).toBe(lines.length)
+              expect((await client.query("SELECT 1 AS one")).rows).toEqual([{ one: 1 }])
+            })
+          )
+        ),
+      options
+    )
+  }
 
   test("that was used is destroyed when it is given back", () =>
     Effect.gen(function* () {

@@ -13,7 +13,7 @@ const size = 65536
 
 /** @internal */
 export class DirectSocket extends Socket {
-  /** Who reads; nothing: who listens to `data`, as `pg`'s client does, and gets a copy to keep. */
+  /** Who reads; nothing: whoever uses it as any other stream, such as `pg`'s client, and gets copies to keep. */
   reader: OnBytes | undefined = undefined
 
   constructor() {
@@ -22,8 +22,8 @@ export class DirectSocket extends Socket {
       onread: {
         buffer,
         callback: (length: number): boolean => {
-          if (this.reader !== undefined) this.reader(buffer, length)
-          else this.emit("data", Buffer.from(buffer.subarray(0, length)))
+          if (this.reader === undefined) return this.push(Buffer.from(buffer.subarray(0, length)))
+          this.reader(buffer, length)
           return true
         }
       }
