@@ -141,7 +141,7 @@ describe("EmbeddedServer", () => {
       yield* server.stop()
       yield* Effect.all([server.start, server.start, server.start], { concurrency: "unbounded" })
       process.kill(yield* pidOf(server), "SIGKILL")
-      yield* until("killed", () => Option.isNone(Effect.runSync(server.pid)), 10_000)
+      yield* until("killed", () => Option.isNone(Effect.runSync(server.pid)), 25_000)
       yield* server.start
       expect(yield* query(server, "SELECT n FROM kept ORDER BY n")).toEqual([{ n: 1 }, { n: 2 }])
       const last = yield* pidOf(server)
@@ -392,7 +392,7 @@ describe.concurrent("EmbeddedServer leaves nothing behind", () => {
         const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
         const fiber = yield* Effect.fork(Scope.extend(EmbeddedServer.start(options), scope))
         yield* Effect.yieldNow()
-        yield* until(stage, () => reached(above, lines), 10_000)
+        yield* until(stage, () => reached(above, lines), 25_000)
         // The scope is still open: what was started is gone all the same.
         expect(Exit.isInterrupted(yield* Fiber.interrupt(fiber))).toBe(true)
         expect(readdirSync(above)).toEqual([])
@@ -423,8 +423,8 @@ describe.concurrent("EmbeddedServer leaves nothing behind", () => {
       const { dataDir, pid } = yield* Effect.promise(() => running.heard)
       expect(isAlive(pid)).toBe(true)
       running.child.kill("SIGKILL")
-      yield* until("the server is gone", () => !isAlive(pid), 10_000)
-      yield* until("its data are gone", () => !existsSync(dataDir), 10_000)
+      yield* until("the server is gone", () => !isAlive(pid), 25_000)
+      yield* until("its data are gone", () => !existsSync(dataDir), 25_000)
     })
   )
 
@@ -435,9 +435,9 @@ describe.concurrent("EmbeddedServer leaves nothing behind", () => {
         { dataDir: join(above, "data") },
         "Effect.runPromise(Effect.zipRight(forgotten, Effect.never))"
       )
-      yield* until("initdb works", () => initialising(above), 10_000)
+      yield* until("initdb works", () => initialising(above), 25_000)
       running.child.kill("SIGKILL")
-      yield* until("all is gone", () => readdirSync(above).length === 0, 10_000)
+      yield* until("all is gone", () => readdirSync(above).length === 0, 25_000)
     })
   )
 
@@ -458,8 +458,8 @@ describe.concurrent("EmbeddedServer leaves nothing behind", () => {
       const exits = yield* program({}, "Effect.runPromise(forgotten).then(() => process.exit(3))")
       const second = yield* Effect.promise(() => exits.heard)
       expect(yield* Effect.promise(() => exits.ended)).toEqual({ code: 3, signal: null })
-      yield* until("the server is gone", () => !isAlive(second.pid), 10_000)
-      yield* until("its data are gone", () => !existsSync(second.dataDir), 10_000)
+      yield* until("the server is gone", () => !isAlive(second.pid), 25_000)
+      yield* until("its data are gone", () => !existsSync(second.dataDir), 25_000)
     })
   )
 
