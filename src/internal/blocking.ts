@@ -106,8 +106,13 @@ const clock: Clock.Clock = Object.create(usual, {
 }) as Clock.Clock
 
 const drain = (queue: Array<() => void>): void => {
-  for (let at = 0; at < queue.length; at++) queue[at]!()
-  queue.length = 0
+  let taken = 0
+  try {
+    while (taken < queue.length) queue[taken++]!()
+  } finally {
+    // One that throws leaves the rest to the event loop, and nothing to be run twice.
+    queue.splice(0, taken)
+  }
 }
 
 const ring = (): boolean => {
