@@ -1050,7 +1050,8 @@ describe("raw", () => {
           yield* Effect.yieldNow()
           at.reset()
           at.injectGarbage(bytes)
-          expect(yield* Effect.promise(() => slow)).toBeInstanceOf(Error)
+          // What was wrong, not that the connection was cut for it.
+          expect(String(yield* Effect.promise(() => slow))).toMatch(/^(?:ProtocolViolation|RangeError)/)
           expect(DbError.reason(yield* Fiber.join(queued))?._tag).toBe("ConnectionError")
           yield* insert(2)
           expect(yield* committed(database)).toEqual([2])
