@@ -154,9 +154,14 @@ class Handle implements Connection, Stacked {
     Effect.async<Pg.Client, DbError>((resume) => {
       const stuck = stuckOn(wire)
       if (stuck !== undefined) return resume(Effect.fail(stuck))
-      wire.toForeign((client: Pg.Client | DbError) =>
-        resume(DbError.is(client) ? Effect.fail(client) : Effect.succeed(client))
-      )
+      let waits = true
+      // It waits for what runs there, and the connection may be somebody else's by then.
+      const vet = (): DbError | undefined =>
+        waits && this.gone() === undefined && this.#shared.wire === wire ? undefined : this.#shared.releasedError()
+      wire.toForeign(vet, (client) => resume(DbError.is(client) ? Effect.fail(client) : Effect.succeed(client)))
+      return Effect.sync(() => {
+        waits = false
+      })
     })
   )
 

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "@effect/vitest"
 import { Chunk, Deferred, Effect, Fiber, Option, Stream } from "effect"
-import { DbEngine, DbError, DbLayer, DbQuery, DbSession } from "effect-db"
-import type { Duplex } from "node:stream"
+import { DbConnection, DbEngine, DbError, DbLayer, DbQuery, DbSession } from "effect-db"
+import { PassThrough, type Duplex } from "node:stream"
 import Pg from "pg"
 import { Command, type Pipeline } from "../src/internal/pipeline.js"
 import { testDatabase, untilActivity } from "./support/database.js"
@@ -40,6 +40,29 @@ describe("COPY", () => {
         expect(done).toEqual({ command: "COPY", rowCount: 100_000 })
         expect(yield* count).toBe(100_000)
       })
+    )
+  )
+
+  it.live("a statement on the connection of a copyFrom waits until that has sent its data", () =>
+    run(
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          const { sql } = yield* DbEngine
+          const [taken, more] = yield* Effect.all([Deferred.make<void>(), Deferred.make<void>()])
+          const source = Stream.concat(
+            Stream.fromEffect(Effect.as(Deferred.succeed(taken, undefined), "1,one\n")),
+            Stream.fromEffect(Effect.as(Deferred.await(more), "2,two\n"))
+          )
+          const copying = yield* Effect.fork(DbQuery.copyFrom(sql`COPY entries FROM STDIN WITH (FORMAT csv)`, source))
+          yield* Deferred.await(taken)
+          const behind = yield* Effect.fork(count)
+          // By now it would have gone out.
+          yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+          yield* Deferred.succeed(more, undefined)
+          expect(yield* Fiber.join(copying)).toEqual({ command: "COPY", rowCount: 2 })
+          expect(yield* Fiber.join(behind)).toBe(2)
+        })
+      )
     )
   )
 
@@ -282,6 +305,22 @@ describe("a COPY that the text does not tell of", () => {
     expect(await Promise.all(others)).toEqual([[[1]], "InvalidInput", "InvalidInput"])
     // Older servers go on, newer ones end the connection.
     expect(["ConnectionError", []]).toContainEqual(await send("ROLLBACK", true))
+  })
+
+  it("FROM STDIN among others of its transaction: an older server, which goes on at their Sync, is sent no other", async () => {
+    const stream = new PassThrough()
+    const pipeline = pipelineOn(stream)
+    const turn = () => new Promise((resolve) => setImmediate(resolve))
+    for (const text of ["COPY entries FROM STDIN", "SELECT 2"]) {
+      pipeline.submit(new Command(text, [], "array", false, false, false, undefined, () => {}))
+    }
+    await turn()
+    stream.read()
+    const message = (type: string, body = "") => `${type}\0\0\0${String.fromCharCode(4 + body.length)}${body}`
+    pipeline.onData(Buffer.from(message("1") + message("2") + message("n") + message("G", "\0\0\0")))
+    await turn()
+    expect(stream.read()).toBeNull()
+    pipeline.die(new Error("the end"), "read")
   })
 
   onServer(

@@ -1,6 +1,7 @@
 import { it } from "@effect/vitest"
 import type { SqlError } from "@effect/sql/SqlError"
 import { Database, DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
+import type { DbSql } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -290,6 +291,19 @@ describe("thousands who wait for connections that are refused at once", () => {
         known = true
         expect(yield* run("SELECT 1 AS one")).toEqual([{ one: 1 }])
       }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("and nobody asks for a password that fails for the sake of the minimum", () =>
+    Effect.gen(function* () {
+      let attempts = 0
+      const password = Effect.suspend(() => {
+        attempts++
+        return Effect.fail("unknown")
+      })
+      const { context } = yield* wire(database, { password, minConnections: 2 })
+      expect((yield* reasonOf(Effect.provide(run("SELECT 1"), context)))._tag).toBe("AuthenticationError")
+      expect(attempts).toBe(1)
     })
   )
 
@@ -865,6 +879,22 @@ describe("afterConnect", () => {
         expect(proxy.accepted).toBe(1)
         expect(runs).toBe(4)
       }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("that drops our named statements through the pg client: transactions have them again", () =>
+    Effect.gen(function* () {
+      const find = (sql: DbSql) => sql<{ readonly n: number }>`SELECT ${1}::int AS n`
+      const afterConnect = Effect.flatMap(DbConnection, ({ raw, sql }) =>
+        Effect.gen(function* () {
+          yield* find(sql)
+          const client = yield* raw
+          yield* Effect.promise(() => client.query("DEALLOCATE ALL"))
+        })
+      )
+      const { context } = yield* wire(database, { afterConnect, maxConnections: 1 })
+      const found = withTransaction(Effect.flatMap(DbSession, ({ sql }) => find(sql)))
+      expect(yield* Effect.provide(found, context)).toEqual([{ n: 1 }])
     })
   )
 

@@ -4,6 +4,7 @@
 import { describe, expect, it } from "@effect/vitest"
 import { PassThrough } from "node:stream"
 import Pg from "pg"
+import { ForeignQueue } from "../src/internal/foreign.js"
 import { Command, Pipeline } from "../src/internal/pipeline.js"
 import { Probe } from "../src/internal/probe.js"
 import { Framer } from "./support/framing.js"
@@ -105,5 +106,31 @@ describe("statements that are issued at once", () => {
     submit()
     await endOfTurn()
     expect(written()).toBe("")
+  })
+})
+
+describe("a statement that is being cancelled", () => {
+  it("is one cancellation, however much of it still arrives", async () => {
+    const { cancels, pipeline, submit } = offline()
+    const command = submit()
+    await endOfTurn()
+    expect(pipeline.interrupt(command)).toBe(true)
+    for (const message of ["1\0\0\0\u0004", "2\0\0\0\u0004", "n\0\0\0\u0004"]) pipeline.onData(Buffer.from(message))
+    expect(cancels.length).toBe(1)
+    pipeline.die(new Error("the end"), "read")
+  })
+
+  it("is one cancellation while the pg client has the socket, however often it is interrupted", () => {
+    const cancels: Array<() => void> = []
+    const wire = { cancel: (done: () => void) => cancels.push(done), pipeline: { heard: 0, tell: () => {} } }
+    const client = { readyForQuery: true, query: () => {} }
+    const queue = new ForeignQueue(wire as never, client as never, 0, 1000)
+    const command = new Command("SELECT 1", [], "object", false, false, false, undefined, () => {})
+    queue.submit(command)
+    expect([queue.interrupt(command), queue.interrupt(command)]).toEqual([true, true])
+    expect(cancels.length).toBe(1)
+    command.settle(undefined, undefined, undefined)
+    cancels[0]!()
+    expect(queue.idle).toBe(true)
   })
 })

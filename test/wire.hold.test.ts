@@ -204,6 +204,44 @@ describe("after a cancel that has hit nobody", () => {
       })
     )
   )
+
+  wired(
+    database,
+    "a statement in a transaction that was begun by hand is not sent again: all of it has failed",
+    one,
+    (at) =>
+      DbConnection.withConnection(
+        Effect.gen(function* () {
+          yield* missed(at)
+          const [row] = yield* run("SELECT pg_backend_pid() AS pid")
+          yield* run("BEGIN")
+          const fiber = yield* Effect.fork(reasonOf(run("SELECT pg_sleep(60), 'by hand'")))
+          yield* running
+          yield* database.query("SELECT pg_cancel_backend($1)", [row!["pid"]])
+          expect((yield* Fiber.join(fiber))._tag).toBe("QueryCanceled")
+          expect(sentAs(at, /by hand/)).toBe(1)
+          yield* run("ROLLBACK")
+        })
+      )
+  )
+})
+
+describe("after a cancel that has hit its statement", () => {
+  wired(database, "what an administrator cancels is not sent again", one, (at) =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const [row] = yield* run("SELECT pg_backend_pid() AS pid")
+        const interrupted = yield* Effect.fork(run("SELECT pg_sleep(60)"))
+        yield* running
+        yield* Fiber.interrupt(interrupted)
+        const next = yield* forkUntil(at, executes(/next/), reasonOf(run("SELECT pg_sleep(60), 'next'")))
+        yield* running
+        yield* database.query("SELECT pg_cancel_backend($1)", [row!["pid"]])
+        expect((yield* Fiber.join(next))._tag).toBe("QueryCanceled")
+        expect(sentAs(at, /next/)).toBe(1)
+      })
+    )
+  )
 })
 
 describe("what a statement leaves behind that did not succeed", () => {
@@ -284,6 +322,16 @@ describe("the names of our statements, when the user's go", () => {
       })
     )
   }
+
+  wired(database, "PREPARE: they go with the sweep behind it, and with no later one", one, (at) =>
+    Effect.gen(function* () {
+      for (const text of ["PREPARE mine AS SELECT 1", "SET work_mem = '5MB'"]) {
+        yield* run(text)
+        yield* run("SELECT 1")
+      }
+      expect([sentAs(at, /RESET ALL/), sentAs(at, /DEALLOCATE ALL/)]).toEqual([2, 1])
+    })
+  )
 
   wired(database, "EXECUTE missing in a transaction: the connection goes on", one, (at) =>
     Effect.gen(function* () {

@@ -6,6 +6,8 @@ import * as Fiber from "effect/Fiber"
 import * as Net from "node:net"
 import { expect } from "vitest"
 import { sendCancel } from "../src/internal/cancel.js"
+import { leavesBy } from "../src/internal/leaving.js"
+import { makeResult } from "../src/internal/rows.js"
 import { testDatabase } from "./support/database.js"
 import { outside } from "./support/outside.js"
 import {
@@ -87,6 +89,18 @@ describe("what is not done after all, or not twice", () => {
       })
     )
   )
+})
+
+describe("a text that prepares its transaction", () => {
+  for (const text of ["PREPARE TRANSACTION 'a'", "PREPARE/**/TRANSACTION 'a'", "prepare -- it\ntransaction 'a'"]) {
+    it(`${JSON.stringify(text)} has left it`, () => {
+      expect(leavesBy(text, [makeResult("PREPARE TRANSACTION", [], [])])).toBe("PREPARE TRANSACTION")
+    })
+  }
+
+  it("and one that prepares a statement has not", () => {
+    expect(leavesBy("PREPARE transactions AS SELECT 1", [makeResult("PREPARE", [], [])])).toBeUndefined()
+  })
 })
 
 describe("connections that come back", () => {

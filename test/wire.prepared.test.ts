@@ -1,7 +1,10 @@
 import { DbConnection, DbEngine, DbSession, withTransaction } from "effect-db"
 import * as Effect from "effect/Effect"
-import { describe, expect } from "vitest"
+import { PassThrough } from "node:stream"
+import { describe, expect, it } from "vitest"
+import { Command } from "../src/internal/pipeline.js"
 import { testDatabase } from "./support/database.js"
+import { messagesOf, pipelineOn } from "./support/pipelines.js"
 import type { Wired } from "./support/wired.js"
 import { executes, freshTable, one, reasonOf, run, wired } from "./support/wired.js"
 
@@ -203,4 +206,26 @@ describe("statements that the server has forgotten or may not use any more", () 
       expect(at.proxy.accepted).toBe(2)
     })
   )
+})
+
+describe("a statement of ours that rides in front", () => {
+  it("and was skipped behind one that failed gets its name the next time", async () => {
+    const stream = new PassThrough()
+    const pipeline = pipelineOn(stream)
+    const send = async (...texts: ReadonlyArray<string>): Promise<ReadonlyArray<string>> => {
+      const prefix = texts.map((text) => ({ text, params: [], opens: false, named: true }))
+      const owner = { takePrefix: () => prefix }
+      pipeline.submit(new Command("SELECT 1", [], "array", false, false, false, owner, () => {}))
+      await new Promise((resolve) => setImmediate(resolve))
+      return messagesOf(stream.read() as Buffer)
+        .filter(({ type }) => type === "P")
+        .map(({ bytes }) => (bytes[5] === 0 ? "unnamed" : "named"))
+    }
+    expect(await send("SELECT 'fails'", "SELECT 'skipped'")).toEqual(["named", "named", "unnamed"])
+    const fields = Buffer.from("SERROR\0VERROR\0C22012\0Mdivision by zero\0\0")
+    const head = Buffer.from("E\0\0\0\0")
+    head.writeUInt32BE(fields.length + 4, 1)
+    pipeline.onData(Buffer.concat([head, fields, Buffer.from("Z\0\0\0\u0005I")]))
+    expect(await send("SELECT 'skipped'")).toEqual(["named", "unnamed"])
+  })
 })

@@ -328,6 +328,32 @@ describe("FAULTS 18: what no server sends", () => {
   })
 })
 
+describe("who waits until nothing runs", () => {
+  it("goes on waiting when another one who did has begun something", async () => {
+    const { pipeline, submit } = offline()
+    const zero = Buffer.concat([
+      bytesOf("1"),
+      bytesOf("2"),
+      bytesOf("n"),
+      bytesOf("C", Buffer.from("SELECT 0\0")),
+      bytesOf("Z", Buffer.from("I"))
+    ])
+    const first = submit("SELECT 1 WHERE false")
+    await new Promise((resolve) => setImmediate(resolve))
+    const begun: Array<Promise<unknown>> = []
+    const found: Array<boolean> = []
+    pipeline.whenIdle(() => void begun.push(submit("SELECT 2 WHERE false")))
+    pipeline.whenIdle(() => found.push(pipeline.idle))
+    pipeline.onData(zero)
+    await first
+    expect(found).toEqual([])
+    await new Promise((resolve) => setImmediate(resolve))
+    pipeline.onData(zero)
+    await Promise.all(begun)
+    expect(found).toEqual([true])
+  })
+})
+
 const database = testDatabase()
 
 const broken = {

@@ -351,7 +351,7 @@ const miscounts = (step: Step, { command, rowCount, rows }: Result): boolean =>
   step.shape !== noShape &&
   step.failure === undefined
 
-const commits = /(?:^|;)\s*(?:commit|end|prepare\s+transaction)\b/i
+const commits = /(?:^|;)\s*(?:commit|end|prepare\s*transaction)\b/i
 
 /** All of it was in a transaction that is not being committed: with the connection it is gone. */
 const isLostWhole = (group: Group): boolean =>

@@ -5,7 +5,7 @@ import type { Result } from "./rows.js"
 import { withoutLiterals } from "./sqlText.js"
 
 const rollbackTo = /\brollback\s*(?:(?:work|transaction)\s*)?to\b/gi
-const prepareTransaction = /\bprepare\s+transaction\b/i
+const prepareTransaction = /\bprepare\s*transaction\b/i
 
 const tags = new Set(["COMMIT", "ROLLBACK", "PREPARE"])
 

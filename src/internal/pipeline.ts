@@ -74,7 +74,7 @@ export class Pipeline {
   private strays = 0
   /** How often something has come in: what goes out in between is one round trip. */
   heard = 0
-  private idleWaiters: Array<() => void> = []
+  private readonly idleWaiters: Array<() => void> = []
   private readonly writeWaiters: Array<() => void> = []
   /** A COPY FROM STDIN that is under way. */
   private copying: Command | undefined = undefined
@@ -442,10 +442,8 @@ export class Pipeline {
   }
 
   private checkIdle(): void {
-    if (this.idleWaiters.length === 0 || !this.idle) return
-    const waiters = this.idleWaiters
-    this.idleWaiters = []
-    for (const waiter of waiters) waiter()
+    // Each may have put something to do in front of the next.
+    while (this.idleWaiters.length > 0 && this.idle) this.idleWaiters.shift()!()
   }
 
   /** The connection is lost, or can't be trusted: everything on it fails, what was sent as `read`. */

@@ -198,10 +198,15 @@ export class Wire {
     )
   }
 
-  /** Hands the socket to `pg`'s client; from now on our own statements go through it too, one at a time. */
-  toForeign(done: (client: Pg.Client) => void): void {
+  /**
+   * Hands the socket to `pg`'s client; from now on our own statements go through it too, one at a time.
+   * @param vet - asked when nothing runs any more: why it is not to be had by now.
+   */
+  toForeign(vet: () => DbError | undefined, done: (client: Pg.Client | DbError) => void): void {
     if (this.foreign !== undefined) return done(this.client)
     this.pipeline.whenIdle(() => {
+      const gone = vet()
+      if (gone !== undefined) return done(gone)
       if (this.foreign === undefined && !this.dead) {
         const stream = this.internals.connection.stream
         this.read(false)

@@ -158,7 +158,7 @@ export class VirtualWire {
   }
 
   /** Handed out, the client would take the socket of the whole sandbox along. */
-  toForeign(done: (refused: DbError) => void): void {
+  toForeign(_vet: unknown, done: (refused: DbError) => void): void {
     done(rawRefused())
   }
 
