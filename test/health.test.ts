@@ -89,6 +89,18 @@ describe("DbEngine.health", () => {
     { healthTimeout: "200 millis", maxConnections: 1 }
   )
 
+  proxied(
+    "does not wait for a connection of the pool that says nothing any more",
+    (via) =>
+      Effect.gen(function* () {
+        expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "pool" })
+        via.pause()
+        expect(yield* DbEngine.health).toMatchObject({ status: "down", asked: "pool" })
+        via.resume()
+      }),
+    { healthTimeout: "100 millis", settleTimeout: "1 minute" }
+  )
+
   test("says that the engine is suspended, and asks the server", () =>
     Effect.gen(function* () {
       const { health, resume, suspend } = yield* DbEngine
