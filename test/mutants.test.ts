@@ -265,6 +265,18 @@ describe("commits", () => {
   }
 })
 
+proxied(
+  "waitFor is over in its time, also where the server says nothing any more",
+  (via) =>
+    Effect.gen(function* () {
+      yield* DbEngine.ping
+      via.pause()
+      expect(yield* reason(DbSession.waitFor("0/1", { timeout: "100 millis" }))).toBe("ReplicaBehind")
+      via.resume()
+    }),
+  { settleTimeout: "1 minute" }
+)
+
 describe("a BEGIN that was lost, with what rode behind it", () => {
   const losing = <A, E, R>(proxy: PgProxy, effect: Effect.Effect<A, E, R>) =>
     Effect.suspend(() => {
