@@ -70,6 +70,26 @@ describe("a batch that has waited for its turn for too long", () => {
   )
 })
 
+describe("a statement that would end or open its transaction is refused, and none of the batch is sent", () => {
+  for (const text of [
+    "COMMIT",
+    "-- all of it\nCOMMIT",
+    "/* */ rollback",
+    "; END",
+    " ;-- ;\nCOMMIT",
+    "START TRANSACTION"
+  ]) {
+    test(JSON.stringify(text), () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        const batch = DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, sql.unsafe(text), sql`SELECT 1`])
+        expect(yield* reason(batch)).toBe("InvalidInput")
+        expect(yield* rows).toEqual([])
+      })
+    )
+  }
+})
+
 describe("a statement that runs somewhere else is refused, and none of the batch is sent", () => {
   test("one of another database", () =>
     Effect.gen(function* () {

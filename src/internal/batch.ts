@@ -35,9 +35,9 @@ type Compiled = Statement.Statement<any> & {
   readonly transformRows: ((rows: ReadonlyArray<any>) => ReadonlyArray<any>) | undefined
 }
 
-const control = /^\s*(?:begin|start\s+transaction|commit|end|rollback|abort|prepare\s+transaction)\b/i
+const control = /^[\s;]*(?:begin|start\s+transaction|commit|end|rollback|abort|prepare\s+transaction)\b/i
 
-const controlsTransaction = (text: string): boolean => control.test(/^\s*[-/]/.test(text) ? codeOf(text) : text)
+const controlsTransaction = (text: string): boolean => control.test(/^\s*[-/;]/.test(text) ? codeOf(text) : text)
 
 const refuseControl = (): DbError =>
   DbError.make("InvalidInput", {
