@@ -54,7 +54,7 @@ describe("a batch that has waited for its turn for too long", () => {
           })
           const block = yield* Effect.fork(withTransaction(body))
           yield* Deferred.await(inside)
-          const batch = DbSession.batch(Array.from({ length: 3000 }, (_, i) => sql`INSERT INTO t (id) VALUES (${i})`))
+          const batch = DbSession.batch(Array.from({ length: 8000 }, (_, i) => sql`INSERT INTO t (id) VALUES (${i})`))
           const waiting = yield* Effect.fork(
             Effect.ensuring(
               reason(batch),
