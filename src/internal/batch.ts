@@ -112,8 +112,7 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
       Effect.forEach(statements, (statement) =>
         statement instanceof Direct ? statement.transformed(fiber) : Effect.succeed(statement)
       ),
-      // The transformer is the user's code, behind which the fiber may be another one.
-      (sent) => Effect.withFiberRuntime((fiber) => runCompiled(fiber, engine, statements, sent))
+      (sent) => runCompiled(fiber, engine, statements, sent)
     )
   })
 
