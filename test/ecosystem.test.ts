@@ -481,6 +481,20 @@ describe("listen and notify", () => {
     })
   )
 
+  proxied("a channel that nobody listens to any more is left, while others are listened to", (proxy) =>
+    Effect.gen(function* () {
+      const { fiber, sql } = yield* listening(proxy)
+      const more = proxy.seen(({ text, type }) => type === "C" && text === "LISTEN")
+      const other = yield* Effect.fork(Stream.runDrain(sql.listen("other")))
+      yield* Effect.promise(() => more)
+      const left = proxy.seen(({ text, type }) => type === "C" && text === "UNLISTEN")
+      yield* Fiber.interrupt(other)
+      yield* Effect.promise(() => left)
+      expect(proxy.statements().filter((_) => _.startsWith("UNLISTEN"))).toEqual(['UNLISTEN "other"'])
+      yield* Fiber.interrupt(fiber)
+    })
+  )
+
   proxied(
     "the connection of a listener that is gone listens no more",
     (proxy) =>
