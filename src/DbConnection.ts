@@ -291,7 +291,7 @@ const withConnection = (
   const options = { ...given, reuse: given.reuse ?? true }
   return Effect.scopedWith((scope) =>
     Effect.flatMap(Scope.extend(open(core, options), scope), (handle) =>
-      handle.isRoot ? Ambient.locally(effect, core, around(handle, options)) : effect
+      Ambient.locally(effect, core, handle.isRoot ? around(handle, options) : onTopOfStack)
     )
   )
 }
@@ -299,6 +299,9 @@ const withConnection = (
 /** An orphan serves the statements of its own effect, but whoever wants to reuse finds what was there before. */
 const around = (handle: Handle, options: ConnectionOptions): ((entry: Ambient.Entry) => Ambient.Entry) =>
   handle.isRoot && options.reusable === false ? (entry) => ({ ...entry, orphan: handle }) : push(handle)
+
+/** What is shared is on the stack already: an orphan would take its place. */
+const onTopOfStack = (entry: Ambient.Entry): Ambient.Entry => ({ ...entry, orphan: undefined })
 
 /**
  * The connection of one database, as a tag with its constructors and effects. The service is a facade: it resolves

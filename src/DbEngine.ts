@@ -349,8 +349,8 @@ export const makeService = (core: EngineCore): EngineService => {
     stats: inPlace((core) => Effect.sync(() => core.stats)),
     health: inPlace(health),
     evictAll: inPlace((core) => Effect.sync(() => core.evictAll())),
-    suspend: inPlace((core) => Effect.sync(() => core.pool().suspend())),
-    resume: inPlace((core) => Effect.sync(() => core.pool().resume()))
+    suspend: inPlace((core) => Effect.sync(() => core.suspend())),
+    resume: inPlace((core) => Effect.sync(() => core.resume()))
   }
   cores.set(service, core)
   return service

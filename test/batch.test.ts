@@ -61,7 +61,7 @@ describe("a batch that has waited for its turn for too long", () => {
           })
           const block = yield* Effect.fork(withTransaction(body))
           yield* Deferred.await(inside)
-          const batch = DbSession.batch(Array.from({ length: 3000 }, (_, i) => sql`INSERT INTO t (id) VALUES (${i})`))
+          const batch = DbSession.batch(Array.from({ length: 8000 }, (_, i) => sql`INSERT INTO t (id) VALUES (${i})`))
           const waiting = yield* Effect.fork(
             Effect.ensuring(
               reason(batch),
@@ -75,6 +75,26 @@ describe("a batch that has waited for its turn for too long", () => {
       ),
     { blockTimeout: 300 }
   )
+})
+
+describe("a statement that would end or open its transaction is refused, and none of the batch is sent", () => {
+  for (const text of [
+    "COMMIT",
+    "-- all of it\nCOMMIT",
+    "/* */ rollback",
+    "; END",
+    " ;-- ;\nCOMMIT",
+    "START TRANSACTION"
+  ]) {
+    test(JSON.stringify(text), () =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbSession
+        const batch = DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`, sql.unsafe(text), sql`SELECT 1`])
+        expect(yield* reason(batch)).toBe("InvalidInput")
+        expect(yield* rows).toEqual([])
+      })
+    )
+  }
 })
 
 describe("a statement that runs somewhere else is refused, and none of the batch is sent", () => {

@@ -4,10 +4,10 @@
  */
 import { describe, expect, it } from "@effect/vitest"
 import { Effect, Exit, Scope, Stream } from "effect"
-import { atomic, DbConnection, DbError, DbQuery, DbRuntime, DbSession, withTransaction } from "effect-db"
+import { atomic, DbConnection, DbEngine, DbError, DbQuery, DbRuntime, DbSession, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, outcome, quietly, seen, type Services } from "./support/programs.js"
+import { committed, insert, outcome, quietly, reason, seen, type Services } from "./support/programs.js"
 import { onRuntime } from "./support/promises.js"
 
 const database = testDatabase()
@@ -104,6 +104,26 @@ describe("in runSync a connection from outside is refused before anything is sen
     await db.close()
   })
 })
+
+for (const [name, call] of [
+  ["runSync", (db, effect) => db.runSync(effect)],
+  ["run", (db, effect) => db.run(effect)]
+] as ReadonlyArray<readonly [string, (db: Db, effect: Effect.Effect<void, never, Services>) => Promise<void> | void]>) {
+  test(`suspend and resume by ${name} hold for run and runSync`, async (db) => {
+    const short = DbConnection.withConnection(insert(1), { timeout: "50 millis" })
+    const lateInSync = () => Effect.runSync(Effect.exit(Effect.sync(() => db.runSync(short))))
+    // The first time there is no pool for runSync yet.
+    for (const id of [1, 2]) {
+      await call(db, DbEngine.suspend)
+      expect(outcome(lateInSync())).toBe("defect: AcquireTimeout")
+      expect(await db.run(reason(short))).toBe("AcquireTimeout")
+      await call(db, DbEngine.resume)
+      db.runSync(insert(id * 10))
+      await db.run(insert(id * 10 + 1))
+    }
+    expect(await rows()).toEqual([10, 11, 20, 21])
+  })
+}
 
 test("in runSync a sandbox that the effect opens has a connection of its own", async (db) => {
   expect(db.runSync(DbTest.sandbox(Effect.zipRight(DbSession.autocommit(insert(1)), seen)))).toEqual([1])

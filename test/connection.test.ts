@@ -214,6 +214,21 @@ describe("30 an orphan", () => {
         )
       })
     ))
+
+  test("gives its place up to a connection that is shared inside it", () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const a = yield* pid
+        const inside = Effect.zip(pid, DbConnection.pid)
+        yield* DbConnection.withConnection(
+          Effect.gen(function* () {
+            expect(yield* DbConnection.withConnection(inside)).toEqual([a, a])
+            expect(yield* pid).not.toBe(a)
+          }),
+          { reuse: false, reusable: false }
+        )
+      })
+    ))
 })
 
 describe("31 a lazy root", () => {

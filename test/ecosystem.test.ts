@@ -7,7 +7,18 @@ import { Cause, Chunk, Deferred, Effect, Exit, Fiber, Option, Redacted, Schema, 
 import { DbConnection, DbEngine, DbError, DbLayer, DbSession, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, pid, programsOn, proxiedOn, quietly, reason, seen, used } from "./support/programs.js"
+import {
+  committed,
+  insert,
+  pid,
+  programsOn,
+  proxiedOn,
+  quietly,
+  reason,
+  seen,
+  used,
+  whileFull
+} from "./support/programs.js"
 import { until } from "./support/until.js"
 
 const database = testDatabase()
@@ -470,6 +481,20 @@ describe("listen and notify", () => {
     })
   )
 
+  proxied("a channel that nobody listens to any more is left, while others are listened to", (proxy) =>
+    Effect.gen(function* () {
+      const { fiber, sql } = yield* listening(proxy)
+      const more = proxy.seen(({ text, type }) => type === "C" && text === "LISTEN")
+      const other = yield* Effect.fork(Stream.runDrain(sql.listen("other")))
+      yield* Effect.promise(() => more)
+      const left = proxy.seen(({ text, type }) => type === "C" && text === "UNLISTEN")
+      yield* Fiber.interrupt(other)
+      yield* Effect.promise(() => left)
+      expect(proxy.statements().filter((_) => _.startsWith("UNLISTEN"))).toEqual(['UNLISTEN "other"'])
+      yield* Fiber.interrupt(fiber)
+    })
+  )
+
   proxied(
     "the connection of a listener that is gone listens no more",
     (proxy) =>
@@ -483,6 +508,20 @@ describe("listen and notify", () => {
         expect(yield* sql`SELECT pg_listening_channels() AS channel`).toEqual([])
       }),
     { maxConnections: 1 }
+  )
+
+  proxied(
+    "all who listen while there is no connection are told in the same acquireTimeout",
+    () =>
+      whileFull(
+        Effect.gen(function* () {
+          const sql = yield* PgClient.PgClient
+          const listen = (_: unknown, at: number) => reason(Stream.runDrain(sql.listen(`channel ${at}`)))
+          const told = yield* Effect.all(Array.from({ length: 100 }, listen), { concurrency: "unbounded" })
+          expect(new Set(told)).toEqual(new Set(["AcquireTimeout"]))
+        })
+      ),
+    { maxConnections: 1, acquireTimeout: "500 millis" }
   )
 })
 

@@ -2,6 +2,7 @@ import { describe, expect, it } from "@effect/vitest"
 import { Database, DbEngine, withTransaction } from "effect-db"
 import { DbTest } from "effect-db/testing"
 import { Effect, Fiber } from "effect"
+import * as Net from "node:net"
 import { testDatabase } from "./support/database.js"
 import { insert, programsOn, proxiedOn, quietly, whileFull } from "./support/programs.js"
 import { pending, until } from "./support/until.js"
@@ -88,6 +89,77 @@ describe("DbEngine.health", () => {
       ),
     { healthTimeout: "200 millis", maxConnections: 1 }
   )
+
+  proxied(
+    "does not wait for a connection of the pool that says nothing any more",
+    (via) =>
+      Effect.gen(function* () {
+        expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "pool" })
+        via.pause()
+        expect(yield* DbEngine.health).toMatchObject({ status: "down", asked: "pool" })
+        via.resume()
+      }),
+    { healthTimeout: "100 millis", settleTimeout: "1 minute" }
+  )
+
+  proxied(
+    "is up by the server where a connection of the pool says nothing any more and others wait for it",
+    (via) =>
+      Effect.gen(function* () {
+        yield* DbEngine.ping
+        const held = via.holdAt(({ type }) => type === "E" || type === "Q", { forward: false })
+        const asking = yield* Effect.fork(DbEngine.health)
+        yield* Effect.promise(() => held)
+        const waiting = yield* Effect.fork(DbEngine.ping)
+        yield* pending(1)
+        expect(yield* Fiber.join(asking)).toMatchObject({ status: "up", asked: "server" })
+        via.resume()
+        yield* Fiber.join(waiting)
+      }),
+    { maxConnections: 1, healthTimeout: "500 millis", validateAfter: "1 minute" }
+  )
+
+  proxied("asks the server while others wait for a connection that is being opened", (via) =>
+    Effect.gen(function* () {
+      via.accept("silent")
+      const waiting = yield* Effect.fork(insert(1))
+      yield* pending(1)
+      via.accept("relay")
+      expect(yield* DbEngine.health).toMatchObject({ status: "up", asked: "server" })
+      yield* Fiber.interrupt(waiting)
+    })
+  )
+
+  const says = (code: string) => {
+    const fields = Buffer.from(`SFATAL\0VFATAL\0C${code}\0Mno\0\0`)
+    const head = Buffer.alloc(5, "E")
+    head.writeInt32BE(4 + fields.length, 1)
+    return Buffer.concat([head, fields])
+  }
+  for (const [what, answer, status] of [
+    ["that it has too many clients", says("53300"), "up"],
+    ["that it is starting", says("57P03"), "down"],
+    ["what no server says", Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n"), "down"]
+  ] as const) {
+    it.scopedLive(`is ${status} when the server says ${what}`, () =>
+      Effect.gen(function* () {
+        const port = yield* Effect.acquireRelease(
+          Effect.async<Net.Server>((resume) => {
+            const server = Net.createServer((socket) =>
+              socket.on("error", () => {}).once("data", () => socket.end(answer))
+            )
+            server.listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+          }),
+          (server) => Effect.sync(() => void server.close())
+        ).pipe(Effect.map((server) => (server.address() as Net.AddressInfo).port))
+        const Says = Database.make("health-says")
+        const found = yield* Effect.zipRight(Says.DbEngine.suspend, Says.DbEngine.health).pipe(
+          Effect.provide(quietly(Says.DbLayer({ host: "127.0.0.1", port, username: "nobody", ssl: false })))
+        )
+        expect(found).toMatchObject({ status, asked: "server" })
+      })
+    )
+  }
 
   test("says that the engine is suspended, and asks the server", () =>
     Effect.gen(function* () {

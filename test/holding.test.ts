@@ -6,6 +6,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
 import { DbConnection, DbEngine, DbError, DbSchema, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
 import { committed, insert, outcome, programsOn, proxiedOn, reason, used } from "./support/programs.js"
@@ -149,6 +150,62 @@ describe("beforeSession", () => {
       }),
     { beforeSession: Effect.interrupt }
   )
+
+  /** Forks it, and waits until it waits for the hook of the ambient session. */
+  const behindHook = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+    Effect.tap(Effect.forkDaemon(effect), (fiber) =>
+      until(
+        "it waits",
+        Effect.map(fiber.status, (_) => _._tag === "Suspended")
+      )
+    )
+  const shared = DbConnection.acquire({ reuse: true, lazy: true })
+
+  let gate = Deferred.unsafeMake<void>(FiberId.none)
+  const gated = {
+    beforeSession: Effect.suspend(() => {
+      runs++
+      return Deferred.await(gate)
+    })
+  }
+
+  test(
+    "runs for the next session of one who waited, when another who waited has closed the first",
+    () =>
+      Effect.gen(function* () {
+        runs = 0
+        gate = Deferred.unsafeMake(FiberId.none)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const first = yield* behindHook(Effect.scoped(Effect.zipRight(shared, DbSession.close)))
+            const second = yield* behindHook(insert(1))
+            yield* Deferred.succeed(gate, undefined)
+            yield* Fiber.join(first)
+            yield* Fiber.join(second)
+          })
+        )
+        expect(runs).toBe(2)
+        expect(yield* committed(database)).toEqual([1])
+      }),
+    gated
+  )
+
+  for (const [name, use] of [
+    ["shares its connection", Effect.scoped(Effect.flatMap(shared, (_) => _.pid))],
+    ["asks for its connection", DbConnection.pid]
+  ] as const) {
+    test(
+      `over which the session ends: whoever ${name} is told, and has none of its own`,
+      () =>
+        Effect.gen(function* () {
+          gate = Deferred.unsafeMake(FiberId.none)
+          const waiting = yield* DbSession.autocommit(behindHook(use))
+          yield* Deferred.succeed(gate, undefined)
+          expect(outcome(yield* Fiber.await(waiting))).toBe("SessionClosed")
+        }),
+      gated
+    )
+  }
 })
 
 describe("a statement whose connection is lost", () => {

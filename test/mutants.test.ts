@@ -2,7 +2,8 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import { Deferred, Effect, Fiber, Option, Stream } from "effect"
 import { atomic, DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
-import { describe, expect } from "vitest"
+import { describe, expect, it } from "vitest"
+import { later } from "../src/internal/commitToken.js"
 import { testDatabase, untilActivity } from "./support/database.js"
 import type { PgProxy } from "./support/proxy.js"
 import {
@@ -16,6 +17,7 @@ import {
   programsOn,
   proxiedOn,
   reason,
+  refused,
   seen,
   sleep
 } from "./support/programs.js"
@@ -264,6 +266,74 @@ describe("commits", () => {
       }))
   }
 })
+
+it("the later of two commit tokens is the later position, and what is no token comes first", () => {
+  expect(later("0/FF", "0/100")).toBe("0/100")
+  expect(later("10/0", "9/FFFFFFFF")).toBe("10/0")
+  expect(later("a/1", "B/0")).toBe("B/0")
+  expect(later(undefined, "0/1")).toBe("0/1")
+  expect(later("0/1", undefined)).toBe("0/1")
+  expect(later("0/1", "no")).toBe("no")
+  expect(later("no", "0/1")).toBe("no")
+})
+
+test("a commit token can be had while the next transaction has failed", () =>
+  DbSession.autocommit(
+    Effect.gen(function* () {
+      yield* insert(1)
+      yield* DbSession.commit
+      yield* Effect.ignore(refused)
+      expect(Option.isSome(yield* DbSession.commitToken)).toBe(true)
+      yield* DbSession.rollback
+    })
+  ))
+
+test("what an effect with a commit token has committed counts for those around it too", () =>
+  Effect.gen(function* () {
+    const [[, inner], outer] = yield* DbSession.withCommitToken(DbSession.withCommitToken(insert(1)))
+    expect([Option.isSome(inner), Option.isSome(outer)]).toEqual([true, true])
+    yield* DbSession.autocommit(
+      Effect.gen(function* () {
+        yield* DbSession.withCommitToken(DbSession.isolated(insert(2)))
+        expect(Option.isSome(yield* DbSession.commitToken)).toBe(true)
+      })
+    )
+  }))
+
+test("waitFor in an idle session is made again when the server has lost its prepared statement", () =>
+  DbSession.autocommit(
+    Effect.gen(function* () {
+      const { sql } = yield* DbSession
+      yield* DbSession.waitFor("0/1")
+      yield* sql`DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$`
+      yield* DbSession.rollback
+      yield* DbSession.waitFor("0/1")
+    })
+  ))
+
+test("the beforeCommit of an autocommit that has joined does not run for what comes after a rollback of its work", () =>
+  DbSession.autocommit(
+    Effect.gen(function* () {
+      let runs = 0
+      yield* DbSession.autocommit(insert(1), { beforeCommit: Effect.sync(() => void runs++) })
+      yield* DbSession.rollback
+      yield* insert(2)
+      yield* DbSession.commit
+      expect(runs).toBe(0)
+    })
+  ))
+
+proxied(
+  "waitFor is over in its time, also where the server says nothing any more",
+  (via) =>
+    Effect.gen(function* () {
+      yield* DbEngine.ping
+      via.pause()
+      expect(yield* reason(DbSession.waitFor("0/1", { timeout: "100 millis" }))).toBe("ReplicaBehind")
+      via.resume()
+    }),
+  { settleTimeout: "1 minute" }
+)
 
 describe("a BEGIN that was lost, with what rode behind it", () => {
   const losing = <A, E, R>(proxy: PgProxy, effect: Effect.Effect<A, E, R>) =>

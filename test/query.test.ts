@@ -1179,6 +1179,7 @@ describe("bad input is refused before the wire", () => {
           "sql.insert was given no rows. Skip the statement when there is nothing to insert."
         ],
         [sql`INSERT INTO t ${sql.insert({})}`, "sql.insert was given no columns."],
+        [sql`INSERT INTO t ${sql.insert({ id: sql`` })}`, "sql.insert was given a piece of SQL as a value."],
         [sql`INSERT INTO t ${sql.insert([{}, {}])}`, "sql.insert was given no columns."],
         [sql`UPDATE t SET ${sql.update({})}`, "sql.update was given no columns."],
         [sql`UPDATE t SET ${sql.update({ id: 1 }, ["id"])} WHERE id = ${1}`, "sql.update was given no columns."],

@@ -591,6 +591,23 @@ describe("11 all of a fiber's sessions", () => {
       expect([yield* rows, yield* othersRows]).toEqual([[], []])
     }))
 
+  test("commitAll while a block is open in the second is SessionBusy, and the first is not committed", () =>
+    DbSession.autocommit(
+      Analytics.DbSession.autocommit(
+        Effect.gen(function* () {
+          yield* insert(1)
+          yield* intoOther(2)
+          yield* Analytics.withTransaction(
+            Effect.gen(function* () {
+              expect(yield* reason(DbSession.commitAll)).toBe("SessionBusy")
+              expect(yield* rows).toEqual([])
+              expect(yield* DbSession.state).toBe("active")
+            })
+          )
+        })
+      )
+    ))
+
   test("after a failed commitAll both connections are given back", () =>
     inBoth(
       Effect.gen(function* () {

@@ -35,9 +35,9 @@ type Compiled = Statement.Statement<any> & {
   readonly transformRows: ((rows: ReadonlyArray<any>) => ReadonlyArray<any>) | undefined
 }
 
-const control = /^\s*(?:begin|start\s+transaction|commit|end|rollback|abort|prepare\s+transaction)\b/i
+const control = /^[\s;]*(?:begin|start\s+transaction|commit|end|rollback|abort|prepare\s+transaction)\b/i
 
-const controlsTransaction = (text: string): boolean => control.test(/^\s*[-/]/.test(text) ? codeOf(text) : text)
+const controlsTransaction = (text: string): boolean => control.test(/^\s*[-/;]/.test(text) ? codeOf(text) : text)
 
 const refuseControl = (): DbError =>
   DbError.make("InvalidInput", {
@@ -119,8 +119,7 @@ export const runBatch = <const Statements extends ReadonlyArray<Statement.Statem
       Effect.forEach(statements, (statement) =>
         statement instanceof Direct ? statement.transformed(fiber) : Effect.succeed(statement)
       ),
-      // The transformer is the user's code, behind which the fiber may be another one.
-      (sent) => Effect.withFiberRuntime((fiber) => runCompiled(fiber, engine, statements, sent))
+      (sent) => runCompiled(fiber, engine, statements, sent)
     )
   })
 

@@ -147,7 +147,9 @@ export const waitFor = (
       Effect.flatMap(look, (there) =>
         there ? Effect.void : Effect.zipRight(Effect.sleep(pause), loop(Math.min(pause * 2, 50)))
       )
-    return Effect.timeoutFail(loop(1), { duration: millis, onTimeout: () => behind(engine, token, millis) })
+    // Outside of a session nobody needs the question any more that a silent server is asked: not waited for.
+    const whole = at === undefined ? Effect.disconnect(loop(1)) : loop(1)
+    return Effect.timeoutFail(whole, { duration: millis, onTimeout: () => behind(engine, token, millis) })
   })
 
 /** On the ambient connection, else on one of the pool. */

@@ -69,7 +69,21 @@ export class EngineCore {
 
   pool(): Pool {
     if (!isBlocking() || this.closed) return this.live
-    return (this.apart ??= this.makePool({ ...this.config, min: 0 }, dialRemote))
+    if (this.apart === undefined) {
+      this.apart = this.makePool({ ...this.config, min: 0 }, dialRemote)
+      if (this.live.suspended) this.apart.suspend()
+    }
+    return this.apart
+  }
+
+  suspend(): void {
+    this.live.suspend()
+    this.apart?.suspend()
+  }
+
+  resume(): void {
+    this.live.resume()
+    this.apart?.resume()
   }
 
   /** Of all its pools: that of `runSync` and those of hosts that the engine has left among them. */

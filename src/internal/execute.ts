@@ -465,13 +465,19 @@ export const executeTogether = (
     const results: Array<Result> = []
     const errors: Array<DbError | undefined> = []
     let open = specs.length
+    let telling = false
     const batch: Array<Command> = []
     const runs: Array<Run> = []
     specs.forEach((spec, i) => {
       const run = at.unit.run(at.frame, { ...spec, batch, more: i < specs.length - 1 }, (error, result) => {
         errors[i] = error
-        // Each has a time limit for its turn: one that is over is over for those that would have their turn yet.
-        if (error !== undefined) for (const run of runs) run.abandon(error)
+        // Each has a time limit for its turn: one that is over is over for those that would have their turn yet. Those
+        // tell nobody in turn: a large batch would use up the stack.
+        if (error !== undefined && !telling) {
+          telling = true
+          for (const run of runs) run.abandon(error)
+          telling = false
+        }
         if (result !== undefined) results[i] = result
         if (--open > 0) return
         const first = errors.find((_) => _ !== undefined)

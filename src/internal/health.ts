@@ -87,7 +87,8 @@ const ask = (engine: EngineCore, host: Host): Effect.Effect<void, DbError> =>
 
 const inTime = (engine: EngineCore, effect: Effect.Effect<unknown, DbError>): Effect.Effect<void, DbError> =>
   Effect.asVoid(
-    Effect.timeoutFail(effect, {
+    // What is being cancelled on a connection that says nothing is not waited for.
+    Effect.timeoutFail(Effect.disconnect(effect), {
       duration: engine.config.healthMillis,
       onTimeout: () =>
         DbError.make("ConnectionError", {

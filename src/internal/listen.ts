@@ -23,6 +23,8 @@ class Hub {
   private root: Root | undefined = undefined
   private readonly channels = new Map<string, Set<Subscriber>>()
   private readonly lock = Effect.unsafeMakeSemaphore(1)
+  /** Why the last who asked for a connection got none. */
+  private refused: DbError | undefined = undefined
 
   constructor(private readonly engine: EngineCore) {}
 
@@ -59,14 +61,20 @@ class Hub {
     }
   }
 
-  /** It is the hub's from the moment that it is there, whoever has been interrupted meanwhile. */
-  private readonly borrow: Effect.Effect<Root, DbError> = Effect.suspend(() => {
+  /**
+   * It is the hub's from the moment that it is there, whoever has been interrupted meanwhile. The wait behind others,
+   * who may have asked in vain, counts.
+   */
+  private borrow(began: number): Effect.Effect<Root, DbError> {
     if (this.root !== undefined) return Effect.succeed(this.root)
-    const root = new Root(this.engine, { name: "listen" }, this.engine.config.acquireMillis)
+    const left = Math.floor(this.engine.config.acquireMillis - (performance.now() - began))
+    if (left <= 0 && this.refused !== undefined) return Effect.fail(this.refused)
+    const root = new Root(this.engine, { name: "listen" }, Math.max(1, left))
     return Effect.async<Root, DbError>((resume) => {
       const stop = root.borrow((error, wire) => {
         // The root would go on with another one, which nobody listens to.
         const failed = wire === undefined ? error! : wire.pipeline.dead
+        this.refused = failed
         if (failed !== undefined) {
           root.release(true)
           return resume(Effect.fail(failed))
@@ -80,23 +88,29 @@ class Hub {
         if (this.root !== root) root.release(true)
       })
     })
-  })
+  }
 
   readonly subscribe = (channel: string, subscriber: Subscriber): Effect.Effect<void, DbError> =>
-    this.lock.withPermits(1)(
-      Effect.flatMap(this.borrow, (root) => {
-        const known = this.channels.get(channel)
-        if (known !== undefined) {
-          known.add(subscriber)
-          return Effect.void
-        }
-        this.channels.set(channel, new Set([subscriber]))
-        return this.run(root, `LISTEN ${quoteIdentifier(channel)}`)
-      }).pipe(
-        // Before the next one has its turn, who would take the channel for one that is listened to.
-        Effect.onError(() => this.leave(channel, subscriber))
+    Effect.suspend(() => {
+      const began = performance.now()
+      return this.lock.withPermits(1)(
+        Effect.flatMap(
+          Effect.suspend(() => this.borrow(began)),
+          (root) => {
+            const known = this.channels.get(channel)
+            if (known !== undefined) {
+              known.add(subscriber)
+              return Effect.void
+            }
+            this.channels.set(channel, new Set([subscriber]))
+            return this.run(root, `LISTEN ${quoteIdentifier(channel)}`)
+          }
+        ).pipe(
+          // Before the next one has its turn, who would take the channel for one that is listened to.
+          Effect.onError(() => this.leave(channel, subscriber))
+        )
       )
-    )
+    })
 
   /** Whoever has not come in need not wait for who is about to. */
   readonly unsubscribe = (channel: string, subscriber: Subscriber): Effect.Effect<void> =>

@@ -64,7 +64,8 @@ const checkValues = (helper: string, row: Row, columns: ReadonlyArray<string>): 
   for (const column of columns) {
     const value = row[column]
     if (typeof value !== "object" || !Statement.isFragment(value)) continue
-    const { _tag } = value.segments[0]!
+    // An empty one has none.
+    const _tag = value.segments[0]?._tag
     if (_tag === "Custom" || _tag === "Parameter") continue
     return refuse(
       helper,

@@ -57,7 +57,12 @@ export class Slot implements Stacked {
 
   get ready(): Effect.Effect<void, DbError> {
     if (this.ended) return Effect.fail(this.get().closedError())
-    return this.needsGate ? this.prepare : Effect.void
+    if (!this.needsGate) return Effect.void
+    return Effect.zipRight(
+      this.prepare,
+      // Ended meanwhile.
+      Effect.suspend(() => (this.ended ? this.ready : Effect.void))
+    )
   }
 
   /** That of its session, created if there is none. */
@@ -91,7 +96,15 @@ export class Slot implements Stacked {
         const before = this.engine.beforeSession
         if (!this.needsGate || before === undefined) return Effect.void
         if (Ambient.entry(fiber, this.engine).preparing === true) return Effect.void
-        if (this.gate !== undefined) return restore(Deferred.await(this.gate))
+        // Its session may have been closed by another that waited: the next one has its own.
+        const opened = (gate: Deferred.Deferred<void, DbError>): Effect.Effect<void, DbError> =>
+          restore(
+            Effect.zipRight(
+              Deferred.await(gate),
+              Effect.suspend(() => this.prepare)
+            )
+          )
+        if (this.gate !== undefined) return opened(this.gate)
         const gate = Deferred.unsafeMake<void, DbError>(fiber.id())
         this.gate = gate
         const run = Effect.flatMap(Effect.exit(Effect.interruptible(this.outside(before))), (exit) =>
@@ -102,7 +115,7 @@ export class Slot implements Stacked {
           })
         )
         // In a fiber of its own: it is for all who wait, not for the first who asked.
-        return Effect.zipRight(Effect.forkDaemon(run), restore(Deferred.await(gate)))
+        return Effect.zipRight(Effect.forkDaemon(run), opened(gate))
       })
     )
   }
