@@ -249,6 +249,27 @@ describe("COPY", () => {
     )
   )
 
+  it.live("copyTo whose session is rolled back meanwhile fails, though the server has sent all of it", () =>
+    run(
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          const { rollback, sql } = yield* DbSession
+          const [begun, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+          const held = Effect.zipRight(Deferred.succeed(begun, undefined), Deferred.await(go))
+          // More than is kept for a slow consumer; the rest waits in the socket.
+          const text = sql`COPY (SELECT repeat('x', 999) FROM generate_series(1, 1500)) TO STDOUT`
+          const reader = yield* Effect.forkDaemon(Stream.runForEachChunk(DbQuery.copyTo(text), () => held))
+          yield* Deferred.await(begun)
+          yield* untilActivity(database.url, (_) => _.idleInTransaction === 1)
+          yield* rollback
+          yield* Deferred.succeed(go, undefined)
+          const error = yield* Effect.flip(Fiber.join(reader))
+          expect(DbError.reason(error)?._tag).toBe("QueryCanceled")
+        })
+      )
+    )
+  )
+
   it.live("leaving copyTo half-way ends the statement on the server", () =>
     run(
       Effect.gen(function* () {

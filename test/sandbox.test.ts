@@ -150,6 +150,33 @@ for (const [where, within] of [
         })
       ))
 
+    test("is nothing to the statements beside it on its connection, which are in no session", () =>
+      within(
+        Effect.gen(function* () {
+          const beside = [insert(1), refused, insert(2)].map(Effect.exit)
+          const exits = yield* DbConnection.withConnection(Effect.all(beside, { concurrency: 3 }))
+          expect(exits.map(outcome)).toEqual(["success", "UnknownError", "success"])
+          expect(yield* seen).toEqual([1, 2])
+        })
+      ))
+
+    test("is not there when it is interrupted before it was sent, and those behind it are", () =>
+      within(
+        Effect.gen(function* () {
+          yield* DbConnection.withConnection(
+            Effect.gen(function* () {
+              const first = yield* Effect.fork(insert(1))
+              const second = yield* Effect.fork(insert(2))
+              yield* Effect.yieldNow()
+              yield* Fiber.interrupt(first)
+              yield* Fiber.join(second)
+              yield* isolated(insert(3))
+            })
+          )
+          expect(yield* seen).toEqual([2, 3])
+        })
+      ))
+
     test("can be written down by a session of its own, which stays", () =>
       within(
         Effect.gen(function* () {

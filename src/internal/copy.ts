@@ -133,6 +133,13 @@ export const copyIn = <E, R>(
     })
   )
 
+/** It was cancelled too late to fail on the server, and is not whole. */
+const cutShort = (): DbError =>
+  DbError.make("QueryCanceled", {
+    message: "The transaction of the COPY was rolled back before all of its data was read.",
+    hint: "Read it to its end, or join the fiber that does, before the session is rolled back."
+  })
+
 /** How much is kept for a consumer that is slower than the server, before the socket is paused. */
 const highWater = 1 << 20
 
@@ -143,6 +150,7 @@ export const copyOut = (statement: Statement<any>): Stream.Stream<Uint8Array, Sq
       const chunks: Array<Buffer> = []
       let size = 0
       let left = false
+      let dropped = false
       let pipeline: Pipeline | undefined = undefined
       let wake: (() => void) | undefined = undefined
       const notify = (): void => {
@@ -152,13 +160,16 @@ export const copyOut = (statement: Statement<any>): Stream.Stream<Uint8Array, Sq
       }
       const onData = (chunk: Buffer, from: Pipeline): void => {
         pipeline = from
-        if (left) return
+        if (left) {
+          dropped = true
+          return
+        }
         chunks.push(chunk)
         size += chunk.length
         if (size > highWater) from.stream.pause()
         notify()
       }
-      // Whoever leaves half-way cancels the rest, whose answer has to be read.
+      // Whoever leaves half-way cancels the rest, whose answer has to be read; so does the end of its transaction.
       const stop = (): void => {
         left = true
         pipeline?.stream.resume()
@@ -184,7 +195,8 @@ export const copyOut = (statement: Statement<any>): Stream.Stream<Uint8Array, Sq
           return Effect.succeed(Chunk.unsafeFromArray(taken as Array<Uint8Array>))
         }
         if (end !== undefined) {
-          return Exit.isSuccess(end) ? Effect.fail(undefined) : Effect.failCause(end.cause)
+          if (Exit.isFailure(end)) return Effect.failCause(end.cause)
+          return Effect.fail(dropped ? cutShort() : undefined)
         }
         return Effect.zipRight(
           Effect.async<void>((resume) => {

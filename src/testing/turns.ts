@@ -94,6 +94,7 @@ export class Sandbox {
   private admits({ wire }: Entry): boolean {
     const { innermost, real, running } = this
     if (wire.undone) return true
+    if (wire.alone) return false
     return wire.open ? innermost === wire : running === 0 && real.status !== "E" && innermost?.forsaken !== true
   }
 

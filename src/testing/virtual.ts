@@ -58,6 +58,8 @@ export class VirtualWire {
   readonly before = new Map<string, string>()
   /** Of the transaction that it is in. */
   private savepoint: string | undefined = undefined
+  /** It is of one statement, or of one batch: the next ones have their own. */
+  alone = false
   /** It was sent. */
   private begun = false
   /** Those that are there on the server, its own and then the program's. */
@@ -206,7 +208,7 @@ export class VirtualWire {
 
   private go(command: Command, commands: ReadonlyArray<Command>, opens: boolean, plays: End | undefined): void {
     if (opens) this.savepoint = `effect_db_sandbox_${++savepoints}`
-    if (plays === undefined) return opens && command.solo ? this.alone(commands) : this.inside(commands)
+    if (plays === undefined) return opens && command.solo ? this.implicitly(commands) : this.inside(commands)
     if (plays === "BEGIN" && !this.begun) return this.begin(command)
     if (plays !== "BEGIN" && this.begun) {
       return plays === "COMMIT" && !this.failed ? this.commit(command) : this.rollback(command)
@@ -231,7 +233,7 @@ export class VirtualWire {
     // Taken back before it was sent, and with it the savepoint that it would have brought along.
     if (clone.settled) {
       for (const one of commands) this.withdraw(one)
-      if (!this.begun && this.idle) this.close()
+      if (!this.begun && (this.alone || this.idle)) this.close()
       for (const _ of commands) this.sandbox.end()
     }
     return false
@@ -257,6 +259,7 @@ export class VirtualWire {
 
   private close(): void {
     this.savepoint = undefined
+    this.alone = false
     this.begun = false
     this.failed = false
     this.forsaken = false
@@ -321,7 +324,8 @@ export class VirtualWire {
   }
 
   /** An implicit statement, or a batch: a transaction of its own. */
-  private alone(commands: ReadonlyArray<Command>): void {
+  private implicitly(commands: ReadonlyArray<Command>): void {
+    this.alone = true
     const last = commands[commands.length - 1]
     const owner = this.owner(commands, () => {
       this.begun = true
