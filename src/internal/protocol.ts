@@ -353,10 +353,7 @@ export const cstringEnd = (buffer: Buffer, start: number, end: number): number =
   return at
 }
 
-type Sliceable = Buffer & {
-  latin1Slice(start: number, end: number): string
-  utf8Slice(start: number, end: number): string
-}
+type Sliceable = Buffer & { utf8Slice(start: number, end: number): string }
 
 const { fromCharCode } = String
 
