@@ -23,7 +23,7 @@ import type { EngineCore } from "./internal/engine.js"
 import { ambientBound } from "./internal/execute.js"
 import type { Bound } from "./internal/execute.js"
 import { engineFor } from "./internal/instead.js"
-import { Root, topOf, without } from "./internal/lease.js"
+import { Root, StackNode, topOf, without } from "./internal/lease.js"
 import type { Stacked } from "./internal/lease.js"
 import { undoReleased } from "./internal/session.js"
 import { checkBoolean, isBelowZero } from "./internal/transactionSql.js"
@@ -243,7 +243,7 @@ const stacks = (handle: Handle, options: ConnectionOptions): boolean => handle.i
 
 const push =
   (handle: Handle) =>
-  (entry: Ambient.Entry): Ambient.Entry => ({ ...entry, orphan: undefined, stack: { of: handle, next: entry.stack } })
+  (entry: Ambient.Entry): Ambient.Entry => ({ ...entry, orphan: undefined, stack: new StackNode(handle, entry.stack) })
 
 const refuse = (options: ConnectionOptions): DbError | undefined => {
   const wrong =

@@ -215,8 +215,8 @@ const makeSession = (
           : Effect.flatMap(find("wait in"), (at) => waitFor(at.slot.engine, token, options?.timeout, at))
       ),
     beforeCommit: hook((at, hook) => at.frame.top.addBeforeCommit(hook), false),
-    afterCommit: hook((at, hook) => void at.frame.top.afterCommit.push(hook), true),
-    afterRollback: hook((at, hook) => void at.frame.top.afterRollback.push(hook), true)
+    afterCommit: hook((at, hook) => at.frame.top.addAfter("afterCommit", hook), true),
+    afterRollback: hook((at, hook) => at.frame.top.addAfter("afterRollback", hook), true)
   }
 }
 

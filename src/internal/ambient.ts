@@ -55,12 +55,18 @@ export interface Entry {
 /** In no session and on no connection. @internal */
 export const nowhere = { slot: undefined, frame: undefined, stack: undefined, orphan: undefined } as const
 
-/** @internal */
-export const emptyEntry: Entry = {
+/** With every field there is: a copy that adds one would be of a shape of its own each time. @internal */
+export const emptyEntry: Required<Entry> = {
   ...nowhere,
+  around: undefined,
   schema: undefined,
   tenant: undefined,
-  using: undefined
+  using: undefined,
+  writes: undefined,
+  after: undefined,
+  preparing: undefined,
+  instead: undefined,
+  sandbox: undefined
 }
 
 /** Where unqualified names are looked up; nothing: as the engine's connections do. @internal */

@@ -75,7 +75,7 @@ const joined = (slot: Slot, entry: Entry, effect: AnyEffect, options: SlotOption
       return Effect.onExit(limited(effect, options.name ?? at.frame.name, options.timeout), (exit) =>
         Effect.sync(() => {
           if (keeps(block, exit)) {
-            if (end !== undefined) block.afterRollback.push(Effect.sync(end))
+            if (end !== undefined) block.addAfter("afterRollback", Effect.sync(end))
             return
           }
           end?.()

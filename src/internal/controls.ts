@@ -11,21 +11,20 @@ export const plain = (text: string): Control => ({ text, params: [], opens: fals
 const swapConfigText = (n: number): string =>
   `SELECT ${Array.from({ length: n }, (_, i) => `current_setting($${2 * i + 1},true), set_config($${2 * i + 1},$${2 * i + 2},true)`).join(", ")}`
 
-/** For the transaction; with `before`, what they were is written down there. @internal */
+/** For the transaction; with `tell`, what they were is told. @internal */
 export const setConfig = (
   settings: ReadonlyArray<readonly [string, string]>,
-  before?: Array<readonly [name: string, value: string]>
+  tell?: (before: ReadonlyArray<readonly [name: string, value: string]>) => void
 ): Control => ({
-  text: before === undefined ? Sql.setConfigText(settings.length) : swapConfigText(settings.length),
+  text: tell === undefined ? Sql.setConfigText(settings.length) : swapConfigText(settings.length),
   params: settings.flat(),
   opens: false,
   named: true,
-  ...(before === undefined
+  ...(tell === undefined
     ? {}
     : {
         done: (ok: boolean, row: ReadonlyArray<unknown> | undefined) => {
-          if (!ok || row === undefined) return
-          settings.forEach(([name], i) => before.push([name, (row[i * 2] as string | null) ?? ""]))
+          if (ok && row !== undefined) tell(settings.map(([name], i) => [name, (row[i * 2] as string | null) ?? ""]))
         }
       })
 })

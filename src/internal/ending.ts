@@ -152,12 +152,12 @@ export const hold = (unit: Unit): Effect.Effect<DbError | undefined> =>
 
 const nextToHold = (unit: Unit): Effect.Effect<DbError | undefined> =>
   Effect.async<DbError | undefined>((resume) => {
-    unit.settled.push((lost) => resume(Effect.succeed(lost)))
+    (unit.settled ??= []).push((lost) => resume(Effect.succeed(lost)))
   })
 
 /** To who waits to end it as well, with the word of what was lost; then to those whose statements wait. @internal */
 export const letGo = (unit: Unit, lost?: DbError): void => {
-  const next = unit.settled.shift()
+  const next = unit.settled?.shift()
   if (next !== undefined) return next(lost)
   unit.settling = false
   unit.serve()
@@ -250,8 +250,8 @@ const endSealed = (unit: Unit, frame: Frame, success: boolean): Effect.Effect<vo
       const parent = frame.parent!
       // One by one: there may be more than a call takes arguments.
       for (const hook of frame.beforeCommit ?? []) parent.addBeforeCommit(hook)
-      for (const hook of frame.afterCommit) parent.afterCommit.push(hook)
-      for (const hook of frame.afterRollback) parent.afterRollback.push(hook)
+      for (const hook of frame.afterCommit ?? []) parent.addAfter("afterCommit", hook)
+      for (const hook of frame.afterRollback ?? []) parent.addAfter("afterRollback", hook)
       frame.close()
       return Effect.void
     }

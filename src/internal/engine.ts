@@ -14,7 +14,7 @@ import * as Ambient from "./ambient.js"
 import type { Entry } from "./ambient.js"
 import { isBlocking, scheduler } from "./blocking.js"
 import { deadline, never } from "./deadline.js"
-import { Root } from "./lease.js"
+import { Root, StackNode } from "./lease.js"
 import { neutral } from "./neutral.js"
 import type { Control } from "./pipeline.js"
 import { Command } from "./pipeline.js"
@@ -324,7 +324,7 @@ export class EngineCore {
     const root = Root.around(this, { name: "afterConnect" }, wire)
     const ambient = Ambient.locally(this.provide(effect), this, () => ({
       ...Ambient.emptyEntry,
-      stack: { of: { ready: Effect.void, root: () => root }, next: undefined }
+      stack: new StackNode({ ready: Effect.void, root: () => root }, undefined)
     }))
     const refuse = (message: string, cause?: unknown) =>
       done(

@@ -44,6 +44,8 @@ export interface FrameOptions extends TransactionOptions {
   readonly manual?: boolean | undefined
 }
 
+const none: ReadonlyArray<never> = []
+
 /** @internal */
 export class Frame implements Owner {
   /** The inner block that is open now. */
@@ -70,11 +72,11 @@ export class Frame implements Owner {
   ending: Ending | undefined = undefined
   readonly savepoint: number
   /** Settings of the block as they were before, to be put back when it is released. */
-  readonly before: Array<readonly [name: string, value: string]> = []
+  before: ReadonlyArray<readonly [name: string, value: string]> = none
   /** Run before each COMMIT while the block lasts: a session's sees several. Most have none. */
   beforeCommit: Set<Hook> | undefined = undefined
-  afterCommit: Array<Hook> = []
-  afterRollback: Array<Hook> = []
+  afterCommit: Array<Hook> | undefined = undefined
+  afterRollback: Array<Hook> | undefined = undefined
   private readonly waiters = new Line<Waiter>()
 
   constructor(
@@ -129,6 +131,10 @@ export class Frame implements Owner {
 
   addBeforeCommit(hook: Hook): void {
     ;(this.beforeCommit ??= new Set()).add(hook)
+  }
+
+  addAfter(which: "afterCommit" | "afterRollback", hook: Hook): void {
+    ;(this[which] ??= []).push(hook)
   }
 
   isWithin(outer: Frame): boolean {

@@ -12,9 +12,11 @@ import type { Unit } from "./unit.js"
 import type { Wire } from "./wire.js"
 
 /** The stack of connections around a fiber. A session stands in it for the connection that it runs on. @internal */
-export interface StackNode {
-  readonly of: Stacked
-  readonly next: StackNode | undefined
+export class StackNode {
+  constructor(
+    readonly of: Stacked,
+    readonly next: StackNode | undefined
+  ) {}
 }
 
 /** @internal */
@@ -33,7 +35,7 @@ export const without = (stack: StackNode | undefined, of: Stacked): StackNode | 
   if (stack === undefined) return undefined
   if (stack.of === of) return stack.next
   const next = without(stack.next, of)
-  return next === stack.next ? stack : { of: stack.of, next }
+  return next === stack.next ? stack : new StackNode(stack.of, next)
 }
 
 /** What a fiber is told that outlives the connection on top of its stack. @internal */

@@ -15,7 +15,7 @@ import * as endings from "./ending.js"
 import type { EngineCore } from "./engine.js"
 import { aroundOf, atTurn } from "./frame.js"
 import type { Frame } from "./frame.js"
-import { releasedStack, topOf } from "./lease.js"
+import { releasedStack, StackNode, topOf } from "./lease.js"
 import type { Root } from "./lease.js"
 import { Slot } from "./slot.js"
 import type { SlotOptions } from "./slot.js"
@@ -60,7 +60,7 @@ export const inSlot =
     frame,
     around: entry.slot === slot ? entry.around : aroundOf(entry),
     orphan: entry.slot === slot ? entry.orphan : undefined,
-    stack: entry.slot === slot ? entry.stack : { of: slot, next: entry.stack }
+    stack: entry.slot === slot ? entry.stack : new StackNode(slot, entry.stack)
   })
 
 /** What was ambient before, where it is ambient still. @internal */
@@ -113,10 +113,10 @@ const runAfter = (hooks: ReadonlyArray<Hook>): Effect.Effect<void> =>
 const takeHooks = (frames: ReadonlyArray<Frame>, committed: boolean, unknown = false): ReadonlyArray<Hook> => {
   const hooks: Array<Hook> = []
   for (const frame of frames) {
+    const due = unknown ? undefined : committed ? frame.afterCommit : frame.afterRollback
     // One by one: there may be more than a call takes arguments.
-    if (!unknown) for (const hook of committed ? frame.afterCommit : frame.afterRollback) hooks.push(hook)
-    if (frame.afterCommit.length > 0) frame.afterCommit = []
-    if (frame.afterRollback.length > 0) frame.afterRollback = []
+    if (due !== undefined) for (const hook of due) hooks.push(hook)
+    frame.afterCommit = frame.afterRollback = undefined
   }
   return hooks
 }

@@ -81,7 +81,7 @@ export class Slot implements Stacked {
   get(): Unit {
     if (this.unit === undefined || this.unit.ended) {
       const own = this.outer === undefined || this.outer.released
-      const root = own ? new Root(this.engine, { name: this.name }, this.engine.config.acquireMillis) : this.outer
+      const root = own ? new Root(this.engine, this, this.engine.config.acquireMillis) : this.outer
       this.unit = new Unit(this.engine, root, own, this.name, this.engine.transactionOptions(this.options))
       this.unit.writes = this.writes
       if (this.late !== undefined) this.unit.expire(this.late)

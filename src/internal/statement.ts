@@ -78,6 +78,18 @@ export const compileOf = <Compiled>(
   }
 }
 
+class Checked implements Spec {
+  constructor(
+    readonly text: string,
+    readonly params: ReadonlyArray<null | string | Buffer>,
+    readonly rowMode: "object" | "array",
+    readonly prepare: boolean,
+    readonly simple: boolean,
+    readonly copy: CopyHandler | undefined,
+    readonly path: string | undefined
+  ) {}
+}
+
 const noParams: ReadonlyArray<null | string | Buffer> = []
 
 /** @internal */
@@ -100,13 +112,13 @@ export const makeSpec = (
   if (fact.copies !== undefined && options.copy === undefined) return fact.copies
   const encoded = params.length === 0 ? noParams : encodeParams(params)
   if (!Array.isArray(encoded)) return encoded as DbError
-  return {
+  return new Checked(
     text,
-    params: encoded,
+    encoded,
     rowMode,
-    prepare: options.prepare && fact.prepare,
-    simple: options.copy !== undefined || (encoded.length === 0 && fact.several && options.several),
-    copy: options.copy,
-    path: options.path
-  }
+    options.prepare && fact.prepare,
+    options.copy !== undefined || (encoded.length === 0 && fact.several && options.several),
+    options.copy,
+    options.path
+  )
 }

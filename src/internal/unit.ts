@@ -62,7 +62,7 @@ export class Unit implements PathState {
   /** Somebody is ending the transaction: what is issued from now on belongs to the next one, and waits. */
   settling = false
   /** Who is to be told when that is over, and why when it could not be committed. */
-  settled: Array<(lost: DbError | undefined) => void> = []
+  settled: Array<(lost: DbError | undefined) => void> | undefined = undefined
   /** How many run the hooks before a commit. */
   preparing = 0
   /** Its time is over. */
@@ -83,7 +83,7 @@ export class Unit implements PathState {
   private hasPaths = false
   /** What rides with the next statement: the end of blocks that succeeded. */
   pending: Array<Control> = []
-  private quiet: Array<() => void> = []
+  private quiet: Array<() => void> | undefined = undefined
 
   constructor(
     readonly engine: EngineCore,
@@ -219,7 +219,7 @@ export class Unit implements PathState {
         controls.push(plain("SET TRANSACTION READ ONLY"))
       }
       const settings = Sql.settings(block.options)
-      if (settings.length > 0) controls.push(setConfig(settings, block.before))
+      if (settings.length > 0) controls.push(setConfig(settings, (before) => (block.before = before)))
     }
     return controls
   }
@@ -320,9 +320,9 @@ export class Unit implements PathState {
 
   /** Calls back when what was sent is answered. The returned function gives up. */
   whenQuiet(done: () => void): () => void {
-    this.quiet.push(done)
+    ;(this.quiet ??= []).push(done)
     return () => {
-      this.quiet = this.quiet.filter((_) => _ !== done)
+      this.quiet = this.quiet?.filter((_) => _ !== done)
     }
   }
 
@@ -332,7 +332,7 @@ export class Unit implements PathState {
   }
 
   runSettled(): void {
-    if (this.issued === 0 && this.quiet.length > 0) for (const waiter of this.quiet.splice(0)) waiter()
+    if (this.issued === 0 && this.quiet !== undefined) for (const waiter of this.quiet.splice(0)) waiter()
     if (!this.begun && this.issued === 0) this.lease.unclaim(this)
   }
 

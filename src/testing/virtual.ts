@@ -417,20 +417,10 @@ export class VirtualWire {
     const { before } = this.sandbox
     const savepoint = this.following({ ...ours(`SAVEPOINT ${this.savepoint}`), as, done })
     if (before.length === 0) return [savepoint]
-    const was: Array<readonly [name: string, value: string]> = []
-    const reset = setConfig(before, was)
-    return [
-      savepoint,
-      {
-        ...reset,
-        named: false,
-        as: "",
-        done: (ok, row) => {
-          reset.done?.(ok, row)
-          for (const [name, value] of was) this.before.set(name, value)
-        }
-      }
-    ]
+    const reset = setConfig(before, (was) => {
+      for (const [name, value] of was) this.before.set(name, value)
+    })
+    return [savepoint, { ...reset, named: false, as: "" }]
   }
 
   private translated(controls: ReadonlyArray<Control>): ReadonlyArray<Control> {
