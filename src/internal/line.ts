@@ -4,12 +4,15 @@
  */
 
 /** A place in a line. @internal */
-export interface Place<A> {
-  readonly value: A
-  before: Place<A> | undefined
-  after: Place<A> | undefined
+export class Place<A> {
+  after: Place<A> | undefined = undefined
   /** Nobody stands there any more. */
-  left: boolean
+  left = false
+
+  constructor(
+    readonly value: A,
+    public before: Place<A> | undefined
+  ) {}
 }
 
 /** @internal */
@@ -24,7 +27,7 @@ export class Line<A> {
   }
 
   join(value: A): Place<A> {
-    const place: Place<A> = { value, before: this.tail, after: undefined, left: false }
+    const place = new Place(value, this.tail)
     if (this.tail === undefined) this.head = place
     else this.tail.after = place
     this.tail = place

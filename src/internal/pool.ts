@@ -22,18 +22,21 @@ import { inRounds } from "./rounds.js"
 import type { PoolMetrics } from "./telemetry.js"
 import type { Wire } from "./wire.js"
 
-interface Waiter {
-  readonly done: (error: DbError | undefined, wire: Wire | undefined) => void
-  readonly holder: Holder
-  readonly since: number
-  readonly timeoutMillis: number
-  /** All were in use when it came. */
-  readonly full: boolean
+class Waiter {
+  readonly since = Date.now()
   /** Its time limit. */
-  stop: () => void
-  /** The pool that it waits in, which `changeHost` changes, and its place there. */
-  pool: Pool
-  place: Place<Waiter> | undefined
+  stop: () => void = () => {}
+  place: Place<Waiter> | undefined = undefined
+
+  constructor(
+    /** Where it waits, which `changeHost` changes. */
+    public pool: Pool,
+    readonly holder: Holder,
+    readonly timeoutMillis: number,
+    /** All were in use when it came. */
+    readonly full: boolean,
+    readonly done: (error: DbError | undefined, wire: Wire | undefined) => void
+  ) {}
 }
 
 /** What the pool needs from the engine: how a connection is made and made ready. @internal */
@@ -130,16 +133,8 @@ export class Pool {
         return () => false
       }
     }
-    const waiter: Waiter = {
-      done,
-      holder,
-      since: Date.now(),
-      timeoutMillis,
-      full: this.idle.length === 0 && !this.room,
-      stop: () => {},
-      pool: this,
-      place: undefined
-    }
+    const full = this.idle.length === 0 && !this.room
+    const waiter = new Waiter(this, holder, timeoutMillis, full, done)
     this.join(waiter, timeoutMillis)
     return () => waiter.pool.forget(waiter)
   }
