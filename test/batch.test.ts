@@ -39,7 +39,7 @@ test("a batch that is no array is InvalidInput", () =>
 
 /** How many statements of the ambient session are on their way, or wait for their turn. */
 const underWay = Effect.flatMap(DbEngine, (engine) =>
-  Effect.withFiberRuntime<number>((fiber) => Effect.succeed(Ambient.entry(fiber, coreOf(engine)).slot!.get().runs.size))
+  Effect.withFiberRuntime<number>((fiber) => Effect.succeed(Ambient.entry(fiber, coreOf(engine)).slot!.get().runs.length))
 )
 
 describe("a batch that has waited for its turn for too long", () => {

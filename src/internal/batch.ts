@@ -12,14 +12,16 @@ import type { Entry } from "./ambient.js"
 import type { Control } from "./command.js"
 import { plain } from "./controls.js"
 import type { EngineCore } from "./engine.js"
-import { ambientBound, executeGroup, executeTogether, homeOf } from "./execute.js"
+import { ambientBound, homeOf } from "./execute.js"
 import { isObserved, observe, withExtras } from "./observe.js"
 import type { Observation, Observed } from "./observe.js"
 import { codeOf, describeSql } from "./queryText.js"
 import { Direct } from "./sqlClient.js"
 import { compileOf, isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
+import { executeGroup, executeTogether } from "./together.js"
 import * as Sql from "./transactionSql.js"
+import { young } from "./young.js"
 
 /**
  * The rows of each statement, in order.
@@ -132,7 +134,7 @@ const runCompiled = (
 ): Effect.Effect<any, SqlError> => {
   const entry = Ambient.entry(fiber, engine)
   const path = Ambient.searchPath(entry)
-  const specs: Array<Spec> = []
+  const specs = young<Spec>()
   for (const statement of sent) {
     const compiled = compileOf(statement)
     if (isRefused(compiled)) return Effect.fail(compiled)

@@ -6,6 +6,7 @@ import type { Pipeline } from "./pipeline.js"
 import type { Prepared } from "./prepared.js"
 import type { Result, Shape } from "./rows.js"
 import type { Host, Wire } from "./wire.js"
+import { young } from "./young.js"
 
 /** A statement of ours that rides in front of a user's: BEGIN, SAVEPOINT, RELEASE, settings. @internal */
 export interface Control {
@@ -102,37 +103,43 @@ export class Command {
 }
 
 /** A command or a control in its group, with what has been answered so far. @internal */
-export interface Step {
-  readonly command: Command | undefined
-  readonly control: Control | undefined
+export class Step {
   /** The named statement that this step runs. */
-  prepared: Prepared | undefined
+  prepared: Prepared | undefined = undefined
   /** The name that this step closed, to make room. */
-  closed: string | undefined
+  closed: string | undefined = undefined
   /** The server has begun with it: before that nothing of it can have happened. */
-  bound: boolean
-  shape: Shape | undefined
-  rows: Array<any>
+  bound = false
+  shape: Shape | undefined = undefined
+  rows: Array<any> = young()
   /** Of the rows, as they came. */
-  bytes: number
-  results: Array<Result> | undefined
+  bytes = 0
+  results: Array<Result> | undefined = undefined
   /** What a type parser threw. */
-  failure: { readonly cause: unknown } | undefined
+  failure: { readonly cause: unknown } | undefined = undefined
   /** A COPY that nobody has data for, or takes those of: whatever the server says about it, this is what it comes to. */
-  copies: "in" | "out" | undefined
+  copies: "in" | "out" | undefined = undefined
+
+  constructor(
+    readonly command: Command | undefined,
+    readonly control: Control | undefined
+  ) {}
 }
 
 /** What one Sync ends. @internal */
-export interface Group {
-  readonly steps: Array<Step>
+export class Group {
+  readonly steps = young<Step>()
   /** How many characters of prefix were folded into the text of a simple query. */
-  folded: number
-  readonly simple: boolean
-  readonly solo: boolean
-  readonly opens: boolean
-  at: number
-  error: DbError | undefined
+  folded = 0
+  at = 0
+  error: DbError | undefined = undefined
   /** The error is none of its statements' own, and nothing of it has happened. */
-  undone: boolean
-  deferred: Array<() => void>
+  undone = false
+  deferred = young<() => void>()
+
+  constructor(
+    readonly simple: boolean,
+    readonly solo: boolean,
+    readonly opens: boolean
+  ) {}
 }

@@ -128,7 +128,7 @@ const waitQuiet = (unit: Unit): Effect.Effect<void, DbError> =>
 /** Cancels what is on its way, which will be undone anyway, and waits for the server's word. */
 const cancelAll = (unit: Unit): Effect.Effect<void> =>
   Effect.suspend(() => {
-    for (const run of [...unit.runs]) run.cancel()
+    for (const { value: run } of unit.runs.places) run.cancel()
     if (unit.issued === 0) return Effect.void
     return Effect.async<void>((resume) => {
       const limit = unit.engine.config.settleMillis
@@ -152,7 +152,7 @@ export const hold = (unit: Unit): Effect.Effect<DbError | undefined> =>
 
 const nextToHold = (unit: Unit): Effect.Effect<DbError | undefined> =>
   Effect.async<DbError | undefined>((resume) => {
-    (unit.settled ??= []).push((lost) => resume(Effect.succeed(lost)))
+    ;(unit.settled ??= []).push((lost) => resume(Effect.succeed(lost)))
   })
 
 /** To who waits to end it as well, with the word of what was lost; then to those whose statements wait. @internal */

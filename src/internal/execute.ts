@@ -20,7 +20,6 @@ import type { Root } from "./lease.js"
 import { Command } from "./pipeline.js"
 import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
-import type { Run } from "./run.js"
 import { isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
 import type { Slot } from "./slot.js"
@@ -44,11 +43,13 @@ export const boundIn = (bound: Bound, entry: Entry): Bound =>
 /** What made it fail happens once; more are no accident. */
 const mostRepeats = 3
 
-interface Running {
+/** @internal */
+export interface Running {
   readonly interrupt: Effect.Effect<void>
 }
 
-type Submit = (wire: Wire, spec: Spec, owner: Owner | undefined, settle: Done) => Command
+/** @internal */
+export type Submit = (wire: Wire, spec: Spec, owner: Owner | undefined, settle: Done) => Command
 
 const submitOne: Submit = (wire, spec, owner, settle) => {
   const command = new Command(spec.text, spec.params, spec.rowMode, true, spec.prepare, spec.simple, owner, settle)
@@ -221,8 +222,8 @@ const start = (engine: EngineCore, bound: Bound, entry: Entry, spec: Spec, done:
   }
 }
 
-/** Lost before its answer, it may have been committed: who asks gets a position that is late enough. */
-const inDoubt = (error: DbError | undefined): boolean =>
+/** Lost before its answer, it may have been committed: who asks gets a position that is late enough. @internal */
+export const inDoubt = (error: DbError | undefined): boolean =>
   error?.reason._tag === "ConnectionError" && error.reason.phase === "read" && !error.reason.isRetryable
 
 /** A statement without a session is its own commit. */
@@ -235,7 +236,8 @@ const counted = (entry: Entry, spec: Spec, done: Done): Done => {
   }
 }
 
-const onPool = (engine: EngineCore, entry: Entry, spec: Spec, done: Done, submit = submitOne): Running =>
+/** @internal */
+export const onPool = (engine: EngineCore, entry: Entry, spec: Spec, done: Done, submit = submitOne): Running =>
   new Solo(
     (done) => engine.pool().take(implicitHolder, engine.config.acquireMillis, done) as () => void,
     (wire) => engine.giveBack(wire),
@@ -278,7 +280,15 @@ export const homeOf = (engine: EngineCore, bound: Bound, entry: Entry): Root | D
   return engine.config.implicit ? undefined : noSessionError()
 }
 
-const onRoot = (root: Root, engine: EngineCore, entry: Entry, spec: Spec, done: Done, submit = submitOne): Running =>
+/** @internal */
+export const onRoot = (
+  root: Root,
+  engine: EngineCore,
+  entry: Entry,
+  spec: Spec,
+  done: Done,
+  submit = submitOne
+): Running =>
   new Solo(
     (done) => {
       let stop: () => void = () => {}
@@ -297,69 +307,6 @@ const onRoot = (root: Root, engine: EngineCore, entry: Entry, spec: Spec, done: 
     counted(entry, spec, done),
     submit
   )
-
-/**
- * Several statements outside of a session, as one transaction: one Sync group is one, without BEGIN and COMMIT.
- * @param modes - what is set in front of them, for that transaction.
- * @internal
- */
-export const executeGroup = (
-  fiber: Fiber.RuntimeFiber<any, any>,
-  engine: EngineCore,
-  specs: ReadonlyArray<Spec>,
-  modes: ReadonlyArray<Control>
-): Effect.Effect<ReadonlyArray<Result>, DbError> => {
-  const entry = Ambient.entry(fiber, engine)
-  const root = homeOf(engine, ambientBound, entry)
-  if (root instanceof DbError) return Effect.fail(root)
-  return Effect.async<ReadonlyArray<Result>, DbError>((resume) => {
-    const results: Array<Result> = []
-    let failure: DbError | undefined = undefined
-    const done: Done = (error) => {
-      failure ??= error
-      if (failure === undefined || inDoubt(failure))
-        entry.writes?.committed(specs.some(({ text }) => mayWrite("", text)))
-      resume(failure === undefined ? Effect.succeed(results) : Effect.fail(failure))
-    }
-    const last = specs.length - 1
-    const submit: Submit = (wire, _, solo, settle) => {
-      failure = undefined
-      // One that the user has begun on the connection has its modes.
-      const begins = modes.length > 0 && wire.status === "I"
-      const owner = begins ? { takePrefix: () => [...modes, ...(solo?.takePrefix() ?? [])] } : solo
-      const batch: Array<Command> = []
-      specs.forEach((one, at) => {
-        const command = new Command(
-          one.text,
-          one.params,
-          one.rowMode,
-          true,
-          one.prepare,
-          false,
-          at === 0 ? owner : undefined,
-          (error, result, multiple) => {
-            if (result !== undefined) results[at] = result
-            // The first to fail is the cause; what follows it was not run.
-            failure ??= error
-            if (at === last) settle(failure, result, multiple)
-          }
-        )
-        command.more = at < last
-        command.batch = batch
-        batch.push(command)
-        command.scope = one.path ?? ""
-        command.watch = one.watch
-        wire.submit(command)
-      })
-      return batch[last]!
-    }
-    const running =
-      root === undefined
-        ? onPool(engine, entry, specs[last]!, done, submit)
-        : onRoot(root, engine, entry, specs[last]!, done, submit)
-    return running.interrupt
-  })
-}
 
 /**
  * Runs one statement. The text and the parameters are checked before anything is borrowed. Interrupting it never
@@ -415,10 +362,24 @@ const executeIn = <A>(
   const run = awaiting<A>(status, (resume) =>
     start(engine, bound, entry, spec, (error, result, multiple) => {
       if (error !== undefined) resume(Effect.fail(error))
-      else if (result !== undefined) resume(Effect.succeed(map(result, multiple)))
+      else if (result !== undefined) resume(handedOver(map(result, multiple)))
     })
   )
   return slot !== undefined && slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
+}
+
+/**
+ * A value that is gone once it has been taken: the messages between fibers may live as long as V8 likes, and with them
+ * the rows that they bring.
+ * @internal
+ */
+export const handedOver = <A>(value: A): Effect.Effect<A> => {
+  let held: A | undefined = value
+  return Effect.sync(() => {
+    const taken = held as A
+    held = undefined
+    return taken
+  })
 }
 
 type Start<A> = (resume: (answer: Effect.Effect<A, DbError>) => void) => Running | Fail
@@ -428,8 +389,9 @@ type Start<A> = (resume: (answer: Effect.Effect<A, DbError>) => void) => Running
  * in more steps, of which each is a part of every statement's time.
  * @param status - of the fiber, when it runs the effect with the flags that it has now: what is taken for
  * uninterruptible can't be cancelled.
+ * @internal
  */
-const awaiting = <A>(status: FiberStatus.Running | undefined, start: Start<A>): Effect.Effect<A, DbError> =>
+export const awaiting = <A>(status: FiberStatus.Running | undefined, start: Start<A>): Effect.Effect<A, DbError> =>
   status === undefined ? Effect.withFiberRuntime((_, status) => awaitingIn(status, start)) : awaitingIn(status, start)
 
 const awaitingIn = <A>(status: FiberStatus.Running, start: Start<A>): Effect.Effect<A, DbError> => {
@@ -447,46 +409,4 @@ const awaitingIn = <A>(status: FiberStatus.Running, start: Start<A>): Effect.Eff
         : Effect.failCause(cause)
     )
   )
-}
-
-/**
- * Several statements of a session, issued before any is sent, so that they share a round trip. All are awaited; the
- * first to fail is the one that is reported.
- * @internal
- */
-export const executeTogether = (
-  slot: Slot,
-  frame: Frame | undefined,
-  specs: ReadonlyArray<Spec>
-): Effect.Effect<ReadonlyArray<Result>, DbError> => {
-  const run = awaiting<ReadonlyArray<Result>>(undefined, (resume) => {
-    const at = unitOf(slot, frame)
-    if (at instanceof Error) return Effect.fail(at)
-    const results: Array<Result> = []
-    const errors: Array<DbError | undefined> = []
-    let open = specs.length
-    let telling = false
-    const batch: Array<Command> = []
-    const runs: Array<Run> = []
-    specs.forEach((spec, i) => {
-      const run = at.unit.run(at.frame, { ...spec, batch, more: i < specs.length - 1 }, (error, result) => {
-        errors[i] = error
-        // Each has a time limit for its turn: one that is over is over for those that would have their turn yet. Those
-        // tell nobody in turn: a large batch would use up the stack.
-        if (error !== undefined && !telling) {
-          telling = true
-          for (const run of runs) run.abandon(error)
-          telling = false
-        }
-        if (result !== undefined) results[i] = result
-        if (--open > 0) return
-        const first = errors.find((_) => _ !== undefined)
-        resume(first === undefined ? Effect.succeed(results) : Effect.fail(first))
-      })
-      runs.push(run)
-    })
-    // The last first: those behind are taken back or marked, and the one that runs is waited for.
-    return { interrupt: Effect.forEach([...runs].reverse(), (run) => run.interrupt, { discard: true }) }
-  })
-  return slot.needsGate ? Effect.zipRight(slot.prepare, run) : run
 }

@@ -226,7 +226,7 @@ export class Frame implements Owner {
     this.ended = true
     this.stopTimer?.()
     this.child?.seal()
-    if (this.waiters.length === 0 && this.unit.runs.size === 0) return
+    if (this.waiters.length === 0 && this.unit.runs.length === 0) return
     const error = this.closedError()
     for (const waiter of this.waiters.empty()) {
       waiter.stop()

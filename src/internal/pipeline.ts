@@ -11,8 +11,8 @@ import { DbError } from "../DbError.js"
 import { Answers } from "./answers.js"
 import type { AnswersOptions } from "./answers.js"
 import { after, later } from "./blocking.js"
-import { State } from "./command.js"
-import type { Command, Control, Group, Step } from "./command.js"
+import { Group, State, Step } from "./command.js"
+import type { Command, Control } from "./command.js"
 import { deadline } from "./deadline.js"
 import { PreparedStatements } from "./prepared.js"
 import type { Probe } from "./probe.js"
@@ -28,6 +28,8 @@ const windowBytes = 1 << 20
 
 /** As many issued at once go out before the rest is issued, and then twice as many: the server need not wait for it. */
 const firstAhead = 8
+
+const none: ReadonlyArray<Control> = []
 
 /** @internal */
 export interface PipelineOptions extends AnswersOptions {
@@ -262,7 +264,7 @@ export class Pipeline {
       // Behind a BEGIN that may fail, only what stands or falls with it.
       if (!glued && answers.opening && (apart || this.group === undefined)) break
       this.head++
-      const prefix = command.owner === undefined ? [] : command.owner.takePrefix()
+      const prefix = command.owner === undefined ? none : command.owner.takePrefix()
       const opens = prefix.some((control) => control.opens)
       this.tell(command, prefix)
       if (this.group !== undefined && !glued) {
@@ -292,7 +294,7 @@ export class Pipeline {
       }
     }
     if (this.head >= this.queue.length) {
-      this.queue = []
+      this.queue.length = 0
       this.head = 0
     } else if (this.head > 1024) {
       this.queue = this.queue.slice(this.head)
@@ -306,17 +308,7 @@ export class Pipeline {
   }
 
   private open({ simple, solo }: Command, opens: boolean): Group {
-    const group: Group = {
-      steps: [],
-      folded: 0,
-      simple,
-      solo,
-      opens,
-      at: 0,
-      error: undefined,
-      undone: false,
-      deferred: []
-    }
+    const group = new Group(simple, solo, opens)
     this.answers.groups.push(group)
     if (!simple) for (const name of this.prepared.takeLeftovers()) this.writer.closeStatement(name)
     return group
@@ -327,19 +319,7 @@ export class Pipeline {
   }
 
   private step(group: Group, command: Command | undefined, control: Control | undefined): Step {
-    const step: Step = {
-      command,
-      control,
-      prepared: undefined,
-      closed: undefined,
-      bound: false,
-      shape: undefined,
-      rows: [],
-      bytes: 0,
-      results: undefined,
-      failure: undefined,
-      copies: undefined
-    }
+    const step = new Step(command, control)
     group.steps.push(step)
     this.answers.inFlight++
     return step

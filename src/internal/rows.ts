@@ -171,6 +171,16 @@ export interface Result {
   readonly fields: ReadonlyArray<Field>
 }
 
+class Answered implements Result {
+  constructor(
+    readonly command: string,
+    readonly rowCount: number | null,
+    readonly oid: number,
+    readonly rows: Array<any>,
+    readonly fields: ReadonlyArray<Field>
+  ) {}
+}
+
 const tagPattern = /^([A-Za-z]+)(?: (\d+))?(?: (\d+))?/
 
 type Tag = Pick<Result, "command" | "rowCount" | "oid">
@@ -199,7 +209,7 @@ const readTag = (tag: string): Tag => {
 /** @internal */
 export const makeResult = (tag: string, rows: Array<any>, fields: ReadonlyArray<Field>): Result => {
   const { command, oid, rowCount } = readTag(tag)
-  return { command, rowCount, oid, rows, fields }
+  return new Answered(command, rowCount, oid, rows, fields)
 }
 
 /** @internal */

@@ -7,6 +7,7 @@ import { stuckOn } from "./blocking.js"
 import type { Frame } from "./frame.js"
 import { Command } from "./command.js"
 import type { Done } from "./command.js"
+import type { Place } from "./line.js"
 import type { Result } from "./rows.js"
 import type { Spec } from "./statement.js"
 import type { Unit } from "./unit.js"
@@ -18,6 +19,7 @@ export class Run {
   private command: Command | undefined = undefined
   private wire: Wire | undefined = undefined
   private waiter: (() => void) | undefined = undefined
+  private readonly place: Place<Run>
   /** It has had its turn: it belongs to the transaction that is open or comes next. */
   private issued = false
   settled = false
@@ -31,7 +33,7 @@ export class Run {
     private readonly done: Done
   ) {
     this.block = frame
-    unit.runs.add(this)
+    this.place = unit.runs.join(this)
     const wire = unit.wireFor(frame)
     if (wire === undefined) this.queue()
     else {
@@ -104,7 +106,7 @@ export class Run {
   private settle(error: DbError | undefined, result: Result | undefined, multiple: Array<Result> | undefined): void {
     if (this.settled) return
     this.settled = true
-    this.unit.runs.delete(this)
+    this.unit.runs.leave(this.place)
     if (this.issued) this.unit.issued--
     if (this.command !== undefined) this.unit.submitted--
     this.done(error, result, multiple)

@@ -78,7 +78,14 @@ export const compileOf = <Compiled>(
   }
 }
 
-class Checked implements Spec {
+/** With every field there is: a copy that adds one would be of a shape of its own each time. */
+class Checked implements Required<Spec> {
+  readonly cursor = undefined
+  readonly weigh = undefined
+  readonly watch = undefined
+  readonly batch = undefined
+  readonly more = undefined
+
   constructor(
     readonly text: string,
     readonly params: ReadonlyArray<null | string | Buffer>,

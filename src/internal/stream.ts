@@ -16,7 +16,7 @@ import * as Ambient from "./ambient.js"
 import { plain } from "./controls.js"
 import { deadline } from "./deadline.js"
 import type { EngineCore } from "./engine.js"
-import { boundIn, execute, executeSpec, executeTogether, homeOf } from "./execute.js"
+import { boundIn, execute, executeSpec, homeOf } from "./execute.js"
 import type { Bound } from "./execute.js"
 import { framesAbove } from "./frame.js"
 import type { Observation } from "./observe.js"
@@ -25,6 +25,7 @@ import { endSlot } from "./session.js"
 import { Slot } from "./slot.js"
 import { isRefused, makeSpec } from "./statement.js"
 import type { Spec } from "./statement.js"
+import { executeTogether } from "./together.js"
 
 /** The first FETCH is small: nobody knows yet how wide the rows are. Those after it are as large as fits. */
 const firstRows = 20
@@ -150,20 +151,26 @@ export const streamRows = (
           }
         }
         let wrote = false
-        const fetchOne = Effect.withFiberRuntime<ReadonlyArray<any>, SqlError>((fiber) => {
+        const fetchOne = Effect.withFiberRuntime<void, SqlError>((fiber) => {
           sent = false
           const fetch = made(`FETCH FORWARD ${rowsPerFetch} FROM ${cursor}`, false)
           if (isRefused(fetch)) return Effect.fail(fetch)
           const spec: Spec = { ...fetch, cursor: of, weigh, watch: sending }
-          if (session !== undefined) return executeSpec(fiber, engine, at, spec, (result) => result.rows)
+          if (session !== undefined) {
+            return executeSpec(fiber, engine, at, spec, ({ rows }) => {
+              fetched = rows
+            })
+          }
           const asked = made(hasWritten, true)
           if (isRefused(asked)) return Effect.fail(asked)
           return Effect.map(executeTogether(slot, block, [spec, asked]), ([rows, written]) => {
             wrote = written!.rows.length > 0
-            return rows!.rows
+            fetched = rows!.rows
           })
         })
-        let next: Fiber.RuntimeFiber<ReadonlyArray<any>, SqlError> | undefined = undefined
+        let next: Fiber.RuntimeFiber<void, SqlError> | undefined = undefined
+        // Not the fiber's value, which V8 may keep for as long as it likes.
+        let fetched: ReadonlyArray<any> = []
         const fetch = Effect.uninterruptible(
           Effect.map(Effect.forkDaemon(Effect.interruptible(timed(fetchOne))), (fiber) => {
             next = fiber
@@ -188,11 +195,13 @@ export const streamRows = (
             ? Effect.zipRight(Effect.mapError(end, Option.some), Effect.fail(Option.none()))
             : Effect.mapError(Fiber.join(next), Option.some)
         ).pipe(
-          Effect.tap((rows) => {
+          Effect.flatMap(() => {
+            const rows = fetched
+            fetched = []
             next = undefined
-            if (rows.length < rowsPerFetch) return Effect.void
+            if (rows.length < rowsPerFetch) return Effect.succeed(rows)
             rowsPerFetch = Math.max(1, Math.min(mostRows, Math.floor((bytesPerFetch * rows.length) / bytes)))
-            return fetch
+            return Effect.as(fetch, rows)
           }),
           Effect.map(Chunk.unsafeFromArray as (rows: ReadonlyArray<any>) => Chunk.Chunk<any>)
         )

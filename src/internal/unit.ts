@@ -15,6 +15,7 @@ import type { Control, Done, Owner } from "./pipeline.js"
 import type { Result } from "./rows.js"
 import { plain, setConfig } from "./controls.js"
 import { leavesBy } from "./leaving.js"
+import { Line } from "./line.js"
 import { Run } from "./run.js"
 import { withPath } from "./searchPath.js"
 import type { PathState } from "./searchPath.js"
@@ -46,7 +47,7 @@ export interface OutcomeMarker {
 export class Unit implements PathState {
   readonly frame: Frame
   /** What its fibers have asked for and not been told of yet. */
-  readonly runs = new Set<Run>()
+  readonly runs = new Line<Run>()
   /** How many of them have had their turn: they are on their way, or wait for the connection. */
   issued = 0
   /** How many of them have been handed to the pipeline. */
@@ -362,12 +363,12 @@ export class Unit implements PathState {
 
   /** A block ends: what was issued in it and has not been sent never happens. */
   abandonIn(block: Frame, error: DbError): void {
-    for (const run of [...this.runs]) if (run.block.isWithin(block)) run.abandon(error)
+    for (const { value: run } of this.runs.places) if (run.block.isWithin(block)) run.abandon(error)
   }
 
   /** What a block has on its way will be undone, or comes too late. */
   cancelIn(block: Frame, error?: DbError): void {
-    for (const run of [...this.runs]) if (run.block.isWithin(block)) run.cancel(error)
+    for (const { value: run } of this.runs.places) if (run.block.isWithin(block)) run.cancel(error)
   }
 
   /** Its time is over: it fails from now on, and what is on its way is cancelled. */
@@ -375,16 +376,16 @@ export class Unit implements PathState {
     if (this.ended) return
     this.late = error
     this.lost ??= error
-    for (const run of [...this.runs]) run.cancel(error)
+    for (const { value: run } of this.runs.places) run.cancel(error)
   }
 
   /** No new statements; what has not been sent fails. */
   shut(): void {
     this.ended = true
     this.frame.seal()
-    if (this.runs.size === 0) return
+    if (this.runs.length === 0) return
     const error = this.closedError()
-    for (const run of [...this.runs]) run.abandon(error)
+    for (const { value: run } of this.runs.places) run.abandon(error)
   }
 
   release(): void {
