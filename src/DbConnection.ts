@@ -12,7 +12,7 @@ import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import type * as Pg from "pg"
 import { DbError } from "./DbError.js"
-import { borrow, coreHere, coreOf, viewOf } from "./DbEngine.js"
+import { borrow, coreHere, coreOf, onceFor, viewOf } from "./DbEngine.js"
 import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
 import type { DbConnection } from "./Default.js"
 import * as Ambient from "./internal/ambient.js"
@@ -358,7 +358,7 @@ const current = (core: EngineCore): Effect.Effect<Option.Option<Handle>> =>
   Effect.orElseSucceed(currentOf(core), () => Option.none())
 
 /** @internal */
-export const makeFacade = (service: EngineService): Connection => {
+export const facadeOf = onceFor((service: EngineService): Connection => {
   const core = coreOf(service)
   let view: DbSql | undefined = undefined
   const use = <A, E>(f: (handle: Handle) => Effect.Effect<A, E>): Effect.Effect<A, E | SqlError> =>
@@ -385,7 +385,7 @@ export const makeFacade = (service: EngineService): Connection => {
       Option.match({ onNone: () => Effect.succeed<ConnectionStatus>("lazy"), onSome: (_) => _.status })
     )
   }
-}
+})
 
 /** @internal */
 export const make = <Name extends string>(
@@ -396,14 +396,14 @@ export const make = <Name extends string>(
   const withCore = <A, E, R>(f: (core: EngineCore) => Effect.Effect<A, E, R>) =>
     Effect.flatMap(engine, (service) => coreHere(service, f))
   const facade = <A, E>(f: (connection: Connection) => Effect.Effect<A, E>) =>
-    Effect.flatMap(engine, (service) => f(makeFacade(service)))
+    Effect.flatMap(engine, (service) => f(facadeOf(service)))
   const layer = (options: ConnectionOptions = {}): Layer.Layer<DbConnection<Name>, SqlError, DbEngine<Name>> =>
     Layer.scopedContext(
       Effect.flatMap(engine, (service) =>
         coreHere(service, (core) =>
           Effect.flatMap(open(core, options), (handle) =>
             Effect.map(Ambient.context(core, "connection", around(handle, options)), (context) =>
-              Context.merge(Context.make(tag, makeFacade(service)), context)
+              Context.merge(Context.make(tag, facadeOf(service)), context)
             )
           )
         )

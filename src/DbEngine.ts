@@ -4,7 +4,6 @@
  * @since 0.1.0
  */
 import type { SqlError } from "@effect/sql/SqlError"
-import type * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as FiberRef from "effect/FiberRef"
@@ -140,13 +139,19 @@ export const coreHere = <A, E, R>(
   return core.replaced ? withEngine(core, f) : f(core)
 }
 
-const compilers = new WeakMap<EngineCore, Statement.Compiler>()
-
-const compilerOf = (core: EngineCore): Statement.Compiler => {
-  let compiler = compilers.get(core)
-  if (compiler === undefined) compilers.set(core, (compiler = makeCompiler(core)))
-  return compiler
+/** What has no state of its own is made once for each engine. @internal */
+export const onceFor = <Engine extends EngineService | EngineCore, A>(
+  make: (engine: Engine) => A
+): ((engine: Engine) => A) => {
+  const made = new WeakMap<Engine, A>()
+  return (engine) => {
+    let one = made.get(engine)
+    if (one === undefined) made.set(engine, (one = make(engine)))
+    return one
+  }
 }
+
+const compilerOf = onceFor((core: EngineCore) => makeCompiler(core))
 
 /** The client of an engine, of a session handle, of a connection. @internal */
 export const viewOf = (core: EngineCore, bound: Bound): DbSql => {

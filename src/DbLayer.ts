@@ -66,8 +66,8 @@ export const contextOf = <Name extends string>(
   service: EngineService
 ): Context.Context<Provided<Name>> => {
   const own = Context.make(tags.engine, service).pipe(
-    Context.add(tags.connection, connections.makeFacade(service)),
-    Context.add(tags.session, sessions.makeFacade(service))
+    Context.add(tags.connection, connections.facadeOf(service)),
+    Context.add(tags.session, sessions.facadeOf(service))
   )
   return (
     name === "default"

@@ -13,7 +13,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { DbError } from "./DbError.js"
-import { coreHere, coreOf, viewOf } from "./DbEngine.js"
+import { coreHere, coreOf, onceFor, viewOf } from "./DbEngine.js"
 import type { DbEngine, DbSql, EngineService } from "./DbEngine.js"
 import type { HookServices } from "./DbOptions.js"
 import { beginManual } from "./DbTransaction.js"
@@ -246,7 +246,7 @@ const handleOf = (core: EngineCore, slot: Slot, unit: Unit): Session =>
   )
 
 /** @internal */
-export const makeFacade = (service: EngineService): Session => {
+export const facadeOf = onceFor((service: EngineService): Session => {
   const core = coreOf(service)
   return makeSession(
     core.name,
@@ -263,7 +263,7 @@ export const makeFacade = (service: EngineService): Session => {
     (f) => withEngine(core, f),
     (effect) => effect
   )
-}
+})
 
 /** Opens a slot whose end is that of the current scope. A commit that fails where nobody can be told is a defect. */
 const openScoped = (
@@ -380,7 +380,7 @@ export const make = <Name extends string>(
   const withCore = <A, E, R>(f: (core: EngineCore) => Effect.Effect<A, E, R>) =>
     Effect.flatMap(engine, (service) => coreHere(service, f))
   const facade = <A, E, R>(f: (session: Session) => Effect.Effect<A, E, R>) =>
-    Effect.flatMap(engine, (service) => f(makeFacade(service)))
+    Effect.flatMap(engine, (service) => f(facadeOf(service)))
   return Object.assign(tag, {
     autocommit: combinator<SessionOptions<Name | "default">, SqlError, DbEngine<Name>>((effect, options) =>
       withCore((core) => autocommit(core, effect, options))
@@ -420,7 +420,7 @@ export const make = <Name extends string>(
               openScoped(core, options, true, () => Effect.void),
               (slot) =>
                 Effect.map(Ambient.context(core, "session", sessions.inSlot(slot)), (context) =>
-                  Context.merge(Context.make(tag, makeFacade(service)), context)
+                  Context.merge(Context.make(tag, facadeOf(service)), context)
                 )
             )
           )
@@ -451,6 +451,6 @@ export const make = <Name extends string>(
     withCommitToken: <A, E, R>(effect: Effect.Effect<A, E, R>) => withCore((core) => withCommitToken(core, effect)),
     waitFor: (token: CommitToken, options?: WaitOptions) => facade((_) => _.waitFor(token, options)),
     batch: <const Statements extends ReadonlyArray<Statement.Statement<any>>>(statements: Statements) =>
-      facade((_) => _.batch(statements))
+      withCore((core) => runBatch(core, statements))
   })
 }

@@ -258,14 +258,12 @@ export const executeApart = (
     const spec = makeSpec(text, params, "array", { several: true, prepare: false })
     return isRefused(spec)
       ? Effect.fail(spec)
-      : Effect.async<Result, DbError>((resume) => {
+      : awaiting<Result>(undefined, (resume) => {
           const done: Done = (error, result) =>
             resume(error === undefined ? Effect.succeed(result!) : Effect.fail(error))
-          const running =
-            root === undefined
-              ? onPool(engine, Ambient.emptyEntry, spec, done)
-              : onRoot(root, engine, Ambient.emptyEntry, spec, done)
-          return running.interrupt
+          return root === undefined
+            ? onPool(engine, Ambient.emptyEntry, spec, done)
+            : onRoot(root, engine, Ambient.emptyEntry, spec, done)
         })
   })
 

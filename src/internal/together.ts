@@ -32,7 +32,7 @@ export const executeGroup = (
   const entry = Ambient.entry(fiber, engine)
   const root = homeOf(engine, ambientBound, entry)
   if (root instanceof DbError) return Effect.fail(root)
-  return Effect.async<ReadonlyArray<Result>, DbError>((resume) => {
+  return awaiting<ReadonlyArray<Result>>(undefined, (resume) => {
     const results = young<Result>()
     let failure: DbError | undefined = undefined
     const done: Done = (error) => {
@@ -73,11 +73,9 @@ export const executeGroup = (
       })
       return batch[last]!
     }
-    const running =
-      root === undefined
-        ? onPool(engine, entry, specs[last]!, done, submit)
-        : onRoot(root, engine, entry, specs[last]!, done, submit)
-    return running.interrupt
+    return root === undefined
+      ? onPool(engine, entry, specs[last]!, done, submit)
+      : onRoot(root, engine, entry, specs[last]!, done, submit)
   })
 }
 
