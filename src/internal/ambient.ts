@@ -33,7 +33,7 @@ export interface Entry {
   /** The innermost block around the fiber, of the slot's session. */
   readonly frame: Frame | undefined
   /** The blocks around that one's session, or around where there is none. */
-  readonly around?: Around | undefined
+  readonly around: Around | undefined
   readonly stack: StackNode | undefined
   /** A connection for the statements of its own effect, which nobody shares. */
   readonly orphan: Stacked | undefined
@@ -41,22 +41,22 @@ export interface Entry {
   readonly tenant: string | undefined
   readonly using: string | undefined
   /** Where commits are counted, for who wants to read his own writes on a standby. */
-  readonly writes?: Writes | undefined
+  readonly writes: Writes | undefined
   /** What a standby has to show before it is read from. */
-  readonly after?: string | undefined
+  readonly after: string | undefined
   /** Inside of `beforeSession`, which a session that is opened there does not run again. */
-  readonly preparing?: true | undefined
+  readonly preparing: true | undefined
   /** What stands in its place. */
-  readonly instead?: EngineCore | undefined
+  readonly instead: EngineCore | undefined
   /** The sandbox around the fiber: also where something else stands in its place. */
-  readonly sandbox?: EngineCore | undefined
+  readonly sandbox: EngineCore | undefined
 }
 
 /** In no session and on no connection. @internal */
 export const nowhere = { slot: undefined, frame: undefined, stack: undefined, orphan: undefined } as const
 
-/** With every field there is: a copy that adds one would be of a shape of its own each time. @internal */
-export const emptyEntry: Required<Entry> = {
+/** Every entry is a copy of it: one that adds a field would be of a shape of its own, each time. @internal */
+export const emptyEntry: Entry = {
   ...nowhere,
   around: undefined,
   schema: undefined,

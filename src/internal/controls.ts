@@ -20,11 +20,10 @@ export const setConfig = (
   params: settings.flat(),
   opens: false,
   named: true,
-  ...(tell === undefined
-    ? {}
-    : {
-        done: (ok: boolean, row: ReadonlyArray<unknown> | undefined) => {
+  done:
+    tell === undefined
+      ? undefined
+      : (ok, row) => {
           if (ok && row !== undefined) tell(settings.map(([name], i) => [name, (row[i * 2] as string | null) ?? ""]))
         }
-      })
 })

@@ -17,16 +17,16 @@ export interface Spec {
   readonly simple: boolean
   readonly copy: CopyHandler | undefined
   /** What it reads from, which ends with its transaction, or with the block that it was declared in. */
-  readonly cursor?: { readonly isGone: boolean } | undefined
+  readonly cursor: { readonly isGone: boolean } | undefined
   /** Told how many bytes its rows were on the wire. */
-  readonly weigh?: ((bytes: number) => void) | undefined
+  readonly weigh: ((bytes: number) => void) | undefined
   /** The search path that it runs with; nothing: the connection's own. */
   readonly path: string | undefined
-  readonly watch?: Watch | undefined
+  readonly watch: Watch | undefined
   /** What has been submitted of its batch, which is sent together or not at all. */
-  readonly batch?: Array<Command> | undefined
+  readonly batch: Array<Command> | undefined
   /** It is not the last of its batch. */
-  readonly more?: boolean | undefined
+  readonly more: boolean | undefined
 }
 
 interface Known {
@@ -78,8 +78,8 @@ export const compileOf = <Compiled>(
   }
 }
 
-/** With every field there is: a copy that adds one would be of a shape of its own each time. */
-class Checked implements Required<Spec> {
+/** Every spec is one, or a copy of one: a copy that adds a field would be of a shape of its own, each time. */
+class Checked implements Spec {
   readonly cursor = undefined
   readonly weigh = undefined
   readonly watch = undefined
