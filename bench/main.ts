@@ -12,11 +12,13 @@ import { connections } from "./contender.js"
 import { contenders as all } from "./contenders/index.js"
 import { growth, idleSessions } from "./growth.js"
 import { slowLink } from "./link.js"
+import { kept } from "./kept.js"
+import type { Kept } from "./kept.js"
 import { measure } from "./measure.js"
 import { toSvg } from "./picture.js"
 import { connect } from "./remote.js"
 import type { Remote } from "./remote.js"
-import { printCurves, printIdle, printResult, resultOf, toJson } from "./report.js"
+import { printCurves, printIdle, printKept, printResult, resultOf, toJson } from "./report.js"
 import type { Result } from "./report.js"
 import { openDatabase } from "./server.js"
 import { workloads } from "./workloads.js"
@@ -31,7 +33,7 @@ const { values: args } = parseArgs({
   }
 })
 
-const others = ["idle", "growth"]
+const others = ["kept", "idle", "growth"]
 const only = args.only?.split(",")
 const unknown = only?.find((name) => !others.includes(name) && !workloads.some((_) => _.name === name))
 if (unknown !== undefined) {
@@ -52,6 +54,13 @@ const open = async (url: string, near?: string): Promise<Map<string, Remote>> =>
 
 const close = async (remotes: Map<string, Remote>): Promise<void> => {
   for (const remote of remotes.values()) await remote.close()
+}
+
+const keptOfAll = async (url: string): Promise<ReadonlyArray<Kept>> => {
+  const contenders = await open(url)
+  const all = await kept(contenders, { factor: args.quick ? 0.02 : 1 })
+  await close(contenders)
+  return all
 }
 
 const database = await openDatabase()
@@ -89,11 +98,13 @@ try {
     }
     await close(contenders)
   }
+  const keeps = wanted("kept") ? await keptOfAll(database.url) : []
+  printKept(keeps)
   const idle = wanted("idle") ? await idleSessions(database.url, args.quick ? 5000 : 100_000) : undefined
   if (idle !== undefined) printIdle(idle)
   const curves = wanted("growth") ? await growth(database.url, args.quick ? 10 : 10_000) : []
   printCurves(curves)
-  const report = { environment, results, idle, curves }
+  const report = { environment, results, kept: keeps, idle, curves }
   if (args.json !== undefined) await writeFile(args.json, toJson(report))
   if (args.svg !== undefined) await writeFile(args.svg, toSvg(report))
 } finally {

@@ -9,6 +9,8 @@ import type { Answer, Request, Taken } from "./worker.js"
 export interface Remote {
   readonly works: ReadonlyArray<WorkloadName>
   readonly run: (work: WorkloadName, n: number) => Promise<Taken>
+  /** Bytes that are kept of one unit; see `kept.ts`. */
+  readonly kept: (work: WorkloadName, n: number) => Promise<number>
   readonly close: () => Promise<void>
 }
 
@@ -36,6 +38,7 @@ export const connect = async (name: string, url: string, near?: string): Promise
   return {
     works,
     run: async (work, n) => (await ask({ work, n })) as Taken,
+    kept: async (work, n) => ((await ask({ work, n, kept: true })) as { readonly bytes: number }).bytes,
     close: async () => {
       await ask("close")
       child.disconnect()

@@ -3,6 +3,7 @@
  */
 import { ours } from "./contenders/index.js"
 import type { Curve, IdleSessions } from "./growth.js"
+import type { Kept } from "./kept.js"
 import { bestRatio, median, ratio } from "./measure.js"
 import type { Sample } from "./measure.js"
 import type { Workload } from "./workloads.js"
@@ -25,6 +26,7 @@ export interface Result {
 export interface Report {
   readonly environment: Readonly<Record<string, string | number>>
   readonly results: ReadonlyArray<Result>
+  readonly kept: ReadonlyArray<Kept>
   readonly idle: IdleSessions | undefined
   readonly curves: ReadonlyArray<Curve>
 }
@@ -76,6 +78,16 @@ export const printIdle = ({ bytes, connections, micros, sessions }: IdleSessions
   console.log(`  connections  ${connections}, goal 0: ${verdict(connections === 0)}`)
 }
 
+export const printKept = (kept: ReadonlyArray<Kept>): void => {
+  if (kept.length > 0) console.log("\nbytes of a unit that are kept until a major collection")
+  for (const { bytes, name } of kept) {
+    const each = Object.entries(bytes).map(
+      ([contender, bytes]) => `${contender} ${Math.round(bytes).toLocaleString("en")}`
+    )
+    console.log(`  ${name.padEnd(14)} ${each.join(", ")}`)
+  }
+}
+
 export const printCurves = (curves: ReadonlyArray<Curve>): void => {
   for (const title of new Set(curves.map((_) => _.title))) {
     const some = curves.filter((_) => _.title === title)
@@ -90,7 +102,7 @@ export const printCurves = (curves: ReadonlyArray<Curve>): void => {
 /** More digits than anybody reads would only make each file another one. */
 const rounded = (_: string, value: unknown): unknown => (typeof value === "number" ? Number(value.toFixed(2)) : value)
 
-export const toJson = ({ curves, environment, idle, results }: Report): string => {
+export const toJson = ({ curves, environment, idle, kept, results }: Report): string => {
   const workloads = results.map(({ goals, samples, workload: { name, title } }) => {
     const own = samples.find((_) => _.name === ours)
     const each = (of: (sample: Sample) => number) => Object.fromEntries(samples.map((_) => [_.name, of(_)]))
@@ -105,5 +117,5 @@ export const toJson = ({ curves, environment, idle, results }: Report): string =
       goals
     }
   })
-  return JSON.stringify({ environment, workloads, idle, curves }, rounded, 2) + "\n"
+  return JSON.stringify({ environment, workloads, kept, idle, curves }, rounded, 2) + "\n"
 }

@@ -4,6 +4,7 @@
  */
 import type { Contender, Work, WorkloadName } from "./contender.js"
 import { contenders } from "./contenders/index.js"
+import { keptBy } from "./kept.js"
 
 export interface Taken {
   readonly micros: number
@@ -11,10 +12,14 @@ export interface Taken {
   readonly cpu: number | undefined
 }
 
-export type Request = { readonly work: WorkloadName; readonly n: number } | "close"
+export type Request = { readonly work: WorkloadName; readonly n: number; readonly kept?: boolean } | "close"
 
 export type Answer =
-  { readonly works: ReadonlyArray<WorkloadName> | undefined } | Taken | { readonly failed: string } | "closed"
+  | { readonly works: ReadonlyArray<WorkloadName> | undefined }
+  | Taken
+  | { readonly bytes: number }
+  | { readonly failed: string }
+  | "closed"
 
 const run = async (work: Work, n: number): Promise<Taken> => {
   const cpuBefore = process.cpuUsage()
@@ -36,7 +41,9 @@ process.on("message", (request: Request) => {
   const answered =
     request === "close"
       ? contender!.close().then(() => "closed" as const)
-      : run(contender!.work[request.work]!, request.n)
+      : request.kept === true
+        ? keptBy(contender!.work[request.work]!, request.n).then((bytes) => ({ bytes }))
+        : run(contender!.work[request.work]!, request.n)
   answered.then(answer, (error: unknown) => answer({ failed: String(error) }))
 })
 if (nearUrl !== undefined) {
