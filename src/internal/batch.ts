@@ -154,7 +154,8 @@ const runCompiled = (
       entry.slot === undefined
         ? executeGroup(fiber, engine, specs, modesOf(engine))
         : executeTogether(entry.slot, entry.frame, specs)
-    return Effect.map(answers, (results) => results.map((_, i) => shape(_.rows, i)))
+    // Taken out: what has asked for them may be kept for longer than they are wanted.
+    return Effect.map(answers, (results) => results.splice(0).map((_, i) => shape(_.rows, i)))
   }
   const extra = (watch: Observation | undefined) =>
     run(specs.map((spec, at) => ({ ...withExtras(engine, spec, watch), watch: at === 0 ? watch : undefined })))

@@ -28,11 +28,11 @@ export const executeGroup = (
   engine: EngineCore,
   specs: ReadonlyArray<Spec>,
   modes: ReadonlyArray<Control>
-): Effect.Effect<ReadonlyArray<Result>, DbError> => {
+): Effect.Effect<Array<Result>, DbError> => {
   const entry = Ambient.entry(fiber, engine)
   const root = homeOf(engine, ambientBound, entry)
   if (root instanceof DbError) return Effect.fail(root)
-  return awaiting<ReadonlyArray<Result>>(undefined, (resume) => {
+  return awaiting<Array<Result>>(undefined, (resume) => {
     const results = young<Result>()
     let failure: DbError | undefined = undefined
     const done: Done = (error) => {
@@ -97,8 +97,8 @@ export const executeTogether = (
   slot: Slot,
   frame: Frame | undefined,
   specs: ReadonlyArray<Spec>
-): Effect.Effect<ReadonlyArray<Result>, DbError> => {
-  const run = awaiting<ReadonlyArray<Result>>(undefined, (resume) => {
+): Effect.Effect<Array<Result>, DbError> => {
+  const run = awaiting<Array<Result>>(undefined, (resume) => {
     const at = unitOf(slot, frame)
     if (at instanceof Error) return Effect.fail(at)
     const results = young<Result>()
