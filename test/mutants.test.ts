@@ -5,6 +5,7 @@ import { atomic, DbConnection, DbEngine, DbSchema, DbSession, withTransaction } 
 import { describe, expect, it } from "vitest"
 import { later } from "../src/internal/commitToken.js"
 import { testDatabase, untilActivity } from "./support/database.js"
+import { lockedOutside } from "./support/outside.js"
 import type { PgProxy } from "./support/proxy.js"
 import {
   committed,
@@ -240,6 +241,33 @@ describe("commits", () => {
         )
         expect(Option.isSome(token)).toBe(true)
       })
+    )
+  }
+
+  for (const [name, write] of writes) {
+    test(
+      `${name} that is interrupted before it is sent has written nothing: there is no token`,
+      () =>
+        DbConnection.withConnection(
+          Effect.gen(function* () {
+            const lock = yield* lockedOutside(database, 1)
+            const { sql } = yield* DbEngine
+            const before = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(1)`)
+            yield* lock.waitedFor
+            const [, token] = yield* DbSession.withCommitToken(
+              Effect.gen(function* () {
+                const behind = yield* Effect.fork(write)
+                yield* Effect.yieldNow()
+                yield* Fiber.interrupt(behind)
+                yield* lock.release
+                yield* Fiber.join(before)
+              })
+            )
+            expect(Option.isNone(token)).toBe(true)
+            expect(yield* rows).toEqual([])
+          })
+        ),
+      { pipelining: false }
     )
   }
 
