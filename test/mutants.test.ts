@@ -271,6 +271,13 @@ describe("commits", () => {
     )
   }
 
+  test("a batch of queries has written nothing: there is no token", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      const [, token] = yield* DbSession.withCommitToken(DbSession.batch([sql`SELECT id FROM t`, sql`SELECT 2`]))
+      expect(Option.isNone(token)).toBe(true)
+    }))
+
   test("atomic that commits what is open first: the session's beforeCommit runs before that commit too", () =>
     DbSession.autocommit(
       Effect.gen(function* () {
@@ -455,3 +462,16 @@ describe("options of a block", () => {
       )
     }))
 })
+
+test("a statement on a connection that is tried again, its plan being gone, is not in a session that has come in between", () =>
+  DbConnection.withConnection(
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      const add = (id: number) => sql`INSERT INTO t (id) VALUES (${id}) RETURNING *`
+      yield* add(1)
+      yield* database.query("ALTER TABLE t ADD COLUMN more int")
+      const undone = Effect.flip(DbSession.autocommit(Effect.zipRight(insert(3), no)))
+      yield* Effect.all([add(2), undone], { concurrency: "unbounded" })
+      expect(yield* rows).toEqual([1, 2])
+    })
+  ))
