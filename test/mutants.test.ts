@@ -1,6 +1,6 @@
 /** Promises that a careless change would break without another test noticing: programs on a database. */
 import type { SqlError } from "@effect/sql/SqlError"
-import { Deferred, Effect, Fiber, Option, Stream } from "effect"
+import { Deferred, Effect, Fiber, FiberStatus, Option, Stream } from "effect"
 import { atomic, DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
 import { describe, expect, it } from "vitest"
 import { later } from "../src/internal/commitToken.js"
@@ -82,6 +82,33 @@ describe("what ends with its block or its session", () => {
         expect(yield* pid).toBe(before)
       }),
     { maxConnections: 1, settleTimeout: 3000 }
+  )
+
+  test(
+    "a statement that waits to be sent when its block ends never happens",
+    () =>
+      Effect.gen(function* () {
+        const lock = yield* lockedOutside(database, 1)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const { sql } = yield* DbSession
+            const [running, late] = yield* withTransaction(
+              Effect.gen(function* () {
+                const running = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(1)`)
+                yield* lock.waitedFor
+                const late = yield* Effect.fork(reason(insert(5)))
+                yield* until("it waits", Effect.map(late.status, FiberStatus.isSuspended))
+                return [running, late] as const
+              })
+            )
+            yield* lock.release
+            yield* Fiber.join(running)
+            expect(yield* Fiber.join(late)).toBe("TransactionClosed")
+          })
+        )
+        expect(yield* rows).toEqual([])
+      }),
+    { pipelining: false }
   )
 
   test("atomic that a fiber still runs when its session ends is not kept", () =>
