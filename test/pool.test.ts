@@ -1088,6 +1088,29 @@ describe("changeHost", () => {
     })
   )
 
+  it.scopedLive("who goes over to the new host waits no longer there than acquireTimeout leaves", () =>
+    Effect.gen(function* () {
+      const other = yield* proxy(database.url)
+      other.accept("silent")
+      const { context } = yield* wire(database, { maxConnections: 1, acquireTimeout: "10 minutes" })
+      const clock = yield* Effect.acquireRelease(
+        Effect.sync(() => vi.useFakeTimers({ toFake: ["Date"] })),
+        () => Effect.sync(() => vi.useRealTimers())
+      )
+      yield* Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        yield* holdUntil(latch, "holder")
+        const waiting = yield* Effect.forkScoped(reasonOf(run("SELECT 'moved'")))
+        yield* pending(1)
+        clock.setSystemTime(Date.now() + 599_800)
+        yield* DbEngine.changeHost({ host: other.host, port: other.port })
+        expect((yield* Fiber.join(waiting))._tag).toBe("AcquireTimeout")
+        expect((yield* stats).pending).toBe(0)
+        yield* Deferred.succeed(latch, undefined)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
   it.scopedLive("who goes over to the new host has asked for its minConnections, too", () =>
     Effect.gen(function* () {
       const other = yield* proxy(database.url)
