@@ -22,7 +22,7 @@ import {
   seen,
   sleep
 } from "./support/programs.js"
-import { until } from "./support/until.js"
+import { pending, until, untilStats } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -109,6 +109,27 @@ describe("what ends with its block or its session", () => {
         expect(yield* rows).toEqual([])
       }),
     { pipelining: false }
+  )
+
+  test(
+    "nor one that waits for a connection, when that comes",
+    () =>
+      Effect.gen(function* () {
+        const held = yield* Deferred.make<void>()
+        const holder = yield* Effect.fork(DbConnection.withConnection(Deferred.await(held)))
+        yield* untilStats("all are lent", ({ max, used }) => used === max)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const late = yield* withTransaction(Effect.zipLeft(Effect.fork(reason(insert(5))), pending(1)))
+            expect(yield* Fiber.join(late)).toBe("TransactionClosed")
+            yield* Deferred.succeed(held, undefined)
+            yield* insert(6)
+          })
+        )
+        yield* Fiber.join(holder)
+        expect(yield* rows).toEqual([6])
+      }),
+    { maxConnections: 1 }
   )
 
   test("atomic that a fiber still runs when its session ends is not kept", () =>
