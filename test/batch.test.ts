@@ -39,7 +39,9 @@ test("a batch that is no array is InvalidInput", () =>
 
 /** How many statements of the ambient session are on their way, or wait for their turn. */
 const underWay = Effect.flatMap(DbEngine, (engine) =>
-  Effect.withFiberRuntime<number>((fiber) => Effect.succeed(Ambient.entry(fiber, coreOf(engine)).slot!.get().runs.length))
+  Effect.withFiberRuntime<number>((fiber) =>
+    Effect.succeed(Ambient.entry(fiber, coreOf(engine)).slot!.get().runs.length)
+  )
 )
 
 describe("a batch that has waited for its turn for too long", () => {
@@ -249,6 +251,30 @@ describe("outside of a session its transaction begins with the engine's defaults
         proxy.reset()
         expect(yield* run).toEqual(first)
         expect(proxy.flights()).toBe(1)
+      }),
+    { isolation: "repeatable read", maxConnections: 1 }
+  )
+
+  proxied(
+    "and with the tables of its schema, in one round trip also where those of another have other columns",
+    (proxy) =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        yield* DbSchema.create("acme")
+        yield* database.query(
+          "CREATE TABLE acme.t (name text); INSERT INTO acme.t VALUES ('one'); INSERT INTO t VALUES (1)"
+        )
+        const batch = DbSession.batch([isolation(sql), sql`SELECT * FROM t`])
+        yield* DbEngine.ping
+        for (const [schema, row] of [
+          ["public", { id: 1, note: null }],
+          ["acme", { name: "one" }],
+          ["public", { id: 1, note: null }]
+        ] as const) {
+          proxy.reset()
+          expect(yield* DbSchema.withSchema(batch, schema)).toEqual([[{ isolation: "repeatable read" }], [row]])
+          expect(proxy.flights()).toBe(1)
+        }
       }),
     { isolation: "repeatable read", maxConnections: 1 }
   )

@@ -1,10 +1,11 @@
 /** Promises that a careless change would break without another test noticing: programs on a database. */
 import type { SqlError } from "@effect/sql/SqlError"
-import { Deferred, Effect, Fiber, Option, Stream } from "effect"
+import { Deferred, Effect, Fiber, FiberStatus, Option, Stream } from "effect"
 import { atomic, DbConnection, DbEngine, DbSchema, DbSession, withTransaction } from "effect-db"
 import { describe, expect, it } from "vitest"
 import { later } from "../src/internal/commitToken.js"
 import { testDatabase, untilActivity } from "./support/database.js"
+import { lockedOutside } from "./support/outside.js"
 import type { PgProxy } from "./support/proxy.js"
 import {
   committed,
@@ -21,7 +22,7 @@ import {
   seen,
   sleep
 } from "./support/programs.js"
-import { until } from "./support/until.js"
+import { pending, until, untilStats } from "./support/until.js"
 
 const database = testDatabase()
 const test = programsOn(database)
@@ -81,6 +82,54 @@ describe("what ends with its block or its session", () => {
         expect(yield* pid).toBe(before)
       }),
     { maxConnections: 1, settleTimeout: 3000 }
+  )
+
+  test(
+    "a statement that waits to be sent when its block ends never happens",
+    () =>
+      Effect.gen(function* () {
+        const lock = yield* lockedOutside(database, 1)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const { sql } = yield* DbSession
+            const [running, late] = yield* withTransaction(
+              Effect.gen(function* () {
+                const running = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(1)`)
+                yield* lock.waitedFor
+                const late = yield* Effect.fork(reason(insert(5)))
+                yield* until("it waits", Effect.map(late.status, FiberStatus.isSuspended))
+                return [running, late] as const
+              })
+            )
+            yield* lock.release
+            yield* Fiber.join(running)
+            expect(yield* Fiber.join(late)).toBe("TransactionClosed")
+          })
+        )
+        expect(yield* rows).toEqual([])
+      }),
+    { pipelining: false }
+  )
+
+  test(
+    "nor one that waits for a connection, when that comes",
+    () =>
+      Effect.gen(function* () {
+        const held = yield* Deferred.make<void>()
+        const holder = yield* Effect.fork(DbConnection.withConnection(Deferred.await(held)))
+        yield* untilStats("all are lent", ({ max, used }) => used === max)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const late = yield* withTransaction(Effect.zipLeft(Effect.fork(reason(insert(5))), pending(1)))
+            expect(yield* Fiber.join(late)).toBe("TransactionClosed")
+            yield* Deferred.succeed(held, undefined)
+            yield* insert(6)
+          })
+        )
+        yield* Fiber.join(holder)
+        expect(yield* rows).toEqual([6])
+      }),
+    { maxConnections: 1 }
   )
 
   test("atomic that a fiber still runs when its session ends is not kept", () =>
@@ -242,6 +291,40 @@ describe("commits", () => {
       })
     )
   }
+
+  for (const [name, write] of writes) {
+    test(
+      `${name} that is interrupted before it is sent has written nothing: there is no token`,
+      () =>
+        DbConnection.withConnection(
+          Effect.gen(function* () {
+            const lock = yield* lockedOutside(database, 1)
+            const { sql } = yield* DbEngine
+            const before = yield* Effect.fork(sql`SELECT pg_advisory_xact_lock(1)`)
+            yield* lock.waitedFor
+            const [, token] = yield* DbSession.withCommitToken(
+              Effect.gen(function* () {
+                const behind = yield* Effect.fork(write)
+                yield* Effect.yieldNow()
+                yield* Fiber.interrupt(behind)
+                yield* lock.release
+                yield* Fiber.join(before)
+              })
+            )
+            expect(Option.isNone(token)).toBe(true)
+            expect(yield* rows).toEqual([])
+          })
+        ),
+      { pipelining: false }
+    )
+  }
+
+  test("a batch of queries has written nothing: there is no token", () =>
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      const [, token] = yield* DbSession.withCommitToken(DbSession.batch([sql`SELECT id FROM t`, sql`SELECT 2`]))
+      expect(Option.isNone(token)).toBe(true)
+    }))
 
   test("atomic that commits what is open first: the session's beforeCommit runs before that commit too", () =>
     DbSession.autocommit(
@@ -427,3 +510,16 @@ describe("options of a block", () => {
       )
     }))
 })
+
+test("a statement on a connection that is tried again, its plan being gone, is not in a session that has come in between", () =>
+  DbConnection.withConnection(
+    Effect.gen(function* () {
+      const { sql } = yield* DbEngine
+      const add = (id: number) => sql`INSERT INTO t (id) VALUES (${id}) RETURNING *`
+      yield* add(1)
+      yield* database.query("ALTER TABLE t ADD COLUMN more int")
+      const undone = Effect.flip(DbSession.autocommit(Effect.zipRight(insert(3), no)))
+      yield* Effect.all([add(2), undone], { concurrency: "unbounded" })
+      expect(yield* rows).toEqual([1, 2])
+    })
+  ))

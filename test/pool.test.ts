@@ -1088,6 +1088,49 @@ describe("changeHost", () => {
     })
   )
 
+  it.scopedLive("who goes over to the new host waits no longer there than acquireTimeout leaves", () =>
+    Effect.gen(function* () {
+      const other = yield* proxy(database.url)
+      other.accept("silent")
+      const { context } = yield* wire(database, { maxConnections: 1, acquireTimeout: "10 minutes" })
+      const clock = yield* Effect.acquireRelease(
+        Effect.sync(() => vi.useFakeTimers({ toFake: ["Date"] })),
+        () => Effect.sync(() => vi.useRealTimers())
+      )
+      yield* Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        yield* holdUntil(latch, "holder")
+        const waiting = yield* Effect.forkScoped(reasonOf(run("SELECT 'moved'")))
+        yield* pending(1)
+        clock.setSystemTime(Date.now() + 599_800)
+        yield* DbEngine.changeHost({ host: other.host, port: other.port })
+        expect((yield* Fiber.join(waiting))._tag).toBe("AcquireTimeout")
+        expect((yield* stats).pending).toBe(0)
+        yield* Deferred.succeed(latch, undefined)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
+  it.scopedLive("who goes over to the new host has asked for its minConnections, too", () =>
+    Effect.gen(function* () {
+      const other = yield* proxy(database.url)
+      const { context } = yield* wire(database, { maxConnections: 2, minConnections: 2 })
+      yield* Effect.gen(function* () {
+        const latch = yield* Deferred.make<void>()
+        yield* holdUntil(latch, "one")
+        yield* holdUntil(latch, "another")
+        const waiting = yield* Effect.forkScoped(run("SELECT 'moved'"))
+        yield* pending(1)
+        yield* DbEngine.changeHost({ host: other.host, port: other.port })
+        yield* Fiber.join(waiting)
+        yield* untilStats("the new host's minimum is there", (_) => _.idle === 2)
+        expect(other.accepted).toBe(2)
+        yield* Deferred.succeed(latch, undefined)
+        yield* idle(2)
+      }).pipe(Effect.provide(context))
+    })
+  )
+
   it.scopedLive("stats count what is lent on the old host until it comes back", () =>
     Effect.gen(function* () {
       const { context, there } = yield* two

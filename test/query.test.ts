@@ -146,8 +146,8 @@ describe("41 stream", () => {
       yield* database.query("DROP TABLE made")
     }))
 
-  /** Its second FETCH waits for the lock; the third row comes when it does. */
-  const slowBehind = (lock: Lock, reached: Effect.Effect<unknown> = Effect.void, rows = "n") =>
+  /** Its second FETCH waits for a lock. */
+  const slow = (rows = "n") =>
     Stream.unwrap(
       Effect.map(
         client,
@@ -156,7 +156,11 @@ describe("41 stream", () => {
             `SELECT ${rows} AS n FROM generate_series(1, 1000) n WHERE n <> 100 OR pg_advisory_xact_lock(1) IS NOT NULL`
           ).stream
       )
-    ).pipe(Stream.tap(({ n }) => (n === 3 ? Effect.zipRight(lock.waitedFor, reached) : Effect.void)))
+    )
+
+  /** The third row comes when it does. */
+  const slowBehind = (lock: Lock, reached: Effect.Effect<unknown> = Effect.void, rows?: string) =>
+    Stream.tap(slow(rows), ({ n }) => (n === 3 ? Effect.zipRight(lock.waitedFor, reached) : Effect.void))
 
   test("left while the next rows are still being computed: the session's transaction is unharmed", () =>
     DbSession.autocommit(
@@ -364,6 +368,34 @@ describe("41 stream", () => {
         expect(pairs.length).toBe(1100)
         expect(pairs.every(([a, b]) => a.n === b.n)).toBe(true)
         expect(yield* used).toBe(1)
+      })
+    ))
+
+  for (const [name, around] of [
+    ["in a session", <A, E, R>(effect: Effect.Effect<A, E, R>) => DbSession.autocommit(effect)],
+    ["each in a transaction of its own", <A, E, R>(effect: Effect.Effect<A, E, R>) => effect]
+  ] as const) {
+    test(`one stream that is read twice at once gives all of its rows to both, ${name}`, () =>
+      Effect.gen(function* () {
+        const sql = yield* client
+        const rows = sql<{ n: number }>`SELECT n FROM generate_series(1, 1200) n`.stream
+        const both = yield* around(Effect.all([collect(rows), collect(rows)], { concurrency: 2 }))
+        expect(both).toEqual([upTo(1200), upTo(1200)])
+      }))
+  }
+
+  test("a pull that is interrupted while rows are on their way loses none of them", () =>
+    DbSession.autocommit(
+      Effect.gen(function* () {
+        const lock = yield* lockedOutside(database, 1)
+        const pull = yield* Stream.toPull(slow())
+        expect((yield* pull).length).toBe(20)
+        const pulling = yield* Effect.fork(pull)
+        yield* lock.waitedFor
+        yield* Fiber.interrupt(pulling)
+        yield* lock.release
+        const next = yield* pull
+        expect(Chunk.toReadonlyArray(next)[0]).toEqual({ n: 21 })
       })
     ))
 

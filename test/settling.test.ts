@@ -2,7 +2,8 @@ import { Effect, Fiber, FiberStatus } from "effect"
 import { DbSession } from "effect-db"
 import { describe, expect } from "vitest"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, proxiedOn } from "./support/programs.js"
+import { lockedOutside } from "./support/outside.js"
+import { committed, insert, proxiedOn, reason } from "./support/programs.js"
 import { until } from "./support/until.js"
 
 const database = testDatabase()
@@ -36,4 +37,26 @@ describe("a statement that another fiber issues while the transaction is being e
       })
     )
   }
+
+  proxied("by a commit that waits, and is then refused: belongs to the next transaction, and is not cancelled", () =>
+    Effect.gen(function* () {
+      const lock = yield* lockedOutside(database, 1)
+      yield* DbSession.autocommit(
+        Effect.gen(function* () {
+          const { sql } = yield* DbSession
+          const failing = yield* Effect.fork(Effect.ignore(sql`SELECT 1 / length(pg_advisory_xact_lock(1)::text)`))
+          yield* lock.waitedFor
+          const committing = yield* Effect.fork(reason(DbSession.commit))
+          yield* until("it waits", Effect.map(committing.status, FiberStatus.isSuspended))
+          const sibling = yield* Effect.fork(insert(2))
+          yield* until("it waits as well", Effect.map(sibling.status, FiberStatus.isSuspended))
+          yield* lock.release
+          yield* Fiber.join(failing)
+          expect(yield* Fiber.join(committing)).toBe("TransactionAborted")
+          yield* Fiber.join(sibling)
+        })
+      )
+      expect(yield* committed(database)).toEqual([2])
+    })
+  )
 })

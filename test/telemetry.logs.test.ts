@@ -86,6 +86,22 @@ describe("slowStatement", () => {
     { slowStatement: "80 millis" }
   )
 
+  logged(
+    "logs a batch as a whole, in a session and outside of any",
+    (lines) =>
+      Effect.gen(function* () {
+        const { sql } = yield* DbEngine
+        const batch = DbSession.batch([sql`SELECT 1`, sql`SELECT pg_sleep(0.1)`])
+        yield* batch
+        yield* DbSession.autocommit(batch, { name: "report" })
+        expect(warnings(lines).map((_) => /a statement of "(\w+).* sent: (.*)/.exec(_)?.slice(1))).toEqual([
+          ["implicit", "SELECT ?; SELECT pg_sleep(?)"],
+          ["report", "SELECT ?; SELECT pg_sleep(?)"]
+        ])
+      }),
+    { slowStatement: "80 millis" }
+  )
+
   const slow = (lines: ReadonlyArray<Line>): ReadonlyArray<string> =>
     warnings(lines).map((_) => _.replace(/\d+ ms/g, "… ms"))
 

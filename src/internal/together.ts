@@ -35,7 +35,9 @@ export const executeGroup = (
   return awaiting<Array<Result>>(undefined, (resume) => {
     const results = young<Result>()
     let failure: DbError | undefined = undefined
-    const done: Done = (error) => {
+    const done: Done = (error, result) => {
+      // Taken back before it was sent: nobody waits for it, and nothing of it has happened.
+      if (error === undefined && result === undefined) return
       failure ??= error
       if (failure === undefined || inDoubt(failure))
         entry.writes?.committed(specs.some(({ text }) => mayWrite("", text)))
