@@ -108,11 +108,12 @@ export const runBody = (
   const timed = (effect: Effect.Effect<any, any, any>) => limited(effect, block.frame.name, options.timeout)
   if (Effect.isEffect(body)) return timed(body)
   // Where the block can't be interrupted, as in a finalizer, its body is: nobody but `block.end` knows its fiber.
-  return Effect.suspend(() =>
-    Effect.fork(Effect.interruptible(timed(call(body, block)))).pipe(
-      Effect.tap((fiber) => Effect.sync(() => block.setFiber(fiber))),
-      Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.join(fiber), () => Fiber.interrupt(fiber)))
-    )
+  // A daemon, because children get every interruption of their parent's, and nothing ends the block before its body.
+  return Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Effect.forkDaemon(Effect.interruptible(timed(call(body, block)))), (fiber) => {
+      block.setFiber(fiber)
+      return Effect.onInterrupt(restore(Fiber.join(fiber)), () => Fiber.interrupt(fiber))
+    })
   )
 }
 
