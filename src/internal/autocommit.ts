@@ -80,7 +80,7 @@ const joined = (slot: Slot, entry: Entry, effect: AnyEffect, options: SlotOption
             return exit
           }
           end?.()
-          if (!slot.ended && !slot.needsGate) {
+          if (!slot.needsGate) {
             const unit = slot.get()
             markUnkept(block.unit === unit ? block : unit.frame, "an autocommit that joined the session failed")
           }
