@@ -209,6 +209,49 @@ describe("beforeSession", () => {
     gated
   )
 
+  test(
+    "is for all who wait: the first may leave",
+    () =>
+      Effect.gen(function* () {
+        runs = 0
+        gate = Deferred.unsafeMake(FiberId.none)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const first = yield* behindHook(insert(1))
+            const second = yield* behindHook(insert(2))
+            yield* Fiber.interrupt(first)
+            yield* Deferred.succeed(gate, undefined)
+            yield* Fiber.join(second)
+          })
+        )
+        expect(runs).toBe(1)
+        expect(yield* committed(database)).toEqual([2])
+      }),
+    gated
+  )
+
+  test(
+    "runs again for who asks again after it has failed",
+    () =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          runs = 0
+          expect(yield* reason(insert(1))).toBe("CheckViolation")
+          yield* insert(1)
+          expect(runs).toBe(2)
+        })
+      ),
+    {
+      beforeSession: Effect.suspend(() =>
+        ++runs === 1 ? DbError.make("CheckViolation", { message: "no", hint: "no" }) : Effect.void
+      )
+    }
+  )
+
+  test("may have a time limit of its own", () => DbSession.autocommit(insert(1)), {
+    beforeSession: Effect.ignore(Effect.timeout(Effect.never, 50))
+  })
+
   for (const [name, use] of [
     ["shares its connection", Effect.scoped(Effect.flatMap(shared, (_) => _.pid))],
     ["asks for its connection", DbConnection.pid]
