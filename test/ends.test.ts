@@ -549,6 +549,13 @@ describe("a block that joins", () => {
       }))
   }
 
+  test("and fails after it has closed the session takes the next one's work back", () =>
+    Effect.gen(function* () {
+      const failed = Effect.ignore(session(Effect.all([insert(1), DbSession.close, insert(2), no])))
+      expect(yield* reason(session(Effect.zipRight(failed, insert(3))))).toBe("TransactionAborted")
+      expect(yield* rows).toEqual([])
+    }))
+
   test("runs its beforeCommit again for a commit that comes after one that it has prevented", () =>
     Effect.gen(function* () {
       let refuses = true
