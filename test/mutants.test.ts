@@ -192,6 +192,19 @@ describe("a session whose time is over", () => {
     })
   )
 
+  test("what comes in its place after a close is late as well", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        yield* DbSession.scoped({ timeout })
+        yield* insert(1)
+        yield* over
+        yield* DbSession.close
+        expect(yield* reason(insert(2))).toBe("TransactionTimeout")
+        yield* DbSession.close
+        expect(yield* rows).toEqual([])
+      })
+    ))
+
   test("one on a shared connection leaves no transaction open there", () =>
     Effect.gen(function* () {
       yield* DbConnection.withConnection(
