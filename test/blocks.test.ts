@@ -507,6 +507,38 @@ describe("tx.end", () => {
       expect(yield* rows).toEqual([])
     }))
 
+  test("works once: what a finalizer asks for after that is TransactionClosed, and changes nothing", () =>
+    Effect.gen(function* () {
+      const again: Array<string> = []
+      const kept = yield* withTransaction((tx) =>
+        Effect.ensuring(
+          Effect.zipRight(insert(1), tx.end("commit", "x")),
+          Effect.map(Effect.orDie(reason(tx.end("rollback"))), (tag) => again.push(tag))
+        )
+      )
+      expect([kept, again]).toEqual(["x", ["TransactionClosed"]])
+      expect(yield* rows).toEqual([1])
+    }))
+
+  test("in a block that its session has taken back is TransactionClosed", () =>
+    Effect.gen(function* () {
+      const inside = yield* latch
+      const over = yield* latch
+      const fiber = yield* session(
+        Effect.zipLeft(
+          Effect.forkDaemon(
+            withTransaction((tx) =>
+              Effect.zipRight(Effect.all([insert(1), open(inside), Deferred.await(over)]), tx.end("rollback"))
+            )
+          ),
+          Deferred.await(inside)
+        )
+      )
+      yield* open(over)
+      expect(yield* reason(Fiber.join(fiber))).toBe("TransactionClosed")
+      expect(yield* rows).toEqual([])
+    }))
+
   test('"commit" of an atomic in a session runs what has to run before', () =>
     Effect.gen(function* () {
       yield* session(atomic((tx) => Effect.all([DbSession.beforeCommit(insert(2)), insert(1), tx.end("commit")])))

@@ -7,7 +7,16 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import { atomic, DbConnection, DbQuery, DbSession, type DbSql, DbTransaction, withTransaction } from "effect-db"
+import {
+  atomic,
+  DbConnection,
+  DbError,
+  DbQuery,
+  DbSession,
+  type DbSql,
+  DbTransaction,
+  withTransaction
+} from "effect-db"
 import { vi } from "vitest"
 import { Unit } from "../src/internal/unit.js"
 import { testDatabase } from "./support/database.js"
@@ -539,6 +548,33 @@ describe("a block that joins", () => {
         )
       }))
   }
+
+  test("and fails after it has closed the session takes the next one's work back", () =>
+    Effect.gen(function* () {
+      const failed = Effect.ignore(session(Effect.all([insert(1), DbSession.close, insert(2), no])))
+      expect(yield* reason(session(Effect.zipRight(failed, insert(3))))).toBe("TransactionAborted")
+      expect(yield* rows).toEqual([])
+    }))
+
+  test("runs its beforeCommit again for a commit that comes after one that it has prevented", () =>
+    Effect.gen(function* () {
+      let refuses = true
+      const never = Effect.fail(DbError.make("CheckViolation", { message: "no", hint: "no" }))
+      const beforeCommit = Effect.zipRight(
+        Effect.when(never, () => refuses),
+        insert(2)
+      )
+      yield* session(
+        Effect.gen(function* () {
+          yield* session(insert(1), { beforeCommit })
+          expect(yield* reason(DbSession.commit)).toBe("CheckViolation")
+          refuses = false
+          yield* DbSession.commit
+          yield* insert(3)
+        })
+      )
+      expect(yield* rows).toEqual([1, 2, 3])
+    }))
 
   test("runs its beforeCommit before those that came later, each once", () =>
     Effect.gen(function* () {

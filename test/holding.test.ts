@@ -7,9 +7,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
-import { DbConnection, DbEngine, DbError, DbSchema, DbSession, DbTransaction, withTransaction } from "effect-db"
+import { atomic, DbConnection, DbEngine, DbError, DbSchema, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { testDatabase } from "./support/database.js"
-import { committed, insert, outcome, programsOn, proxiedOn, reason, used } from "./support/programs.js"
+import { committed, insert, no, outcome, programsOn, proxiedOn, reason, used } from "./support/programs.js"
 import { latch, open, pending, until } from "./support/until.js"
 
 const database = testDatabase()
@@ -125,7 +125,13 @@ describe("beforeSession", () => {
   for (const [name, work] of [
     ["a connection that reuses the session's", DbConnection.withConnection(insert(1))],
     ["a lazy one", DbConnection.withConnection(insert(1), { lazy: true })],
-    ["the session's connection", Effect.zipRight(DbConnection.pid, insert(1))]
+    ["the session's connection", Effect.zipRight(DbConnection.pid, insert(1))],
+    ["an autocommit that joins", DbSession.autocommit(insert(1))],
+    ["a block", withTransaction(insert(1))],
+    ["a block that joins", withTransaction(insert(1), { propagation: "required" })],
+    ["an atomic block", atomic(insert(1))],
+    ["a block for a scope", Effect.scoped(Effect.zipRight(DbTransaction.scoped(), insert(1)))],
+    ["a batch", Effect.flatMap(DbSession, ({ sql }) => DbSession.batch([sql`INSERT INTO t (id) VALUES (1)`]))]
   ] as const) {
     test(
       `runs before ${name}`,
@@ -139,6 +145,19 @@ describe("beforeSession", () => {
       counting
     )
   }
+
+  test(
+    "runs for the session that comes after one that an autocommit which joined has closed before it failed",
+    () =>
+      Effect.gen(function* () {
+        runs = 0
+        const failed = DbSession.autocommit(Effect.all([insert(1), DbSession.close, no]))
+        yield* DbSession.autocommit(Effect.zipRight(Effect.ignore(failed), insert(2)))
+        expect(runs).toBe(2)
+        expect(yield* committed(database)).toEqual([2])
+      }),
+    counting
+  )
 
   test(
     "that interrupts itself: no session is created",
@@ -189,6 +208,49 @@ describe("beforeSession", () => {
       }),
     gated
   )
+
+  test(
+    "is for all who wait: the first may leave",
+    () =>
+      Effect.gen(function* () {
+        runs = 0
+        gate = Deferred.unsafeMake(FiberId.none)
+        yield* DbSession.autocommit(
+          Effect.gen(function* () {
+            const first = yield* behindHook(insert(1))
+            const second = yield* behindHook(insert(2))
+            yield* Fiber.interrupt(first)
+            yield* Deferred.succeed(gate, undefined)
+            yield* Fiber.join(second)
+          })
+        )
+        expect(runs).toBe(1)
+        expect(yield* committed(database)).toEqual([2])
+      }),
+    gated
+  )
+
+  test(
+    "runs again for who asks again after it has failed",
+    () =>
+      DbSession.autocommit(
+        Effect.gen(function* () {
+          runs = 0
+          expect(yield* reason(insert(1))).toBe("CheckViolation")
+          yield* insert(1)
+          expect(runs).toBe(2)
+        })
+      ),
+    {
+      beforeSession: Effect.suspend(() =>
+        ++runs === 1 ? DbError.make("CheckViolation", { message: "no", hint: "no" }) : Effect.void
+      )
+    }
+  )
+
+  test("may have a time limit of its own", () => DbSession.autocommit(insert(1)), {
+    beforeSession: Effect.ignore(Effect.timeout(Effect.never, 50))
+  })
 
   for (const [name, use] of [
     ["shares its connection", Effect.scoped(Effect.flatMap(shared, (_) => _.pid))],

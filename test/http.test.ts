@@ -363,6 +363,18 @@ for (const [place, serve] of places) {
         expect(yield* rows).toEqual([])
       }))
 
+    test("a client that goes away while a hook before the commit runs ends the hook, and rolls back", () =>
+      Effect.gen(function* () {
+        const inside = yield* Deferred.make<void>()
+        const hook = DbSession.beforeCommit(Effect.zipRight(Deferred.succeed(inside, undefined), Effect.never))
+        const url = yield* listening(serve(get("/", Effect.as(Effect.zipRight(insert(1), hook), empty(200)))))
+        const request = yield* leaving(url)
+        yield* Deferred.await(inside)
+        request.destroy()
+        yield* expectAtRest(database)
+        expect(yield* rows).toEqual([])
+      }))
+
     proxied("a client that goes away in mid-statement ends the statement on the server", (proxy) =>
       Effect.gen(function* () {
         const handler = Effect.flatMap(DbSession, ({ sql }) =>
@@ -761,6 +773,29 @@ describe("an open connection", () => {
       )
       expect((yield* fetching(url)).text).toMatch(/ 1$/)
     }))
+})
+
+describe("what a request has committed, when its commit token can't be had", () => {
+  for (const [how, strike] of [
+    ["the connection is lost", "cutAfter"],
+    ["the server says nothing any more", "holdAt"]
+  ] as const) {
+    proxied(
+      `${how}: the response leaves without the cookie`,
+      (proxy) =>
+        Effect.gen(function* () {
+          const app = get("/", Effect.as(insert(1), empty(201)))
+          const url = yield* listening(HttpServer.serve(app, DbHttp.middleware({ readYourWrites: true })) as Serving)
+          const struck = proxy[strike](({ text }) => text.includes("pg_current_wal"), { forward: false })
+          const response = yield* Effect.promise(() => fetch(url))
+          yield* Effect.promise(() => struck)
+          expect([response.status, response.headers.getSetCookie()]).toEqual([201, []])
+          expect(yield* rows).toEqual([1])
+          proxy.resume()
+        }),
+      { settleTimeout: 200 }
+    )
+  }
 })
 
 class Taken extends Schema.TaggedError<Taken>()("Taken", { id: Schema.Number }) {}

@@ -9,6 +9,7 @@ import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
 import { outside } from "./support/outside.js"
 import { committed, insert, outcome, programsOn, proxiedOn, type Services, used } from "./support/programs.js"
+import { latch, open } from "./support/until.js"
 import { defaultScheduler } from "effect/Scheduler"
 
 const database = testDatabase()
@@ -149,6 +150,76 @@ describe("interrupted at every step", () => {
       { maxConnections: 1, blockTimeout: 500 }
     )
   }
+
+  test(
+    "a child's autocommit that joins: its beforeCommit goes with its work, and is no one else's",
+    () =>
+      Effect.gen(function* () {
+        const joining = DbSession.autocommit(insert(1), { beforeCommit: insert(2) })
+        const ends = new Set<string>()
+        for (let at = 1, over = false; !over; at++) {
+          yield* database.query("TRUNCATE t")
+          yield* Effect.gen(function* () {
+            yield* insert(3)
+            const { exit, steps } = yield* interruptedAt(joining, at)
+            over = steps < at
+            return yield* DbSession.afterCommit(Effect.sync(() => ends.add(outcome(exit))))
+          }).pipe(DbSession.autocommit, Effect.exit)
+          expect([[], [3], [1, 2, 3]], `interrupted at step ${at}`).toContainEqual(yield* rows)
+        }
+        expect(ends).toEqual(new Set(["interrupted", "success"]))
+      }),
+    { maxConnections: 1 }
+  )
+
+  test(
+    "withTransaction((tx) => ...): its body does not begin when it is over",
+    () =>
+      Effect.gen(function* () {
+        let over = false
+        let late = 0
+        const body = Effect.suspend(() => {
+          if (over) late++
+          return two
+        })
+        const ended = Effect.sync(() => {
+          over = true
+        })
+        const begun = Effect.sync(() => {
+          over = false
+        })
+        yield* sweep(
+          Effect.zipRight(
+            begun,
+            Effect.ensuring(
+              withTransaction(() => body),
+              ended
+            )
+          ),
+          [1, 2]
+        )
+        expect(late).toBe(0)
+      }),
+    { maxConnections: 1 }
+  )
+
+  test(
+    "withTransaction((tx) => ...) where nothing interrupts: its body is not interrupted either",
+    () =>
+      Effect.gen(function* () {
+        const inside = yield* latch
+        const go = yield* latch
+        const body = Effect.all([insert(1), open(inside), Deferred.await(go), insert(2)])
+        const fiber = yield* Effect.fork(Effect.uninterruptible(withTransaction(() => body)))
+        yield* Deferred.await(inside)
+        const interrupting = yield* Effect.fork(Fiber.interrupt(fiber))
+        yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+        yield* open(go)
+        yield* Fiber.join(interrupting)
+        expect(yield* rows).toEqual([1, 2])
+      }),
+    { maxConnections: 1 }
+  )
 
   test(
     "sql.reserve",

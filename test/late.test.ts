@@ -1,6 +1,6 @@
 import { HttpServerResponse } from "@effect/platform"
 import { describe } from "@effect/vitest"
-import { Deferred, Effect, Fiber } from "effect"
+import { Deferred, Effect, Fiber, Option } from "effect"
 import { atomic, DbConnection, DbHttp, DbSession, DbTransaction, withTransaction } from "effect-db"
 import { expect } from "vitest"
 import { testDatabase } from "./support/database.js"
@@ -79,6 +79,25 @@ describe("a fiber whose session has ended", () => {
       expect(yield* rows).toEqual([1, 2, 3])
     }))
 })
+
+for (const [what, work] of [
+  ["has run a statement", insert(1)],
+  ["has run none", Effect.void]
+] as const) {
+  test(`a fiber has the connection around its session by a handle after that, also when it was told, where it ${what}`, () =>
+    DbConnection.withConnection(
+      Effect.gen(function* () {
+        const { sql } = Option.getOrThrow(yield* DbConnection.current)
+        const byHandle = Effect.map(Effect.exit(sql`SELECT 1`), outcome)
+        const told = Effect.map(Effect.exit(insert(2)), outcome)
+        const over = yield* latch
+        const uses = Effect.zipRight(Deferred.await(over), Effect.all([byHandle, told, byHandle]))
+        const late = yield* DbSession.autocommit(Effect.zipRight(work, Effect.forkDaemon(uses)))
+        yield* open(over)
+        expect(yield* Fiber.join(late)).toEqual(["success", "SessionClosed", "success"])
+      })
+    ))
+}
 
 describe("a fiber whose block has ended, in a session that goes on", () => {
   for (const [name, use] of [

@@ -149,23 +149,28 @@ describe("what ends with its block or its session", () => {
       expect(yield* rows).toEqual([])
     }))
 
-  test("a block that was joined by one that has ended early is rolled back when it is interrupted later", () =>
-    Effect.gen(function* () {
-      const ended = yield* Deferred.make<void>()
-      const fiber = yield* Effect.fork(
-        withTransaction(
-          Effect.gen(function* () {
-            yield* insert(1)
-            yield* withTransaction((tx) => Effect.zipRight(insert(2), tx.end("commit")), { propagation: "required" })
-            yield* Deferred.succeed(ended, undefined)
-            yield* Effect.never
-          })
+  for (const [what, propagation] of [
+    ["was joined by", "required"],
+    ["is around", "nested"]
+  ] as const) {
+    test(`a block that ${what} one that has ended early is rolled back when it is interrupted later`, () =>
+      Effect.gen(function* () {
+        const ended = yield* Deferred.make<void>()
+        const fiber = yield* Effect.fork(
+          withTransaction(
+            Effect.gen(function* () {
+              yield* insert(1)
+              yield* withTransaction((tx) => Effect.zipRight(insert(2), tx.end("commit")), { propagation })
+              yield* Deferred.succeed(ended, undefined)
+              yield* Effect.never
+            })
+          )
         )
-      )
-      yield* Deferred.await(ended)
-      yield* Fiber.interrupt(fiber)
-      expect(yield* rows).toEqual([])
-    }))
+        yield* Deferred.await(ended)
+        yield* Fiber.interrupt(fiber)
+        expect(yield* rows).toEqual([])
+      }))
+  }
 
   test("a session whose ambient connection was released for good takes one of its own", () =>
     Effect.scoped(
@@ -235,6 +240,19 @@ describe("a session whose time is over", () => {
       expect(yield* rows).toEqual([])
     })
   )
+
+  test("what comes in its place after a close is late as well", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        yield* DbSession.scoped({ timeout })
+        yield* insert(1)
+        yield* over
+        yield* DbSession.close
+        expect(yield* reason(insert(2))).toBe("TransactionTimeout")
+        yield* DbSession.close
+        expect(yield* rows).toEqual([])
+      })
+    ))
 
   test("one on a shared connection leaves no transaction open there", () =>
     Effect.gen(function* () {

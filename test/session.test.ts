@@ -618,11 +618,12 @@ describe("the end of a session", () => {
       })
     ))
 
-  test("a timeout of the session is typed and rolls back", () =>
+  test("a timeout of the session, or of its one block, is typed and rolls back", () =>
     Effect.gen(function* () {
       const slow = Effect.zipRight(insert(1), Effect.never)
       expect(yield* reason(DbSession.autocommit(slow, { timeout: "50 millis" }))).toBe("TransactionTimeout")
       expect(yield* reason(slow.pipe(DbSession.isolated({ timeout: "50 millis" })))).toBe("TransactionTimeout")
+      expect(yield* reason(withTransaction(() => slow, { timeout: "50 millis" }))).toBe("TransactionTimeout")
       expect(yield* rows).toEqual([])
     }))
 })

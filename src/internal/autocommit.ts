@@ -68,21 +68,24 @@ const joined = (slot: Slot, entry: Entry, effect: AnyEffect, options: SlotOption
   Effect.suspend(() => {
     const at = unitOf(slot, entry.frame)
     if (at instanceof Error) return Effect.fail(at)
-    return Effect.flatMap(joinable(at.unit, at.frame, options), (block) => {
-      const { beforeCommit } = options
-      // Of the COMMIT that keeps what the effect does, which is not this one's to make.
-      const end = beforeCommit === undefined ? undefined : once(block, slot.engine.provide(beforeCommit))
-      return Effect.onExit(limited(effect, options.name ?? at.frame.name, options.timeout), (exit) =>
-        Effect.sync(() => {
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(restore(joinable(at.unit, at.frame, options)), (block) => {
+        const { beforeCommit } = options
+        // Of the COMMIT that keeps what the effect does, which is not this one's to make.
+        const end = beforeCommit === undefined ? undefined : once(block, slot.engine.provide(beforeCommit))
+        const body = restore(limited(effect, options.name ?? at.frame.name, options.timeout))
+        return Effect.flatMap(Effect.exit(body), (exit) => {
           if (keeps(block, exit)) {
             if (end !== undefined) block.addAfter("afterRollback", Effect.sync(end))
-            return
+            return exit
           }
           end?.()
-          if (slot.ended || slot.needsGate) return
-          const unit = slot.get()
-          markUnkept(block.unit === unit ? block : unit.frame, "an autocommit that joined the session failed")
+          if (!slot.needsGate) {
+            const unit = slot.get()
+            markUnkept(block.unit === unit ? block : unit.frame, "an autocommit that joined the session failed")
+          }
+          return exit
         })
-      )
-    })
+      })
+    )
   })

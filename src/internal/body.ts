@@ -19,7 +19,8 @@ import type { Unit } from "./unit.js"
 /** One block that an effect runs in, or joins. @internal */
 export class Block {
   ending: Ending | undefined = undefined
-  private fiber: Fiber.RuntimeFiber<any, any> | undefined = undefined
+  /** The one that runs the body, where that was given the block. */
+  fiber: Fiber.RuntimeFiber<any, any> | undefined = undefined
 
   constructor(
     readonly slot: Slot,
@@ -27,12 +28,6 @@ export class Block {
     /** The block on the server that this one is, or has joined. */
     readonly frame: Frame
   ) {}
-
-  setFiber(fiber: Fiber.RuntimeFiber<any, any>): void {
-    this.fiber = fiber
-    // Told to end before the body had begun.
-    if (this.ending !== undefined) fiber.unsafeInterruptAsFork(fiber.id())
-  }
 
   private get isOver(): boolean {
     const { ending, fiber, frame } = this
@@ -107,11 +102,15 @@ export const runBody = (
 ): Effect.Effect<any, any, any> => {
   const timed = (effect: Effect.Effect<any, any, any>) => limited(effect, block.frame.name, options.timeout)
   if (Effect.isEffect(body)) return timed(body)
-  // Where the block can't be interrupted, as in a finalizer, its body is: nobody but `block.end` knows its fiber.
-  return Effect.suspend(() =>
-    Effect.fork(Effect.interruptible(timed(call(body, block)))).pipe(
-      Effect.tap((fiber) => Effect.sync(() => block.setFiber(fiber))),
-      Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.join(fiber), () => Fiber.interrupt(fiber)))
+  const whole = Effect.withFiberRuntime<any, any, any>((fiber) => {
+    block.fiber = fiber
+    // Where the block can't be interrupted, as in a finalizer, its body is: nobody but `block.end` knows its fiber.
+    return Effect.interruptible(timed(call(body, block)))
+  })
+  // A daemon, because children get every interruption of their parent's, and nothing ends the block before its body.
+  return Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Effect.forkDaemon(whole), (fiber) =>
+      Effect.onInterrupt(restore(Fiber.join(fiber)), () => Fiber.interrupt(fiber))
     )
   )
 }

@@ -77,14 +77,15 @@ export class Slot implements Stacked {
     return !this.ended && this.outer === root && !root.released
   }
 
-  /** The session, created if there is none. */
+  /** The session, created if there is none. After the end of the slot it is one that has ended. */
   get(): Unit {
-    if (this.unit === undefined || this.unit.ended) {
+    if (this.unit === undefined || (this.unit.ended && !this.ended)) {
       const own = this.outer === undefined || this.outer.released
       const root = own ? new Root(this.engine, this, this.engine.config.acquireMillis) : this.outer
       this.unit = new Unit(this.engine, root, own, this.name, this.engine.transactionOptions(this.options))
       this.unit.writes = this.writes
       if (this.late !== undefined) this.unit.expire(this.late)
+      if (this.ended) this.unit.shut()
     }
     return this.unit
   }
