@@ -8,7 +8,7 @@ import { fibers } from "./contender.js"
 import type { Work, WorkloadName } from "./contender.js"
 import type { Remote } from "./remote.js"
 
-/** In C, or without a server. */
+/** In C, or parts of ours. */
 const others = ["pgbench, in C", "20 fibers alone", "20 fibers, the wire"]
 
 /** Bytes of one unit, sampled. */

@@ -33,6 +33,7 @@ export const floors = [
   [
     "src/internal/neutral.ts",
     "src/internal/undisturbed.ts",
+    "src/internal/entry.ts",
     "src/internal/ambient.ts",
     "src/internal/promised.ts",
     "src/internal/instead.ts",

@@ -188,20 +188,28 @@ describe("beforeSession", () => {
     })
   }
 
+  const open = Effect.suspend(() => Deferred.succeed(gate, undefined))
+  /** A session in which two wait for its hook, and what becomes of them. */
+  const bothBehindHook = <R1, R2>(
+    one: Effect.Effect<unknown, unknown, R1>,
+    other: Effect.Effect<unknown, unknown, R2>,
+    then: (one: Fiber.Fiber<unknown, unknown>, other: Fiber.Fiber<unknown, unknown>) => Effect.Effect<unknown, unknown>
+  ) =>
+    Effect.suspend(() => {
+      runs = 0
+      gate = Deferred.unsafeMake(FiberId.none)
+      return DbSession.autocommit(
+        Effect.flatMap(behindHook(one), (first) => Effect.flatMap(behindHook(other), (second) => then(first, second)))
+      )
+    })
+
   test(
     "runs for the next session of one who waited, when another who waited has closed the first",
     () =>
       Effect.gen(function* () {
-        runs = 0
-        gate = Deferred.unsafeMake(FiberId.none)
-        yield* DbSession.autocommit(
-          Effect.gen(function* () {
-            const first = yield* behindHook(Effect.scoped(Effect.zipRight(shared, DbSession.close)))
-            const second = yield* behindHook(insert(1))
-            yield* Deferred.succeed(gate, undefined)
-            yield* Fiber.join(first)
-            yield* Fiber.join(second)
-          })
+        const closing = Effect.scoped(Effect.zipRight(shared, DbSession.close))
+        yield* bothBehindHook(closing, insert(1), (first, second) =>
+          Effect.all([open, Fiber.join(first), Fiber.join(second)])
         )
         expect(runs).toBe(2)
         expect(yield* committed(database)).toEqual([1])
@@ -213,16 +221,8 @@ describe("beforeSession", () => {
     "is for all who wait: the first may leave",
     () =>
       Effect.gen(function* () {
-        runs = 0
-        gate = Deferred.unsafeMake(FiberId.none)
-        yield* DbSession.autocommit(
-          Effect.gen(function* () {
-            const first = yield* behindHook(insert(1))
-            const second = yield* behindHook(insert(2))
-            yield* Fiber.interrupt(first)
-            yield* Deferred.succeed(gate, undefined)
-            yield* Fiber.join(second)
-          })
+        yield* bothBehindHook(insert(1), insert(2), (first, second) =>
+          Effect.all([Fiber.interrupt(first), open, Fiber.join(second)])
         )
         expect(runs).toBe(1)
         expect(yield* committed(database)).toEqual([2])

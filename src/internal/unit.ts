@@ -333,7 +333,11 @@ export class Unit implements PathState {
   }
 
   runSettled(): void {
-    if (this.issued === 0 && this.quiet !== undefined) for (const waiter of this.quiet.splice(0)) waiter()
+    if (this.issued === 0 && this.quiet !== undefined) {
+      const waiters = this.quiet
+      this.quiet = undefined
+      for (const waiter of waiters) waiter()
+    }
     if (!this.begun && this.issued === 0) this.lease.unclaim(this)
   }
 
